@@ -1,0 +1,275 @@
+//! Packs: the bytes of a base backup on their way into the regions.
+//!
+//! Owns: cutting one stream of content into packs of equal plain size and frames of 1 MiB, compressing the
+//! frames in parallel, sealing each pack and writing it to all regions. Small files share a pack and large
+//! ones span several: a pack does not know about files.
+//! Keeps: at most `memory` bytes are held between the first byte of a frame and the end of its pack's last
+//! PUT; when they are spent [`Packs::append`] waits, and with it the socket and PostgreSQL.
+//! Does not own: which bytes belong to which file (`entries`), regions (`regions`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use highwater_format::codec::Codec;
+use highwater_format::container::{FRAME_SIZE, Frame, FrameEncoder, Header, Sealed, seal};
+use highwater_format::layout::Layout;
+use highwater_format::manifest::{Extent, PackInfo};
+use highwater_format::records::BackupId;
+use highwater_store::Object;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::progress::Progress;
+use super::regions::Targets;
+use crate::error::{AgentError, Result};
+
+const FRAME: usize = FRAME_SIZE as usize;
+
+/// What every pack of one backup has in common.
+#[derive(Debug)]
+pub(crate) struct PackSettings {
+    pub(crate) backup: BackupId,
+    pub(crate) layout: Layout,
+    /// A header with everything but the pack's own range and length.
+    pub(crate) header: Header,
+    pub(crate) codec: Codec,
+    /// Plain bytes per pack.
+    pub(crate) pack_size: u64,
+    /// Frames compressed at the same time.
+    pub(crate) threads: usize,
+    /// Bound of the bytes in flight; at least one pack and one frame are always allowed.
+    pub(crate) memory: u64,
+}
+
+/// The writing end of a backup's packs.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    shared: Arc<Shared>,
+    pack: u32,
+    /// Plain bytes of the current pack, those in `frame` included.
+    used: u64,
+    frame: Option<OpenFrame>,
+    frames: u32,
+    encoding: JoinSet<Result<EncodedFrame>>,
+    storing: JoinSet<Result<PackInfo>>,
+    stored: Vec<PackInfo>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: PackSettings,
+    targets: Arc<Targets>,
+    progress: Progress,
+    /// One permit per [`UNIT`] bytes in flight.
+    memory: Arc<Semaphore>,
+    compute: Arc<Semaphore>,
+    /// Encoders and plain buffers that are not in use.
+    encoders: Mutex<Vec<FrameEncoder>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+#[derive(Debug)]
+struct OpenFrame {
+    plain: Vec<u8>,
+    permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct EncodedFrame {
+    number: u32,
+    frame: Frame,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Bytes per memory permit; coarse, so that the permits of large budgets fit the semaphore.
+const UNIT: usize = 1024;
+const FRAME_UNITS: u32 = (FRAME / UNIT) as u32;
+
+impl Packs {
+    pub(crate) fn new(settings: PackSettings, targets: Arc<Targets>, progress: Progress) -> Packs {
+        let least = settings.pack_size + FRAME as u64;
+        let units = usize::try_from(settings.memory.max(least) / UNIT as u64).unwrap_or(Semaphore::MAX_PERMITS);
+        let shared = Shared {
+            memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            compute: Arc::new(Semaphore::new(settings.threads.max(1))),
+            encoders: Mutex::default(),
+            buffers: Mutex::default(),
+            settings,
+            targets,
+            progress,
+        };
+        Packs {
+            shared: Arc::new(shared),
+            pack: 0,
+            used: 0,
+            frame: None,
+            frames: 0,
+            encoding: JoinSet::new(),
+            storing: JoinSet::new(),
+            stored: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes of content and tells `placed` where they will lie. Waits while the memory is
+    /// spent; fails as soon as an earlier pack has failed.
+    pub(crate) async fn append(&mut self, mut data: &[u8], mut placed: impl FnMut(Extent)) -> Result<()> {
+        while !data.is_empty() {
+            let mut frame = match self.frame.take() {
+                Some(frame) => frame,
+                None => self.open_frame().await?,
+            };
+            let left = usize::try_from(self.shared.settings.pack_size - self.used).unwrap_or(usize::MAX);
+            let count = data.len().min(FRAME - frame.plain.len()).min(left);
+            let (now, later) = data.split_at(count);
+            frame.plain.extend_from_slice(now);
+            placed(Extent { pack: self.pack, offset: self.used, len: count as u64 });
+            self.used += count as u64;
+            data = later;
+            let pack_full = self.used >= self.shared.settings.pack_size;
+            if pack_full || frame.plain.len() >= FRAME {
+                self.encode(frame);
+            } else {
+                self.frame = Some(frame);
+            }
+            if pack_full {
+                self.close_pack();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until some pack is stored; pending for ever when none is on its way. For a `select!` beside the
+    /// socket, so that a lost cause is noticed while PostgreSQL is silent.
+    pub(crate) async fn watch(&mut self) -> Result<()> {
+        match self.storing.join_next().await {
+            Some(result) => self.note(result),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stores what is left; returns every pack in order once all of them are stored.
+    pub(crate) async fn finish(mut self) -> Result<Vec<PackInfo>> {
+        if let Some(frame) = self.frame.take() {
+            self.encode(frame);
+        }
+        if self.used > 0 {
+            self.close_pack();
+        }
+        while let Some(result) = self.storing.join_next().await {
+            self.note(result)?;
+        }
+        self.stored.sort_unstable_by_key(|pack| pack.number);
+        Ok(self.stored)
+    }
+
+    async fn open_frame(&mut self) -> Result<OpenFrame> {
+        let memory = self.shared.memory.clone();
+        let mut permit = std::pin::pin!(memory.acquire_many_owned(FRAME_UNITS));
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = &mut permit => break permit.map_err(|_| closed("memory"))?,
+                Some(result) = self.storing.join_next() => note(&mut self.stored, result)?,
+            }
+        };
+        let plain = lock(&self.shared.buffers).pop().unwrap_or_else(|| Vec::with_capacity(FRAME));
+        Ok(OpenFrame { plain, permit })
+    }
+
+    fn encode(&mut self, frame: OpenFrame) {
+        let (shared, number) = (self.shared.clone(), self.frames);
+        self.frames += 1;
+        self.encoding.spawn(async move { shared.encode(number, frame).await });
+    }
+
+    fn close_pack(&mut self) {
+        let frames = std::mem::take(&mut self.encoding);
+        self.storing.spawn(self.shared.clone().store(self.pack, frames));
+        self.pack += 1;
+        self.used = 0;
+        self.frames = 0;
+    }
+
+    fn note(&mut self, result: Joined) -> Result<()> {
+        note(&mut self.stored, result)
+    }
+}
+
+type Joined = std::result::Result<Result<PackInfo>, tokio::task::JoinError>;
+
+fn note(stored: &mut Vec<PackInfo>, result: Joined) -> Result<()> {
+    stored.push(result.map_err(|error| AgentError::Bug(format!("storing a pack: {error}")))??);
+    Ok(())
+}
+
+impl Shared {
+    /// Compresses one frame on the blocking pool, and gives back the memory that compression saved.
+    async fn encode(self: Arc<Self>, number: u32, open: OpenFrame) -> Result<EncodedFrame> {
+        let slot = self.compute.clone().acquire_owned().await.map_err(|_| closed("compression"))?;
+        let encode = move || {
+            let OpenFrame { mut plain, mut permit } = open;
+            let encoder = lock(&self.encoders).pop();
+            let mut encoder = match encoder {
+                Some(encoder) => encoder,
+                None => FrameEncoder::new(self.settings.codec),
+            };
+            let frame = encoder
+                .encode(&plain)
+                .map_err(|source| AgentError::Encode { what: format!("frame {number} of a pack"), source })?;
+            plain.clear();
+            lock(&self.buffers).push(plain);
+            lock(&self.encoders).push(encoder);
+            let keep = frame.bytes.len().div_ceil(UNIT);
+            drop(permit.split(permit.num_permits().saturating_sub(keep)));
+            drop(slot);
+            Ok(EncodedFrame { number, frame, permit })
+        };
+        spawn_blocking(encode).await.map_err(|error| AgentError::Bug(format!("compressing: {error}")))?
+    }
+
+    /// Seals one pack and writes it to the regions.
+    async fn store(self: Arc<Self>, number: u32, mut encoding: JoinSet<Result<EncodedFrame>>) -> Result<PackInfo> {
+        let mut frames = Vec::with_capacity(encoding.len());
+        while let Some(frame) = encoding.join_next().await {
+            frames.push(frame.map_err(|error| AgentError::Bug(format!("compressing: {error}")))??);
+        }
+        frames.sort_unstable_by_key(|frame| frame.number);
+        let shared = self.clone();
+        let (sealed, permits) = spawn_blocking(move || shared.seal(number, frames))
+            .await
+            .map_err(|error| AgentError::Bug(format!("sealing a pack: {error}")))??;
+        let info = PackInfo {
+            number,
+            plain_len: sealed.header.plain_len,
+            stored_len: sealed.bytes.len() as u64,
+            crc32: format!("{:08x}", sealed.crc32),
+        };
+        let key = self.settings.layout.pack(&self.settings.backup, number);
+        self.targets.put(&key, Object::with_crc32(sealed.bytes, sealed.crc32)).await?;
+        self.progress.add_stored(info.stored_len);
+        drop(permits);
+        Ok(info)
+    }
+
+    fn seal(&self, number: u32, frames: Vec<EncodedFrame>) -> Result<(Sealed, Vec<OwnedSemaphorePermit>)> {
+        let (frames, permits): (Vec<_>, Vec<_>) = frames.into_iter().map(|frame| (frame.frame, frame.permit)).unzip();
+        let mut header = self.settings.header.clone();
+        header.start = u64::from(number);
+        header.end = u64::from(number) + 1;
+        let sealed = seal(header, &frames)
+            .map_err(|source| AgentError::Encode { what: format!("pack {number}"), source })?;
+        Ok((sealed, permits))
+    }
+}
+
+/// A panic elsewhere leaves nothing half-done in these lists, so a poisoned lock is as good as any.
+fn lock<T>(list: &Mutex<Vec<T>>) -> std::sync::MutexGuard<'_, Vec<T>> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn closed(what: &str) -> AgentError {
+    AgentError::Bug(format!("the {what} budget was closed"))
+}
+
+#[cfg(test)]
+#[path = "packs_tests.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+//! What can go wrong in the agent, and what is to be done about it.
+//!
+//! Every error has a [`Kind`]; the kind alone decides whether a task tries again, the process stops, and
+//! with which exit code. Nothing decides on an error's text.
+
+use highwater_config::{ConfigError, Exit};
+use highwater_format::{FormatError, Lsn, LsnRange, SystemId, TimelineId};
+use highwater_pgwire::{PgError, PgErrorKind};
+use highwater_store::{ErrorKind as StoreKind, StoreError};
+
+/// What the caller should do about an [`AgentError`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Try again after a while: it may cure itself.
+    Retry,
+    /// Somebody must change something outside the agent (a grant, a bucket policy, a full disk).
+    Operator,
+    /// The configuration or command line is wrong.
+    Config,
+    /// The answer is no, and trying again will not change it.
+    Refused,
+    /// The archive is damaged, or holds something that contradicts what the agent wants to write.
+    Damage,
+    /// The work was told to stop.
+    Cancelled,
+    /// A mistake in Highwater.
+    Bug,
+}
+
+/// An error of the agent: what, where, and the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A region failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// PostgreSQL failed or said no.
+    #[error("PostgreSQL: {0}")]
+    Postgres(#[from] PgError),
+    /// An object of the archive cannot be understood.
+    #[error("region {region}: object {key}: {source}")]
+    Object {
+        /// Region that holds the object.
+        region: String,
+        /// Key of the object within the region.
+        key: String,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// Bytes could not be encoded.
+    #[error("cannot encode {what}: {source}")]
+    Encode {
+        /// What was being encoded.
+        what: String,
+        /// Why not.
+        source: FormatError,
+    },
+    /// A key that should be ours holds something else.
+    #[error(
+        "region {region}: {key} already holds different content ({theirs}); ours is {ours}. Nothing was replaced. \
+         Two writers with different histories share this archive: stop one of them, then run `highwater-restore verify`"
+    )]
+    Conflict {
+        /// Region in which the key is taken.
+        region: String,
+        /// The key.
+        key: String,
+        /// Identity of what was to be written.
+        ours: String,
+        /// Identity of what is there.
+        theirs: String,
+    },
+    /// The server sends other bytes for a range than the archive holds.
+    #[error(
+        "timeline {timeline}: the server's WAL differs from the archive's from {at} on (compared {range}). The server was \
+         rolled back (a snapshot or clone was put in its place) or it is not the one that was archived. Nothing was stored \
+         or acknowledged. Start a new archive for it (another cluster name), or bring the right server back"
+    )]
+    Diverged {
+        /// Timeline on which both are.
+        timeline: TimelineId,
+        /// First differing byte.
+        at: Lsn,
+        /// What was compared.
+        range: LsnRange,
+    },
+    /// The archive belongs to another cluster.
+    #[error(
+        "region {region}: the archive of this cluster name belongs to system identifier {theirs}, the server is {ours}. \
+         Nothing was written. Use another cluster name or prefix; after pg_upgrade or a deliberate re-creation pass \
+         --new-lineage once"
+    )]
+    OtherCluster {
+        /// Region in which it was seen.
+        region: String,
+        /// The server's identifier.
+        ours: SystemId,
+        /// The identifier that the region holds.
+        theirs: SystemId,
+    },
+    /// The answer is no; the text says why and what to do next.
+    #[error("{what}. {next}")]
+    Refused {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        next: String,
+    },
+    /// Something that needs the operator or time.
+    #[error("{what}. {next}")]
+    Trouble {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        next: String,
+    },
+    /// The task was told to stop.
+    #[error("stopped")]
+    Cancelled,
+    /// An impossible state: a mistake in Highwater.
+    #[error("internal error: {0}; please report this")]
+    Bug(String),
+}
+
+impl AgentError {
+    /// What to do about it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Config(_) => Kind::Config,
+            Self::Store(error) => match error.kind() {
+                StoreKind::Retry => Kind::Retry,
+                StoreKind::Operator => Kind::Operator,
+                StoreKind::Config => Kind::Config,
+                StoreKind::Bug => Kind::Bug,
+                StoreKind::NotFound | StoreKind::Corrupt | StoreKind::Conflict => Kind::Damage,
+            },
+            Self::Postgres(error) => match error.kind() {
+                PgErrorKind::Retry => Kind::Retry,
+                PgErrorKind::Operator => Kind::Operator,
+                PgErrorKind::Config => Kind::Config,
+                PgErrorKind::Refused => Kind::Refused,
+                _ => Kind::Retry,
+            },
+            Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
+            Self::OtherCluster { .. } => Kind::Damage,
+            Self::Refused { .. } => Kind::Refused,
+            Self::Trouble { .. } => Kind::Retry,
+            Self::Encode { .. } | Self::Bug(_) => Kind::Bug,
+            Self::Cancelled => Kind::Cancelled,
+        }
+    }
+
+    /// The process's exit code for this error.
+    pub fn exit(&self) -> Exit {
+        match self.kind() {
+            Kind::Refused => Exit::No,
+            Kind::Config => Exit::Usage,
+            Kind::Retry | Kind::Operator | Kind::Cancelled | Kind::Bug => Exit::Trouble,
+            Kind::Damage => Exit::Damage,
+        }
+    }
+
+    /// Refuses with a reason and a next step.
+    pub fn refused(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::Refused { what: what.into(), next: next.into() }
+    }
+}
+
+/// The agent's result.
+pub type Result<T, E = AgentError> = std::result::Result<T, E>;

@@ -1,0 +1,117 @@
+//! What "durable" means: the only maker of a [`DurableLsn`], and so the only thing that can move the slot.
+//!
+//! Owns the position of every region and the policy. A region's position is the end of its own gap-free
+//! prefix; the durable position is the one that as many regions have reached as the policy asks for.
+//! It never moves back. No I/O, no clock.
+//!
+//! Invariant (I1): at every moment `durable <= Q(positions)`; a region that has not been read yet counts
+//! as holding nothing.
+
+use std::fmt;
+
+use highwater_config::Policy;
+use highwater_format::{Lsn, TimelineId};
+
+/// A place in a lineage: how far on which timeline. Child timelines have larger ids than their parents,
+/// so the order of the fields is the order of history.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Position {
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// End of what is held on it.
+    pub lsn: Lsn,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on timeline {}", self.lsn, self.timeline)
+    }
+}
+
+/// A position that as many regions hold as the policy asks for. Only [`Frontier`] makes one.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct DurableLsn(Position);
+
+impl DurableLsn {
+    /// The position itself.
+    pub fn position(self) -> Position {
+        self.0
+    }
+
+    /// The flush LSN that may be reported on a stream of `timeline` that left its parent at `begins`.
+    ///
+    /// Regions that are still on an ancestor hold the common history, at most up to where `timeline`
+    /// began; on an older stream than the durable one nothing may be said.
+    pub fn reportable(self, timeline: TimelineId, begins: Lsn) -> Lsn {
+        match self.0.timeline.cmp(&timeline) {
+            std::cmp::Ordering::Equal => self.0.lsn,
+            std::cmp::Ordering::Less => self.0.lsn.min(begins),
+            std::cmp::Ordering::Greater => Lsn::ZERO,
+        }
+    }
+}
+
+/// Every region's position, and what the policy makes of them.
+#[derive(Debug)]
+pub struct Frontier {
+    needed: usize,
+    positions: Vec<Option<Position>>,
+    durable: Option<DurableLsn>,
+}
+
+impl Frontier {
+    /// A frontier over `regions` regions of which none has been read.
+    pub fn new(policy: Policy, regions: usize) -> Self {
+        Self { needed: needed(policy, regions), positions: vec![None; regions], durable: None }
+    }
+
+    /// Notes that `region` holds everything before `at`. Returns the durable position if it moved.
+    pub fn stored(&mut self, region: usize, at: Position) -> Option<DurableLsn> {
+        let slot = self.positions.get_mut(region)?;
+        if slot.is_some_and(|held| held >= at) {
+            return None;
+        }
+        *slot = Some(at);
+        let reached = self.quorum()?;
+        if self.durable.is_some_and(|durable| durable.0 >= reached) {
+            return None;
+        }
+        self.durable = Some(DurableLsn(reached));
+        self.durable
+    }
+
+    /// The durable position; none before enough regions were read.
+    pub fn durable(&self) -> Option<DurableLsn> {
+        self.durable
+    }
+
+    /// A region's own position; none before it was read.
+    pub fn position(&self, region: usize) -> Option<Position> {
+        self.positions.get(region).copied().flatten()
+    }
+
+    /// The furthest position of any region.
+    pub fn furthest(&self) -> Option<Position> {
+        self.positions.iter().copied().flatten().max()
+    }
+
+    /// The position that at least `needed` regions have reached.
+    fn quorum(&self) -> Option<Position> {
+        let mut held: Vec<Position> = self.positions.iter().copied().flatten().collect();
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        held.get(self.needed.checked_sub(1)?).copied()
+    }
+}
+
+/// How many of `regions` regions must hold a byte before it counts as durable; at least one.
+fn needed(policy: Policy, regions: usize) -> usize {
+    match policy {
+        Policy::All => regions,
+        Policy::Any => 1,
+        Policy::Count(count) => usize::try_from(count).unwrap_or(regions).clamp(1, regions),
+    }
+}
+
+#[cfg(test)]
+#[path = "frontier_tests.rs"]
+mod tests;

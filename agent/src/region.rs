@@ -1,0 +1,151 @@
+//! The regions of one archive, opened; and the one way to write an object that must never be replaced.
+//!
+//! Owns: opening stores with the right retry policy, reporting a region's health into [`State`], the
+//! write-once rule. Does not own: what is written when (uploader, backup) or what durable means (frontier).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use highwater_config::Config;
+use highwater_format::container::Object as Container;
+use highwater_format::layout::{ClusterName, Layout};
+use highwater_format::records::Identity;
+use highwater_store::{ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError};
+
+use crate::error::{AgentError, Result};
+use crate::state::{RegionState, State};
+
+/// One home of the archive.
+#[derive(Debug)]
+pub struct Region {
+    /// Name from the configuration.
+    pub name: String,
+    /// Place in the configuration, and in every list of regions.
+    pub index: usize,
+    /// Tries for ever: for work that must be done sooner or later.
+    pub store: Arc<dyn Store>,
+    /// Answers within about half a minute: for commands and probes.
+    pub quick: Arc<dyn Store>,
+}
+
+/// All regions of one lineage.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    /// Keys of this cluster and system identifier.
+    pub layout: Layout,
+    /// What was fixed at the first write.
+    pub identity: Identity,
+    /// In the order of the configuration; never empty.
+    pub regions: Vec<Arc<Region>>,
+}
+
+impl Archive {
+    /// The archive of `cluster` for the server that `identity` describes.
+    pub fn new(cluster: ClusterName, identity: Identity, regions: Vec<Arc<Region>>) -> Self {
+        let layout = Layout::new(cluster, identity.system_id);
+        Self { layout, identity, regions }
+    }
+}
+
+/// Opens every configured region; wrong settings fail, unreachable endpoints do not.
+pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
+    let mut regions = Vec::with_capacity(config.regions.len());
+    for (index, settings) in config.regions.iter().enumerate() {
+        let plain = highwater_store::open(settings).await?;
+        let health = Arc::new(Health { index, state: state.clone() });
+        regions.push(Arc::new(Region {
+            name: settings.name.clone(),
+            index,
+            store: Arc::new(Retrying::new(plain.clone(), RetryPolicy::patient(), health.clone())),
+            quick: Arc::new(Retrying::new(plain, RetryPolicy::interactive(), health)),
+        }));
+    }
+    Ok(regions)
+}
+
+/// Tells the state how a region's calls go.
+#[derive(Debug)]
+struct Health {
+    index: usize,
+    state: State,
+}
+
+impl RetryObserver for Health {
+    fn on_retry(&self, error: &StoreError, attempt: u32, wait: Duration) {
+        tracing::warn!(region = error.region(), key = error.key(), attempt, wait_ms = wait.as_millis(), %error, "store call failed, trying again");
+        self.state.update_region(self.index, |view| {
+            view.retries += 1;
+            view.state = RegionState::Failing;
+            view.last_error = Some(error.to_string());
+        });
+    }
+
+    fn on_success(&self) {
+        let index = self.index;
+        let failing = self.state.subscribe().borrow().regions.get(index).is_some_and(|view| view.last_error.is_some());
+        if failing {
+            self.state.update_region(index, |view| {
+                view.last_error = None;
+                if view.state == RegionState::Failing {
+                    view.state = RegionState::Ok;
+                }
+            });
+        }
+    }
+}
+
+/// How a write-once object came to be there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Written {
+    /// It was written now.
+    Created,
+    /// The same content was there already.
+    Same,
+}
+
+/// Writes an object that must never be replaced. Where the key is taken, the same content counts as
+/// written and other content is a [`AgentError::Conflict`]; nothing is ever overwritten.
+///
+/// Containers are the same when they carry the same WAL or pack bytes under the same identity, however
+/// they were compressed and whenever they were sealed; everything else is compared byte by byte.
+pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<Written> {
+    if store.put(key, object.clone(), PutMode::Create).await? == Put::Created {
+        return Ok(Written::Created);
+    }
+    let theirs = store.get(key).await?;
+    if theirs == object.bytes {
+        return Ok(Written::Same);
+    }
+    let ours = object.bytes;
+    let (same, ours, theirs) = tokio::task::spawn_blocking(move || compare(ours, theirs))
+        .await
+        .map_err(|error| AgentError::Bug(format!("comparing objects: {error}")))?;
+    if same {
+        return Ok(Written::Same);
+    }
+    Err(AgentError::Conflict { region: store.region().to_owned(), key: key.to_owned(), ours, theirs })
+}
+
+/// Whether two objects carry the same content, and how each calls itself.
+fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
+    let (our_length, their_length) = (ours.len(), theirs.len());
+    match (Container::open(ours), Container::open(theirs)) {
+        (Ok(ours), Ok(theirs)) => {
+            let same = ours.header().same_identity(theirs.header())
+                && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
+            (same, ours.header().to_string(), theirs.header().to_string())
+        }
+        (_, Err(error)) => (false, format!("{our_length} bytes"), format!("{their_length} bytes that cannot be read: {error}")),
+        (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), theirs.header().to_string()),
+    }
+}
+
+/// Reads an object that may be absent.
+pub async fn get_optional(store: &dyn Store, key: &str) -> Result<Option<Bytes>> {
+    match store.get(key).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

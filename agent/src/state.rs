@@ -1,0 +1,158 @@
+//! What the agent knows about itself, for everyone who asks: admin routes, metrics, status, logs.
+//!
+//! Owns one [`Snapshot`] behind a watch channel; tasks publish their own part with [`State::update`].
+//! Nothing that decides about data reads from here: the frontier, the window and the regions keep their
+//! own truth, and this is its shadow.
+
+use std::sync::Arc;
+
+use highwater_format::{Lsn, Time, TimelineId};
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// How the agent stands with PostgreSQL.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "detail")]
+pub enum Connection {
+    /// Not connected yet.
+    #[default]
+    Starting,
+    /// WAL is being received.
+    Streaming,
+    /// Connected, but nothing is read: the memory budget is spent because storage does not keep up.
+    Throttled,
+    /// The connection was lost or refused; a new one is tried. The text says why.
+    Reconnecting(String),
+    /// Told to stop: the last bytes are being stored.
+    Stopping,
+    /// The agent cannot go on until somebody acts. The text says why and what to do.
+    Stopped(String),
+}
+
+/// How a region does.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionState {
+    /// Its content is being read.
+    #[default]
+    Starting,
+    /// It takes what it is given.
+    Ok,
+    /// It works, but lacks WAL that another region has; it is being filled from there.
+    CatchingUp,
+    /// The last call failed; it is tried again.
+    Failing,
+}
+
+/// One region's part of a [`Snapshot`].
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RegionView {
+    /// Name from the configuration.
+    pub name: String,
+    /// End of the region's own gap-free WAL on its newest timeline.
+    pub stored: Lsn,
+    /// Timeline of `stored`; none before the region was read.
+    pub timeline: Option<TimelineId>,
+    /// How it does.
+    pub state: RegionState,
+    /// Text of the last error, cleared by the next success.
+    pub last_error: Option<String>,
+    /// Calls that had to be repeated since the start.
+    pub retries: u64,
+    /// Objects stored since the start.
+    pub objects: u64,
+    /// Bytes of these objects.
+    pub bytes: u64,
+}
+
+/// The newest base backup that the agent knows of.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastBackup {
+    /// Its id; none for an attempt that failed before it had one.
+    pub id: Option<String>,
+    /// When it ended.
+    pub finished_at: Time,
+    /// Why it failed; none when it succeeded.
+    pub error: Option<String>,
+    /// Plain bytes.
+    pub bytes: u64,
+}
+
+/// Everything at one moment. `received >= sealed >= stored(region)`, and `durable` is what the policy
+/// makes of the regions' positions.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Snapshot {
+    /// Timeline that is being streamed.
+    pub timeline: Option<TimelineId>,
+    /// End of what was received.
+    pub received: Lsn,
+    /// The server's own end of WAL, from its last message.
+    pub server_end: Lsn,
+    /// The server's clock in its last message.
+    pub server_time: Option<Time>,
+    /// End of what was sealed into objects.
+    pub sealed: Lsn,
+    /// The high-water mark: nothing before it can be lost any more.
+    pub durable: Lsn,
+    /// Time of the newest commit at or before `durable`.
+    pub durable_commit: Option<Time>,
+    /// Time of the newest commit that was received.
+    pub received_commit: Option<Time>,
+    /// The agent's clock when `durable` last reached everything that had been received.
+    pub current_at: Option<Time>,
+    /// Every region, in the order of the configuration.
+    pub regions: Vec<RegionView>,
+    /// How the agent stands with PostgreSQL.
+    pub connection: Connection,
+    /// WAL received since the start, in bytes.
+    pub received_bytes: u64,
+    /// Bytes of WAL in memory, plain and sealed.
+    pub memory_used: u64,
+    /// The bound of `memory_used`.
+    pub memory_limit: u64,
+    /// A damaged WAL record that the server sent: where and what.
+    pub wal_damage: Option<String>,
+    /// Newest base backup.
+    pub last_backup: Option<LastBackup>,
+    /// Start of the agent.
+    pub started_at: Option<Time>,
+}
+
+/// Shared, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct State {
+    cell: Arc<watch::Sender<Snapshot>>,
+}
+
+impl State {
+    /// A state in which nothing is known but the regions' names.
+    pub fn new(regions: impl IntoIterator<Item = String>) -> Self {
+        let regions = regions.into_iter().map(|name| RegionView { name, ..RegionView::default() }).collect();
+        let (sender, _) = watch::channel(Snapshot { regions, ..Snapshot::default() });
+        Self { cell: Arc::new(sender) }
+    }
+
+    /// Changes the snapshot.
+    pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        self.cell.send_modify(change);
+    }
+
+    /// Changes one region's part; an unknown index changes nothing.
+    pub fn update_region(&self, index: usize, change: impl FnOnce(&mut RegionView)) {
+        self.cell.send_modify(|snapshot| {
+            if let Some(view) = snapshot.regions.get_mut(index) {
+                change(view);
+            }
+        });
+    }
+
+    /// A copy of the snapshot.
+    pub fn snapshot(&self) -> Snapshot {
+        self.cell.borrow().clone()
+    }
+
+    /// Follows the changes.
+    pub fn subscribe(&self) -> watch::Receiver<Snapshot> {
+        self.cell.subscribe()
+    }
+}
