@@ -1,0 +1,136 @@
+//! One region's settings, as they stand in the configuration file.
+//!
+//! Owns: names, defaults, and units. Does not own: reading files or environment variables (the
+//! configuration crate), nor whether the region answers ([`crate::open`], [`crate::probe`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+
+/// One `[[region]]` of the configuration.
+///
+/// Durations are written as text with a unit: `"500ms"`, `"20s"`, `"2m"`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionConfig {
+    /// Name in messages, metrics and status. Default: the URL; see [`RegionConfig::display_name`].
+    #[serde(default)]
+    pub name: String,
+    /// `s3://bucket/prefix` or `file:///absolute/directory`.
+    pub url: String,
+    /// S3: endpoint of a compatible store, `https://host[:port]`. Plain `http://` is warned about unless it
+    /// is loopback. Default: AWS, or `AWS_ENDPOINT_URL_S3`.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// S3: region to sign for. Default: the standard chain (environment, profile, instance metadata), then
+    /// `us-east-1` when an endpoint is given.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// S3: address the bucket in the path instead of the host name. Default: true when an endpoint is given.
+    #[serde(default)]
+    pub path_style: Option<bool>,
+    /// S3: PEM file with certificate authorities trusted in addition to the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// S3: profile of the shared AWS configuration files.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// S3: static key id. Discouraged: prefer the standard credential chain.
+    #[serde(default)]
+    pub access_key_id: Option<String>,
+    /// S3: secret of `access_key_id`. Never printed.
+    #[serde(default)]
+    pub secret_access_key: Option<SecretString>,
+    /// S3: storage class of new objects, such as `STANDARD_IA`. Default: the bucket's.
+    #[serde(default)]
+    pub storage_class: Option<String>,
+    /// S3: TCP and TLS set-up of a new connection. Default 5 s, at least 100 ms.
+    #[serde(
+        default = "RegionConfig::default_connect_timeout",
+        deserialize_with = "duration"
+    )]
+    pub connect_timeout: Duration,
+    /// S3: from sending a request to the head of its answer; one second per MiB sent is added, so that a
+    /// slow line is not mistaken for a dead one. Default 20 s, at least 100 ms.
+    #[serde(
+        default = "RegionConfig::default_attempt_timeout",
+        deserialize_with = "duration"
+    )]
+    pub attempt_timeout: Duration,
+    /// Bound of one whole call, bodies included, without retries. Default 2 min, at least 100 ms.
+    #[serde(
+        default = "RegionConfig::default_operation_timeout",
+        deserialize_with = "duration"
+    )]
+    pub operation_timeout: Duration,
+}
+
+/// Below this a timeout only produces errors.
+pub(crate) const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+impl RegionConfig {
+    /// A region with every other setting at its default.
+    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            url: url.into(),
+            endpoint: None,
+            region: None,
+            path_style: None,
+            ca_file: None,
+            profile: None,
+            access_key_id: None,
+            secret_access_key: None,
+            storage_class: None,
+            connect_timeout: Self::default_connect_timeout(),
+            attempt_timeout: Self::default_attempt_timeout(),
+            operation_timeout: Self::default_operation_timeout(),
+        }
+    }
+
+    /// The name, or the URL where none is given.
+    pub fn display_name(&self) -> &str {
+        if self.name.is_empty() {
+            &self.url
+        } else {
+            &self.name
+        }
+    }
+
+    fn default_connect_timeout() -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn default_attempt_timeout() -> Duration {
+        Duration::from_secs(20)
+    }
+
+    fn default_operation_timeout() -> Duration {
+        Duration::from_secs(120)
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "{text:?} is not a duration; write a number and ms, s, m or h, such as \"20s\""
+        ))
+    })
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    let millis = match text[digits..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    Some(Duration::from_millis(number.checked_mul(millis)?))
+}
