@@ -1,0 +1,379 @@
+//! The configuration as its users meet it: files, variables and flags in, settings or a message out.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use highwater_format::codec::Codec;
+use secrecy::ExposeSecret as _;
+
+use crate::*;
+
+const FULL: &str = r#"
+[cluster]
+name = "orders"
+connection = "host=/var/run/postgresql user=highwater"
+[[region]]
+name = "eu-west-1"
+url = "s3://orders-archive/prod"
+[[region]]
+name = "eu-central-1"
+url = "s3://orders-archive-dr/prod"
+endpoint = "https://minio.example:9000"
+path_style = true
+attempt_timeout = "5s"
+[durability]
+policy = "any"
+[wal]
+flush_interval = "250ms"
+flush_size = "2MiB"
+compression = "zstd"
+[memory]
+limit = "512MiB"
+[backup]
+schedule = "0 2 * * *"
+max_rate = "100MB"
+[admin]
+listen = "off"
+[restore]
+region = "eu-central-1"
+"#;
+
+fn load_with(text: &str, env: &[(&str, &str)], overrides: &Overrides) -> Result<Config, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("highwater.toml");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let env: BTreeMap<&str, &str> = env.iter().copied().collect();
+    Config::load(
+        Some(&path),
+        |name| env.get(name).map(|text| (*text).to_owned()),
+        overrides,
+    )
+}
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    load_with(text, &[], &Overrides::default())
+}
+
+/// The message without the temporary directory.
+fn message(text: &str) -> String {
+    let error = load(text).unwrap_err().to_string();
+    let start = error.find("highwater.toml").unwrap_or(0);
+    error[start..].to_owned()
+}
+
+/// A file that is fine but for what `extra` adds.
+fn with(extra: &str) -> String {
+    format!("[[region]]\nurl = \"file:///var/a\"\n[cluster]\nname = \"c\"\n{extra}")
+}
+
+#[test]
+fn a_full_file_is_read() {
+    let config = load(FULL).unwrap();
+    assert_eq!(config.cluster.name.to_string(), "orders");
+    assert_eq!(config.cluster.slot, "highwater");
+    assert_eq!(
+        config.cluster.connection.unwrap().expose_secret(),
+        "host=/var/run/postgresql user=highwater"
+    );
+    let names: Vec<_> = config.regions.iter().map(|region| region.name.as_str()).collect();
+    assert_eq!(names, ["eu-west-1", "eu-central-1"]);
+    assert_eq!(config.regions[1].path_style, Some(true));
+    assert_eq!(config.regions[1].attempt_timeout, Duration::from_secs(5));
+    assert_eq!(config.durability.policy, Policy::Any);
+    assert_eq!(config.wal.flush_interval, Duration::from_millis(250));
+    assert_eq!((config.wal.flush_size, config.wal.memory), (2 << 20, 512 << 20));
+    assert_eq!(config.wal.compression, Codec::Zstd);
+    assert_eq!(config.backup.max_rate, Some(100 << 20));
+    assert_eq!(config.admin.listen, None);
+    assert_eq!(config.restore.region.as_deref(), Some("eu-central-1"));
+}
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let config = load(&with("")).unwrap();
+    assert_eq!(config.durability.policy, Policy::All);
+    assert_eq!(config.wal.flush_interval, Duration::from_secs(1));
+    assert_eq!(
+        (config.wal.flush_size, config.wal.memory, config.wal.uploads),
+        (1 << 20, 256 << 20, 4)
+    );
+    assert_eq!(
+        (config.wal.compression, config.backup.compression),
+        (Codec::Lz4, Codec::Zstd)
+    );
+    assert!(!config.wal.synchronous && config.backup.checkpoint_fast);
+    assert_eq!(
+        (config.backup.pack_size, config.backup.max_rate),
+        (32 << 20, None)
+    );
+    assert_eq!(config.pulse.interval, Duration::from_secs(5));
+    assert_eq!(config.admin.listen.unwrap().to_string(), "127.0.0.1:9187");
+    assert_eq!(config.regions[0].name, "a", "taken from the url");
+}
+
+#[test]
+fn everything_works_without_a_file() {
+    let env = |name: &str| match name {
+        "HIGHWATER_CLUSTER_NAME" => Some("orders".to_owned()),
+        "HIGHWATER_REGION_1_URL" => Some("s3://one/p".to_owned()),
+        "HIGHWATER_REGION_1_ENDPOINT" => Some("http://127.0.0.1:9000".to_owned()),
+        "HIGHWATER_REGION_2_URL" => Some("s3://two/p".to_owned()),
+        "HIGHWATER_REGION_2_NAME" => Some("second".to_owned()),
+        "HIGHWATER_REGION_2_SECRET_ACCESS_KEY" => Some("s".to_owned()),
+        "HIGHWATER_REGION_2_ACCESS_KEY_ID" => Some("k".to_owned()),
+        "HIGHWATER_WAL_SYNCHRONOUS" => Some("true".to_owned()),
+        "HIGHWATER_DURABILITY_POLICY" => Some("1".to_owned()),
+        "HIGHWATER_BACKUP_SCHEDULE" => Some(String::new()),
+        _ => None,
+    };
+    let config = Config::load(None, env, &Overrides::default()).unwrap();
+    assert_eq!(config.regions.len(), 2);
+    assert_eq!(
+        (config.regions[0].name.as_str(), config.regions[1].name.as_str()),
+        ("one", "second")
+    );
+    assert_eq!(
+        config.regions[0].endpoint.as_deref(),
+        Some("http://127.0.0.1:9000")
+    );
+    assert_eq!(
+        config.regions[1]
+            .secret_access_key
+            .as_ref()
+            .unwrap()
+            .expose_secret(),
+        "s"
+    );
+    assert!(config.wal.synchronous);
+    assert_eq!(config.durability.policy.needed(2), 1);
+    assert_eq!(config.backup.schedule, None, "an empty variable is not a setting");
+}
+
+#[test]
+fn every_setting_of_the_schema_can_come_from_the_environment() {
+    for section in schema::SECTIONS {
+        for key in section.keys {
+            let variable = schema::variable(section.name, key);
+            let lookup = |name: &str| (name == variable).then(|| "x".to_owned());
+            let mut raw = raw::Raw::default();
+            overlay::environment(&mut raw, &lookup);
+            assert_eq!(raw.text(section.name, key).as_deref(), Some("x"), "{variable}");
+        }
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let env = [
+        ("HIGHWATER_WAL_UPLOADS", "5"),
+        ("HIGHWATER_CLUSTER_SLOT", "from_env"),
+    ];
+    let overrides = Overrides {
+        slot: Some("from_flag".to_owned()),
+        settings: vec![("wal.flush_size".to_owned(), "4MiB".to_owned())],
+        ..Overrides::default()
+    };
+    let config = load_with(
+        &with("slot = \"from_file\"\n[wal]\nuploads = 3\n"),
+        &env,
+        &overrides,
+    )
+    .unwrap();
+    assert_eq!((config.wal.uploads, config.wal.flush_size), (5, 4 << 20));
+    assert_eq!(config.cluster.slot, "from_flag");
+}
+
+#[test]
+fn archive_flags_replace_the_regions_and_keep_what_is_known_of_the_same_url() {
+    let overrides = Overrides {
+        archives: vec![
+            "s3://orders-archive-dr/prod".to_owned(),
+            "spare=file:///mnt/copy".to_owned(),
+        ],
+        settings: vec![("restore.region".to_owned(), "spare".to_owned())],
+        ..Overrides::default()
+    };
+    let config = load_with(FULL, &[], &overrides).unwrap();
+    let names: Vec<_> = config.regions.iter().map(|region| region.name.as_str()).collect();
+    assert_eq!(names, ["eu-central-1", "spare"]);
+    assert_eq!(
+        config.regions[0].endpoint.as_deref(),
+        Some("https://minio.example:9000")
+    );
+}
+
+#[test]
+fn unknown_names_are_refused_with_line_and_suggestion() {
+    assert_eq!(
+        message(&with("[wal]\nflush_intervall = \"1s\"\n")),
+        "highwater.toml, line 6: there is no setting `flush_intervall` in [wal]; did you mean `flush_interval`?"
+    );
+    assert_eq!(
+        message(&with("[walls]\n")),
+        "highwater.toml, line 5: there is no section [walls]; did you mean [wal]?"
+    );
+    assert_eq!(
+        message(&with("[backup]\nflush_size = \"1MiB\"\n")),
+        "highwater.toml, line 6: there is no setting `flush_size` in [backup]; it belongs in [wal]"
+    );
+    assert_eq!(
+        message("[[region]]\nurl = \"s3://b\"\nendpont = \"x\"\n"),
+        "highwater.toml, line 3: there is no setting `endpont` in [[region]]; did you mean `endpoint`?"
+    );
+    assert_eq!(
+        message("flush_size = \"1MiB\"\n"),
+        "highwater.toml, line 1: there is no setting `flush_size` in the top level; it belongs in [wal]"
+    );
+    assert!(message("[region]\nurl = \"s3://b\"\n").contains("write [[region]] with two brackets"));
+    assert!(message(&with("[[wal]]\n")).contains("write [wal] with one pair of brackets"));
+}
+
+#[test]
+fn bad_values_name_place_and_cure() {
+    for (extra, wanted) in [
+        (
+            "[wal]\nflush_interval = 1\n",
+            "line 6: wal.flush_interval: `1` has no unit",
+        ),
+        ("[wal]\nflush_interval = \"1h\"\n", "1h is outside 10ms to 1min"),
+        ("[wal]\nflush_interval = [\"1s\"]\n", "not a array"),
+        ("[wal]\ncompression = \"gzip\"\n", "line 6: wal.compression"),
+        (
+            "[durability]\npolicy = 2\n",
+            "2 regions are asked for and only 1 configured",
+        ),
+        ("[durability]\npolicy = 0\n", "`0` is not a policy"),
+        ("[memory]\nlimit = \"1MiB\"\n", "1MiB is outside 64MiB to"),
+        (
+            "[admin]\nlisten = \"9187\"\n",
+            "write it as in \"127.0.0.1:9187\"",
+        ),
+        (
+            "[restore]\nregion = \"mars\"\n",
+            "there is no region `mars`; configured are a",
+        ),
+        ("slot = \"High-Water\"\n", "`High-Water` is not a slot name"),
+        (
+            "[[region]]\nurl = \"file:///var/a/\"\n",
+            "each region needs a place of its own",
+        ),
+        (
+            "[[region]]\nurl = \"/var/b\"\n",
+            "url of region 2: a url is needed",
+        ),
+        (
+            "[[region]]\nurl = \"gs://b\"\n",
+            "only s3:// and file:// are known here",
+        ),
+        ("[[region]]\nname = \"x\"\n", "url of region 2 is not set"),
+        (
+            "[[region]]\nurl = \"s3://b\"\nendpoint = \"minio:9000\"\n",
+            "write it with its scheme",
+        ),
+        (
+            "[[region]]\nurl = \"s3://b\"\naccess_key_id = \"k\"\n",
+            "go together",
+        ),
+    ] {
+        let found = message(&with(extra));
+        assert!(found.contains(wanted), "{extra:?} gave {found:?}");
+    }
+}
+
+#[test]
+fn syntax_errors_carry_the_line_but_not_its_text() {
+    let found = message("[cluster]\nconnection = \"password=hunter2\n");
+    assert!(
+        found.starts_with("highwater.toml, line 2: this is not valid TOML"),
+        "{found}"
+    );
+    assert!(!found.contains("hunter2"));
+}
+
+#[test]
+fn what_is_missing_is_named_with_all_ways_to_give_it() {
+    let error = Config::load(None, |_| None, &Overrides::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("HIGHWATER_CLUSTER_NAME") && error.contains("--cluster"),
+        "{error}"
+    );
+    let cluster = Overrides {
+        cluster_name: Some("c".to_owned()),
+        ..Overrides::default()
+    };
+    let error = Config::load(None, |_| None, &cluster).unwrap_err().to_string();
+    assert!(error.contains("--archive URL"), "{error}");
+    let error = Config::load(Some(Path::new("/nonexistent.toml")), |_| None, &cluster).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("cannot read configuration file /nonexistent.toml")
+    );
+}
+
+#[test]
+fn secrets_are_neither_debugged_nor_named_in_errors() {
+    let text = "[[region]]\nurl = \"s3://b\"\naccess_key_id = \"k\"\nsecret_access_key = \"canary-one\"\n\
+                [cluster]\nname = \"c\"\nconnection = \"password=canary-two\"\n";
+    let config = load(text).unwrap();
+    assert!(!format!("{config:?}").contains("canary"));
+    let url = message("[[region]]\nurl = \"s3://key:canary@b\"\n[cluster]\nname = \"c\"\n");
+    assert!(
+        url.contains("put no credentials into the url") && !url.contains("canary"),
+        "{url}"
+    );
+}
+
+#[test]
+fn a_file_with_secrets_that_others_may_read_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("highwater.toml");
+    let check = |text: &str, mode: u32| {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        Config::load(Some(&path), |_| None, &Overrides::default())
+    };
+    let secret = with("connection = \"postgresql://u:pw@host/db\"\n");
+    let error = check(&secret, 0o644).unwrap_err();
+    assert!(
+        matches!(error, ConfigError::Exposed { mode: 0o644, .. }),
+        "{error}"
+    );
+    assert!(check(&secret, 0o400).is_ok());
+    assert!(check(&with("connection = \"host=/run/postgresql\"\n"), 0o644).is_ok());
+}
+
+#[test]
+fn unknown_settings_of_flags_and_variables_get_a_suggestion() {
+    let overrides = |name: &str| Overrides {
+        settings: vec![(name.to_owned(), "1".to_owned())],
+        ..Overrides::default()
+    };
+    let error = load_with(&with(""), &[], &overrides("wal.flush_sise"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("flag --set wal.flush_sise") && error.contains("`flush_size`"),
+        "{error}"
+    );
+    let error = load_with(&with(""), &[], &overrides("flush_size"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("did you mean `wal.flush_size`?"), "{error}");
+    let names = [
+        "HIGHWATER_WAL_FLUSH_SIZ",
+        "HIGHWATER_LOG",
+        "PATH",
+        "HIGHWATER_REGION_2_URL",
+    ]
+    .map(str::to_owned);
+    let found = unknown_variables(names.into_iter(), &["HIGHWATER_LOG"]);
+    assert_eq!(
+        found,
+        [
+            "environment variable HIGHWATER_WAL_FLUSH_SIZ means nothing here; did you mean HIGHWATER_WAL_FLUSH_SIZE?"
+        ]
+    );
+}
