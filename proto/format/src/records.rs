@@ -1,0 +1,260 @@
+//! The small documents of the archive: identity, gaps, writers, pulse, finished backups.
+//!
+//! Owns: their fields and the rules between them. Does not own: the envelope ([`crate::document`]), and when
+//! a record is written or believed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backup_id::BackupId;
+use crate::codec::Codec;
+pub use crate::document::{Document, crc32_hex, decode, encode, parse_crc32};
+use crate::error::FormatError;
+use crate::lsn::{Lsn, LsnRange, SegmentSize, SystemId};
+use crate::time::Time;
+use crate::timeline::TimelineId;
+
+/// What a lineage is. Written once, before anything else; everything that writes later must agree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// PostgreSQL's system identifier.
+    pub system_id: SystemId,
+    /// `server_version_num` at the first write. The major part never changes within a lineage.
+    pub server_version: u32,
+    /// `wal_segment_size`.
+    pub segment_size: SegmentSize,
+    /// `wal_block_size`, in bytes.
+    pub wal_block_size: u32,
+    /// `block_size`, in bytes.
+    pub block_size: u32,
+}
+
+impl Identity {
+    /// PostgreSQL's major version: 15 for 150020.
+    pub fn major(&self) -> u32 {
+        self.server_version / 10_000
+    }
+
+    /// Checks that `server` can write into the archive that this identity describes.
+    pub fn expect(&self, server: &Identity) -> Result<(), FormatError> {
+        let fields = [
+            ("system identifier", self.system_id.0, server.system_id.0),
+            (
+                "major version",
+                u64::from(self.major()),
+                u64::from(server.major()),
+            ),
+            (
+                "WAL segment size",
+                self.segment_size.bytes(),
+                server.segment_size.bytes(),
+            ),
+            (
+                "WAL block size",
+                u64::from(self.wal_block_size),
+                u64::from(server.wal_block_size),
+            ),
+            (
+                "block size",
+                u64::from(self.block_size),
+                u64::from(server.block_size),
+            ),
+        ];
+        match fields.into_iter().find(|(_, archived, found)| archived != found) {
+            Some((field, archived, found)) => Err(FormatError::mismatch(field, archived, found)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Document for Identity {
+    const KIND: &'static str = "identity";
+
+    fn validate(&self) -> Result<(), String> {
+        if self.server_version < 10_000 {
+            return Err(format!(
+                "server_version {} is not a server_version_num",
+                self.server_version
+            ));
+        }
+        for (name, size) in [
+            ("wal_block_size", self.wal_block_size),
+            ("block_size", self.block_size),
+        ] {
+            if !size.is_power_of_two() || !(1 << 10..=1 << 16).contains(&size) {
+                return Err(format!("{name} {size} is not a power of two from 1024 to 65536"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A range of WAL that the archive does not have and can no longer get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first missing byte.
+    pub start: Lsn,
+    /// One past the last missing byte.
+    pub end: Lsn,
+    /// Why, in words for an operator.
+    pub reason: String,
+    /// When it was found.
+    pub recorded_at: Time,
+}
+
+impl Gap {
+    /// The missing bytes.
+    pub fn range(&self) -> LsnRange {
+        LsnRange::new(self.start, self.end)
+    }
+}
+
+impl Document for Gap {
+    const KIND: &'static str = "gap";
+
+    fn validate(&self) -> Result<(), String> {
+        if self.range().is_empty() {
+            return Err(format!("the range {} is empty", self.range()));
+        }
+        Ok(())
+    }
+}
+
+/// Who writes from an epoch on. The highest epoch is the writer; each epoch is claimed once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Rises by one with every claim, from 1.
+    pub epoch: u64,
+    /// A random name of the process, so that it knows its own claim.
+    pub instance: String,
+    /// Where it runs.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// The timeline it began to write.
+    pub timeline: TimelineId,
+    /// When it claimed the epoch.
+    pub claimed_at: Time,
+}
+
+impl Document for Writer {
+    const KIND: &'static str = "writer";
+
+    fn validate(&self) -> Result<(), String> {
+        if self.epoch == 0 || self.instance.is_empty() {
+            return Err("epochs count from 1, and a writer has a name".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The proof that somebody is watching: how far the server was and how much of it this region holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// The timeline that is being written.
+    pub timeline: TimelineId,
+    /// The server's clock.
+    pub server_time: Time,
+    /// The server's end of WAL at that time.
+    pub wal_end: Lsn,
+    /// Up to here the durability policy is satisfied.
+    pub durable_lsn: Lsn,
+    /// Up to here this region holds everything.
+    pub stored_lsn: Lsn,
+    /// Time of the last commit at or before `stored_lsn`, if one was seen.
+    pub last_commit: Option<Time>,
+    /// The process that wrote it.
+    pub instance: String,
+    /// Rises with every pulse of that process.
+    pub sequence: u64,
+}
+
+impl Document for Pulse {
+    const KIND: &'static str = "pulse";
+}
+
+/// A tablespace outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its OID, the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// Where it was on the server.
+    pub location: String,
+}
+
+/// The mark that a base backup is complete. Written last: a backup without it does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// The backup's name.
+    pub id: BackupId,
+    /// The lineage.
+    pub system_id: SystemId,
+    /// `server_version_num` of the server that was copied.
+    pub server_version: u32,
+    /// The timeline of the start LSN.
+    pub timeline: TimelineId,
+    /// Replay begins here (`START WAL LOCATION`).
+    pub start_lsn: Lsn,
+    /// Replay is consistent from here on.
+    pub stop_lsn: Lsn,
+    /// The timeline of the stop LSN.
+    pub stop_timeline: TimelineId,
+    /// The server's time at the start.
+    pub started_at: Time,
+    /// The server's time at the end.
+    pub finished_at: Time,
+    /// The text of `backup_label`.
+    pub label: String,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// True if a standby was copied.
+    pub from_standby: bool,
+    /// Files in the manifest.
+    pub files: u64,
+    /// Their bytes.
+    pub plain_bytes: u64,
+    /// Bytes of all packs as stored.
+    pub stored_bytes: u64,
+    /// How many packs.
+    pub packs: u32,
+    /// CRC-32 of the manifest object's bytes, as [`crc32_hex`] writes it.
+    pub manifest_crc32: String,
+    /// True if the manifest has PostgreSQL's own `backup_manifest` as a file.
+    pub pg_manifest: bool,
+    /// How the packs are compressed.
+    pub codec: Codec,
+}
+
+impl Backup {
+    /// The WAL without which the backup is worthless.
+    pub fn required_wal(&self) -> LsnRange {
+        LsnRange::new(self.start_lsn, self.stop_lsn)
+    }
+}
+
+impl Document for Backup {
+    const KIND: &'static str = "backup";
+
+    fn validate(&self) -> Result<(), String> {
+        if (self.id.timeline(), self.id.start_lsn()) != (self.timeline, self.start_lsn) {
+            return Err(format!(
+                "backup {} starts at {} on timeline {}",
+                self.id, self.start_lsn, self.timeline
+            ));
+        }
+        if self.stop_lsn < self.start_lsn || self.stop_timeline < self.timeline {
+            return Err(format!(
+                "it stops at {} on timeline {}, before it starts at {} on timeline {}",
+                self.stop_lsn, self.stop_timeline, self.start_lsn, self.timeline
+            ));
+        }
+        if parse_crc32(&self.manifest_crc32).is_none() {
+            return Err(format!(
+                "manifest_crc32 {:?} is not 8 hexadecimal digits",
+                self.manifest_crc32
+            ));
+        }
+        Ok(())
+    }
+}
