@@ -13,12 +13,14 @@ mod config;
 pub mod conformance;
 mod error;
 mod faulty;
+mod file;
 mod key;
 mod location;
 mod memory;
 mod open;
 mod probe;
 mod retry;
+mod s3;
 mod store;
 
 pub use config::RegionConfig;
