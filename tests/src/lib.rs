@@ -1,1 +1,28 @@
-//! To be written.
+//! The test harness: real PostgreSQL clusters, S3 endpoints with faults, a tap on the replication
+//! connection, a ledger of acknowledged commits, and the built programs, each cleaned up when its
+//! test ends, however it ends.
+//!
+//! Nothing here uses a fixed port or a shared directory: every test may run beside every other and
+//! beside a second copy of itself. As root, PostgreSQL and the programs run as an unprivileged user.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a harness that cannot go on fails its test, and a panic is how a test fails"
+)]
+
+pub mod clock;
+pub mod dir;
+//LATER pub mod ledger;
+pub mod postgres;
+pub mod process;
+//LATER pub mod program;
+pub mod s3;
+//LATER pub mod tap;
+
+pub use dir::TestDir;
+//LATER pub use ledger::{Ledger, LedgerLog};
+pub use postgres::{PgCluster, PgVersion, Stop};
+//LATER pub use program::Program;
+pub use s3::{S3Server, S3Snapshot};
+//LATER pub use tap::FeedbackTap;

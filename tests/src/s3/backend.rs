@@ -1,0 +1,271 @@
+//! The S3 operations that Highwater and its tests use, on the objects in memory.
+//!
+//! Owns: what PUT, GET, HEAD, LIST and DELETE mean. The protocol around them (XML, signatures,
+//! chunked bodies) is the s3s crate's; faults are `serve`'s.
+
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use s3s::dto::*;
+use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+
+use super::faults::Faults;
+use super::state::{Condition, Query, Refused, Shared, Stored};
+
+/// S3 returns at most this many keys at once.
+const MAX_KEYS: usize = 1000;
+
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) shared: Shared,
+    pub(super) faults: Faults,
+}
+
+fn refused(refused: Refused) -> S3Error {
+    match refused {
+        Refused::NoSuchBucket => s3_error!(NoSuchBucket, "The specified bucket does not exist"),
+        Refused::Precondition => s3_error!(
+            PreconditionFailed,
+            "At least one of the preconditions did not hold"
+        ),
+    }
+}
+
+fn encode_crc(crc32: u32) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(crc32.to_be_bytes())
+}
+
+fn tag(stored: &Stored) -> ETag {
+    ETag::Strong(stored.etag())
+}
+
+fn length(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+async fn collect(body: Option<StreamingBlob>, announced: Option<i64>) -> S3Result<Bytes> {
+    let Some(mut body) = body else {
+        return Ok(Bytes::new());
+    };
+    let announced = announced
+        .and_then(|length| usize::try_from(length).ok())
+        .unwrap_or(0);
+    let mut whole = BytesMut::with_capacity(announced);
+    while let Some(part) = body
+        .try_next()
+        .await
+        .map_err(|_| s3_error!(IncompleteBody, "the body broke off"))?
+    {
+        whole.extend_from_slice(&part);
+    }
+    Ok(whole.freeze())
+}
+
+/// The CRC-32 that the client sent in a header or after the body.
+fn announced_crc(request: &S3Request<PutObjectInput>) -> Option<String> {
+    let trailer = || {
+        let trailers = request.trailing_headers.as_ref()?;
+        trailers.read(|headers| Some(headers.get("x-amz-checksum-crc32")?.to_str().ok()?.to_owned()))?
+    };
+    request.input.checksum_crc32.clone().or_else(trailer)
+}
+
+fn condition(input: &PutObjectInput) -> S3Result<Condition> {
+    match (&input.if_none_match, &input.if_match) {
+        (None, None) => Ok(Condition::Always),
+        (Some(ETagCondition::Any), None) => Ok(Condition::Absent),
+        (None, Some(ETagCondition::ETag(tag))) => Ok(Condition::Matches(tag.value().to_owned())),
+        _ => Err(s3_error!(NotImplemented, "this combination of conditions")),
+    }
+}
+
+impl Backend {
+    fn find(&self, bucket: &str, key: &str) -> S3Result<std::sync::Arc<Stored>> {
+        let found = self
+            .shared
+            .get(bucket, key)
+            .ok_or_else(|| refused(Refused::NoSuchBucket))?;
+        found.ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist"))
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for Backend {
+    async fn create_bucket(
+        &self,
+        req: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
+        if self.shared.has_bucket(&req.input.bucket) {
+            return Err(s3_error!(BucketAlreadyOwnedByYou, "the bucket exists"));
+        }
+        self.shared.create_bucket(&req.input.bucket);
+        Ok(S3Response::new(CreateBucketOutput::default()))
+    }
+
+    async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        if !self.shared.has_bucket(&req.input.bucket) {
+            return Err(refused(Refused::NoSuchBucket));
+        }
+        Ok(S3Response::new(HeadBucketOutput::default()))
+    }
+
+    async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        if !self.shared.has_bucket(&req.input.bucket) {
+            return Err(refused(Refused::NoSuchBucket));
+        }
+        let condition = condition(&req.input)?;
+        let bytes = collect(req.input.body.take(), req.input.content_length).await?;
+        if req
+            .input
+            .content_length
+            .is_some_and(|announced| announced != length(bytes.len()))
+        {
+            return Err(s3_error!(
+                IncompleteBody,
+                "the body is not as long as its Content-Length"
+            ));
+        }
+        let crc32 = encode_crc(crc32fast::hash(&bytes));
+        if announced_crc(&req).is_some_and(|announced| announced != crc32) {
+            return Err(s3_error!(
+                BadDigest,
+                "The CRC32 you specified did not match the calculated checksum"
+            ));
+        }
+        let stored = self
+            .shared
+            .put(&req.input.bucket, &req.input.key, bytes, &condition)
+            .map_err(refused)?;
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: Some(tag(&stored)),
+            checksum_crc32: Some(crc32),
+            ..Default::default()
+        }))
+    }
+
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = req.input;
+        let stored = self.find(&input.bucket, &input.key)?;
+        let whole = stored.bytes.len();
+        let (bytes, content_range) = match input.range {
+            None => (stored.bytes.clone(), None),
+            Some(range) => {
+                let range = range.check(whole as u64)?;
+                let from = usize::try_from(range.start).unwrap_or(whole);
+                let to = usize::try_from(range.end).unwrap_or(whole);
+                (
+                    stored.bytes.slice(from..to),
+                    Some(format!("bytes {from}-{}/{whole}", to.saturating_sub(1))),
+                )
+            }
+        };
+        let checked = input.checksum_mode.is_some() && content_range.is_none();
+        Ok(S3Response::new(GetObjectOutput {
+            content_length: Some(length(bytes.len())),
+            body: Some(StreamingBlob::from(s3s::Body::from(bytes))),
+            content_range,
+            accept_ranges: Some("bytes".to_owned()),
+            e_tag: Some(tag(&stored)),
+            checksum_crc32: checked.then(|| encode_crc(stored.crc32)),
+            last_modified: Some(Timestamp::from(stored.at)),
+            ..Default::default()
+        }))
+    }
+
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        let stored = self.find(&req.input.bucket, &req.input.key)?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: Some(length(stored.bytes.len())),
+            e_tag: Some(tag(&stored)),
+            checksum_crc32: req.input.checksum_mode.map(|_| encode_crc(stored.crc32)),
+            last_modified: Some(Timestamp::from(stored.at)),
+            ..Default::default()
+        }))
+    }
+
+    async fn list_objects_v2(
+        &self,
+        req: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = req.input;
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let asked = input
+            .max_keys
+            .and_then(|max| usize::try_from(max).ok())
+            .unwrap_or(MAX_KEYS);
+        let query = Query {
+            prefix: &prefix,
+            after: input
+                .continuation_token
+                .as_deref()
+                .or(input.start_after.as_deref()),
+            max: asked.min(MAX_KEYS),
+            hide_newest: self.faults.hidden(),
+        };
+        let listed = self
+            .shared
+            .list(&input.bucket, &query)
+            .ok_or_else(|| refused(Refused::NoSuchBucket))?;
+        let (page, more) = listed;
+        let next = page.last().filter(|_| more).map(|(key, _)| key.clone());
+        let contents: Vec<Object> = page
+            .iter()
+            .map(|(key, stored)| listed_object(key, stored))
+            .collect();
+        Ok(S3Response::new(ListObjectsV2Output {
+            key_count: i32::try_from(contents.len()).ok(),
+            contents: Some(contents),
+            is_truncated: Some(more),
+            next_continuation_token: next,
+            max_keys: input.max_keys,
+            name: Some(input.bucket),
+            prefix: input.prefix,
+            continuation_token: input.continuation_token,
+            start_after: input.start_after,
+            ..Default::default()
+        }))
+    }
+
+    async fn delete_object(
+        &self,
+        req: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.shared
+            .delete(&req.input.bucket, &req.input.key)
+            .map_err(refused)?;
+        Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn delete_objects(
+        &self,
+        req: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let mut deleted = Vec::new();
+        for object in req.input.delete.objects {
+            self.shared
+                .delete(&req.input.bucket, &object.key)
+                .map_err(refused)?;
+            deleted.push(DeletedObject {
+                key: Some(object.key),
+                ..Default::default()
+            });
+        }
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: Some(deleted),
+            ..Default::default()
+        }))
+    }
+}
+
+fn listed_object(key: &str, stored: &Stored) -> Object {
+    let at: SystemTime = stored.at;
+    Object {
+        key: Some(key.to_owned()),
+        size: Some(length(stored.bytes.len())),
+        e_tag: Some(tag(stored)),
+        last_modified: Some(Timestamp::from(at)),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,231 @@
+//! What can go wrong at an endpoint, on order of the test.
+//!
+//! A fault concerns requests that arrive after it was set; [`Faults::clear`] ends all of them.
+//! Counted faults (`fail_next`, `lose_replies`) count only the requests that their filter admits.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// The kind of a request, as far as faults and counters tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// GET of an object.
+    Get,
+    /// HEAD of an object.
+    Head,
+    /// PUT of an object.
+    Put,
+    /// LIST of a bucket.
+    List,
+    /// DELETE of one or many.
+    Delete,
+    /// Anything else, for instance of buckets.
+    Other,
+}
+
+impl Operation {
+    /// What a request is, by its method and path.
+    #[must_use]
+    pub(super) fn of(method: &http::Method, path: &str, query: &str) -> Self {
+        let object = path
+            .trim_start_matches('/')
+            .split_once('/')
+            .is_some_and(|(_, key)| !key.is_empty());
+        match (method.as_str(), object) {
+            ("GET", true) => Self::Get,
+            ("HEAD", true) => Self::Head,
+            ("PUT", true) => Self::Put,
+            ("DELETE", true) => Self::Delete,
+            ("POST", false) if query.split('&').any(|part| part == "delete" || part == "delete=") => {
+                Self::Delete
+            }
+            ("GET", false) if path.len() > 1 => Self::List,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Damage done to what a GET returns. The checksum header then still names the stored content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Announce the whole length, send only the first bytes, then break the connection.
+    CutAfter(u64),
+    /// Return a shorter object as if it were whole.
+    Shorten(u64),
+    /// Flip the lowest bit of the byte at this offset.
+    FlipAt(u64),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Script {
+    delay: Option<Duration>,
+    refuse: bool,
+    fail_always: Option<u16>,
+    fail_next: Option<(u64, u16)>,
+    fail_every: Option<(u64, u16)>,
+    lose_replies: u64,
+    damage: Option<Damage>,
+    hide_newest: u64,
+    only: Option<Vec<Operation>>,
+    only_keys: Option<String>,
+    seen: u64,
+}
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Verdict {
+    pub(super) refuse: bool,
+    pub(super) delay: Option<Duration>,
+    pub(super) status: Option<u16>,
+    pub(super) lose_reply: bool,
+    pub(super) damage: Option<Damage>,
+}
+
+/// The switchboard of an endpoint's faults. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    script: Arc<Mutex<Script>>,
+    frozen: watch::Sender<bool>,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            script: Arc::default(),
+            frozen: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Faults {
+    fn change(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all faults and forgets filters; frozen requests go on.
+    pub fn clear(&self) {
+        self.change(|script| *script = Script::default());
+        self.thaw();
+    }
+
+    /// Requests hang before they take effect, until [`Faults::thaw`]; one whose client gives up never does.
+    pub fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    /// Ends [`Faults::freeze`].
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    /// Every connection is reset: the endpoint is down, but keeps its port and its objects.
+    pub fn refuse(&self, refuse: bool) {
+        self.change(|script| script.refuse = refuse);
+    }
+
+    /// Every request takes at least this much longer.
+    pub fn delay(&self, delay: Option<Duration>) {
+        self.change(|script| script.delay = delay);
+    }
+
+    /// Every request is answered with `status` and has no effect.
+    pub fn fail_always(&self, status: Option<u16>) {
+        self.change(|script| script.fail_always = status);
+    }
+
+    /// The next `count` requests are answered with `status` and have no effect.
+    pub fn fail_next(&self, count: u64, status: u16) {
+        self.change(|script| script.fail_next = Some((count, status)));
+    }
+
+    /// Every `nth` request is answered with `status` and has no effect; 0 ends it.
+    pub fn fail_every(&self, nth: u64, status: u16) {
+        self.change(|script| script.fail_every = (nth > 0).then_some((nth, status)));
+    }
+
+    /// The next `count` requests take effect, but the connection breaks instead of a reply.
+    pub fn lose_replies(&self, count: u64) {
+        self.change(|script| script.lose_replies = count);
+    }
+
+    /// What GET returns is damaged.
+    pub fn damage(&self, damage: Option<Damage>) {
+        self.change(|script| script.damage = damage);
+    }
+
+    /// LIST does not show the `count` newest writes.
+    pub fn hide_newest(&self, count: u64) {
+        self.change(|script| script.hide_newest = count);
+    }
+
+    /// Faults other than freezing and refusing concern only these operations.
+    pub fn only(&self, operations: &[Operation]) {
+        self.change(|script| script.only = Some(operations.to_vec()));
+    }
+
+    /// Faults other than freezing and refusing concern only keys that contain `part`.
+    pub fn only_keys(&self, part: &str) {
+        self.change(|script| script.only_keys = Some(part.to_owned()));
+    }
+
+    pub(super) fn hidden(&self) -> u64 {
+        self.lock().hide_newest
+    }
+
+    pub(super) fn refusing(&self) -> bool {
+        self.lock().refuse
+    }
+
+    pub(super) async fn until_thawed(&self) {
+        let mut frozen = self.frozen.subscribe();
+        drop(frozen.wait_for(|frozen| !frozen).await);
+    }
+
+    pub(super) fn verdict(&self, operation: Operation, path: &str) -> Verdict {
+        let mut script = self.lock();
+        if script.refuse {
+            return Verdict {
+                refuse: true,
+                ..Verdict::default()
+            };
+        }
+        let concerned = script.only.as_ref().is_none_or(|only| only.contains(&operation))
+            && script.only_keys.as_ref().is_none_or(|part| path.contains(part));
+        if !concerned {
+            return Verdict::default();
+        }
+        script.seen += 1;
+        let status = script.status();
+        let lose_reply = status.is_none() && script.lose_replies > 0;
+        script.lose_replies -= u64::from(lose_reply);
+        let damage = script.damage.filter(|_| operation == Operation::Get);
+        Verdict {
+            refuse: false,
+            delay: script.delay,
+            status,
+            lose_reply,
+            damage,
+        }
+    }
+}
+
+impl Script {
+    fn status(&mut self) -> Option<u16> {
+        if self.fail_always.is_some() {
+            return self.fail_always;
+        }
+        if let Some((left, status)) = self.fail_next.filter(|(left, _)| *left > 0) {
+            self.fail_next = Some((left - 1, status));
+            return Some(status);
+        }
+        self.fail_every
+            .filter(|(nth, _)| self.seen.is_multiple_of(*nth))
+            .map(|(_, status)| status)
+    }
+}
