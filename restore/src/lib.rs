@@ -1,1 +1,15 @@
-//! To be written.
+//! Turns the archive back into a running cluster, or says why it cannot.
+//!
+//! `catalog` reads all regions into one view, `locate` answers questions about the WAL in it, `plan` (pure) chooses
+//! backup, WAL and recovery settings or refuses; `list` and `verify` report on the archive; `run` and `wal-fetch`
+//! carry a plan out. Nothing here writes to an archive.
+
+pub mod catalog;
+pub mod clock;
+pub mod datadir;
+pub mod error;
+pub mod fetch;
+pub mod plan;
+pub mod target;
+
+pub use error::RestoreError;

@@ -1,0 +1,89 @@
+//! Why a target cannot be reached, said so that the operator knows what is missing and what to do next.
+
+use std::fmt;
+
+use highwater_config::Exit;
+use highwater_format::{Lsn, LsnRange, Time, TimelineId};
+
+/// The answer "no", with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What stands in the way, for programs.
+    pub reason: Reason,
+    /// What stands in the way, for people.
+    pub message: String,
+    /// What to do about it.
+    pub next: String,
+    /// How the program ends: 1 the answer is no, 3 a region that does not answer may hold it, 4 damage.
+    pub exit: Exit,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no usable backup at all.
+    NoBackup,
+    /// The backup asked for does not exist or does not lie on the timeline.
+    UnknownBackup,
+    /// WAL is missing before the target.
+    Hole {
+        /// The chain it is missing from.
+        timeline: TimelineId,
+        /// What is missing.
+        range: LsnRange,
+        /// The recorded reason, if it was left out on purpose.
+        recorded: Option<String>,
+    },
+    /// The target lies before the earliest consistent state.
+    TooEarly {
+        /// The earliest LSN that can be restored.
+        earliest: Lsn,
+        /// When it was.
+        time: Option<Time>,
+    },
+    /// The target lies after the end of the archive.
+    TooLate {
+        /// The end.
+        end: Lsn,
+        /// The last time that can be proven.
+        time: Option<Time>,
+    },
+    /// There is no such timeline.
+    UnknownTimeline {
+        /// As asked for.
+        timeline: TimelineId,
+    },
+    /// The descent of the timeline is not known.
+    BrokenHistory {
+        /// The timeline asked for.
+        timeline: TimelineId,
+    },
+    /// No such transaction or restore point in the archive.
+    NotFound,
+    /// A region that does not answer could change the answer.
+    RegionUnreadable,
+}
+
+impl Reason {
+    /// A stable word for JSON output.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoBackup => "no_backup",
+            Self::UnknownBackup => "unknown_backup",
+            Self::Hole { .. } => "hole",
+            Self::TooEarly { .. } => "too_early",
+            Self::TooLate { .. } => "too_late",
+            Self::UnknownTimeline { .. } => "unknown_timeline",
+            Self::BrokenHistory { .. } => "broken_history",
+            Self::NotFound => "not_found",
+            Self::RegionUnreadable => "region_unreadable",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.next)
+    }
+}
