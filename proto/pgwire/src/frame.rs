@@ -1,0 +1,197 @@
+//! Framing: bytes of the socket to whole protocol messages and back.
+//!
+//! [`FrameReader`] reads in large steps and hands out each message's body as a slice of the read
+//! buffer, never a copy. A body keeps its whole read block (256 KiB) alive while it exists, so
+//! whoever keeps a few small messages for long should copy them. Both directions are cancel safe:
+//! dropping a future loses neither received nor half-sent bytes.
+
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::message::backend::Header;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::error::PgError;
+use crate::message::tag;
+use crate::stream::{ReadHalf, WriteHalf};
+
+/// How much is read at once. Two of PostgreSQL's largest WAL messages (`MAX_SEND_SIZE` in
+/// walsender.c: 16 WAL pages, 128 KiB) fit.
+const READ_BLOCK: usize = 256 * 1024;
+/// Smallest free space worth a read call; below it a new block is started.
+const READ_MIN: usize = 32 * 1024;
+/// Tag byte and length word.
+const HEADER_LEN: usize = 5;
+
+/// Longest message accepted before the server has authenticated us (libpq: 30000).
+pub(crate) const LIMIT_STARTUP: usize = 64 * 1024;
+/// Longest message accepted in a copy stream. `MAX_SEND_SIZE` is 1 MiB with the largest WAL pages.
+pub(crate) const LIMIT_COPY: usize = 4 * 1024 * 1024;
+/// Longest message accepted otherwise.
+pub(crate) const LIMIT_QUERY: usize = 64 * 1024 * 1024;
+
+/// One message of the server.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub(crate) tag: u8,
+    pub(crate) body: Bytes,
+}
+
+/// The reading side of a connection.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    half: ReadHalf,
+    buffer: BytesMut,
+    limit: usize,
+}
+
+impl FrameReader {
+    pub(crate) fn new(half: ReadHalf) -> FrameReader {
+        FrameReader {
+            half,
+            buffer: BytesMut::new(),
+            limit: LIMIT_STARTUP,
+        }
+    }
+
+    /// Longest message body accepted from now on.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// The next message, or `None` at a clean end between two messages. Cancel safe.
+    pub(crate) async fn next(&mut self, during: &str) -> Result<Option<Frame>, PgError> {
+        loop {
+            if let Some(frame) = self.take_buffered(during)? {
+                return Ok(Some(frame));
+            }
+            if self.fill(during).await? == 0 {
+                return match self.buffer.is_empty() {
+                    true => Ok(None),
+                    false => Err(PgError::protocol(
+                        during,
+                        format!(
+                            "the connection ended inside a message, after {} bytes of it",
+                            self.buffer.len()
+                        ),
+                    )),
+                };
+            }
+        }
+    }
+
+    /// The next message; the end of the connection is an error.
+    pub(crate) async fn expect(&mut self, during: &str) -> Result<Frame, PgError> {
+        match self.next(during).await? {
+            Some(frame) => Ok(frame),
+            None => Err(PgError::Closed {
+                during: during.to_owned(),
+            }),
+        }
+    }
+
+    /// A message that is already here in full.
+    fn take_buffered(&mut self, during: &str) -> Result<Option<Frame>, PgError> {
+        match split_frame(&mut self.buffer, self.limit) {
+            Ok(frame) => Ok(frame),
+            Err(message) => Err(PgError::protocol(during, message)),
+        }
+    }
+
+    async fn fill(&mut self, during: &str) -> Result<usize, PgError> {
+        let missing = missing_bytes(&self.buffer);
+        let free = self.buffer.capacity() - self.buffer.len();
+        if free < missing.max(READ_MIN) {
+            self.buffer.reserve(missing.max(READ_BLOCK));
+        }
+        self.half
+            .read_buf(&mut self.buffer)
+            .await
+            .map_err(|e| PgError::io(during, e))
+    }
+}
+
+/// How many bytes the message at the front still lacks, as far as its header says.
+fn missing_bytes(buffer: &BytesMut) -> usize {
+    match Header::parse(buffer) {
+        Ok(Some(header)) => (usize::try_from(header.len()).unwrap_or(0) + 1).saturating_sub(buffer.len()),
+        _ => HEADER_LEN,
+    }
+}
+
+/// Splits one whole message off the front. The header is checked before anything is waited for, so
+/// that a peer that is no PostgreSQL server is found out by its first five bytes.
+pub(crate) fn split_frame(buffer: &mut BytesMut, limit: usize) -> Result<Option<Frame>, String> {
+    let header = match Header::parse(buffer) {
+        Ok(Some(header)) => header,
+        Ok(None) => return Ok(None),
+        Err(_) => return Err("a message claims a length below its own length word".to_owned()),
+    };
+    if !tag::is_known(header.tag()) {
+        return Err(format!(
+            "unknown message type {:?} (0x{:02x})",
+            char::from(header.tag()),
+            header.tag()
+        ));
+    }
+    // The length counts itself (4 bytes) and not the tag.
+    let body_len = usize::try_from(header.len()).unwrap_or(usize::MAX) - 4;
+    if body_len > limit {
+        return Err(format!(
+            "a message of type {:?} claims {body_len} bytes, the limit here is {limit}",
+            char::from(header.tag())
+        ));
+    }
+    if buffer.len() < HEADER_LEN + body_len {
+        return Ok(None);
+    }
+    buffer.advance(HEADER_LEN);
+    Ok(Some(Frame {
+        tag: header.tag(),
+        body: buffer.split_to(body_len).freeze(),
+    }))
+}
+
+/// The writing side of a connection.
+#[derive(Debug)]
+pub(crate) struct FrameWriter {
+    half: WriteHalf,
+    /// Encoded and not yet written, left over from a call that was dropped.
+    pub(crate) pending: BytesMut,
+}
+
+impl FrameWriter {
+    pub(crate) fn new(half: WriteHalf) -> FrameWriter {
+        FrameWriter {
+            half,
+            pending: BytesMut::new(),
+        }
+    }
+
+    /// Sends everything pending. Cancel safe: what was not written stays pending.
+    pub(crate) async fn flush(&mut self, during: &str) -> Result<(), PgError> {
+        while self.pending.has_remaining() {
+            let written = self
+                .half
+                .write_buf(&mut self.pending)
+                .await
+                .map_err(|e| PgError::io(during, e))?;
+            if written == 0 {
+                return Err(PgError::Closed {
+                    during: during.to_owned(),
+                });
+            }
+        }
+        self.half.flush().await.map_err(|e| PgError::io(during, e))
+    }
+
+    /// Says goodbye and closes; errors no longer matter.
+    pub(crate) async fn close(mut self) {
+        postgres_protocol::message::frontend::terminate(&mut self.pending);
+        if self.flush("closing").await.is_ok() {
+            // The server closes on Terminate; a failing shutdown changes nothing.
+            let _ = self.half.shutdown().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
