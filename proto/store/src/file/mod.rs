@@ -180,6 +180,8 @@ impl Store for FileStore {
                     write::sync_dir(parent)
                 }
                 Err(error) if absent(&error) => root.look().map(|_| ()),
+                // A directory is a common prefix of keys, not an object.
+                Err(_) if path.is_dir() => Ok(()),
                 Err(error) => Err(error).at(&path),
             }
         })
