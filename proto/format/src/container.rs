@@ -31,6 +31,3 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
         .first_chunk()
         .map(|field| u64::from_le_bytes(*field))
 }
-
-#[cfg(test)]
-mod tests;

@@ -41,7 +41,7 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// The bytes of a document, the same for the same value, with a line feed at the end.
+/// The bytes of a document: one line without a line feed, always the same for the same value.
 pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, FormatError> {
     let invalid = |problem: String| FormatError::Invalid {
         what: T::KIND,
@@ -55,9 +55,7 @@ pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, FormatError> {
         crc32: Cow::Owned(crc32_hex(crc32fast::hash(body.get().as_bytes()))),
         body: &body,
     };
-    let mut bytes = serde_json::to_vec(&envelope).map_err(|error| invalid(error.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    serde_json::to_vec(&envelope).map_err(|error| invalid(error.to_string()))
 }
 
 /// Reads a document; checks its checksum, version, kind and rules, in this order.

@@ -30,7 +30,7 @@ use std::fmt;
 use crate::codec::Codec;
 use crate::container::frame::FRAME_SIZE;
 use crate::error::FormatError;
-use crate::lsn::{Lsn, LsnRange, SystemId};
+use crate::lsn::{Lsn, LsnRange, SegmentSize, SystemId};
 use crate::time::Time;
 use crate::timeline::TimelineId;
 
@@ -272,6 +272,9 @@ impl Header {
                 self.range(),
                 self.plain_len
             )),
+            Kind::Segment if SegmentSize::new(len).is_err() || !self.start.is_multiple_of(len) => {
+                Err(format!("{} is not one whole segment", self.range()))
+            }
             _ => Ok(()),
         }
     }
