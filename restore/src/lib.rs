@@ -10,6 +10,8 @@ pub mod datadir;
 pub mod error;
 pub mod fetch;
 pub mod plan;
+pub mod recovery;
 pub mod target;
+pub mod walfeed;
 
 pub use error::RestoreError;

@@ -9,7 +9,11 @@
 //! and silently promotes at a later state when the target lies before the backup's end; an LSN found in the verified
 //! archive does neither, and it is the same rule for time, LSN, transaction id and name.
 
+mod base;
+mod choose;
 mod refusal;
+mod say;
+mod windows;
 
 use std::collections::BTreeMap;
 
@@ -22,7 +26,9 @@ use crate::{
     target::{Action, Target},
 };
 
+pub use choose::{Step, plan};
 pub use refusal::{Reason, Refusal};
+pub use windows::{End, Window, Windows, windows};
 
 /// Where recovery begins, what it reads and where it ends.
 #[derive(Debug, Clone)]

@@ -195,6 +195,13 @@ impl Chain {
         best
     }
 
+    /// What is missing from `at` on: up to the next byte that is held, or to `end` if there is none.
+    #[must_use]
+    pub fn hole_at(&self, at: Lsn, end: Lsn) -> LsnRange {
+        let next = self.next_start(at);
+        LsnRange::new(at, if next == Lsn::MAX { end } else { next })
+    }
+
     /// Where the next byte after `at` is held.
     fn next_start(&self, at: Lsn) -> Lsn {
         let starts = self.legs.iter().filter_map(|leg| {

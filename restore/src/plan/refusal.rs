@@ -62,6 +62,8 @@ pub enum Reason {
     NotFound,
     /// A region that does not answer could change the answer.
     RegionUnreadable,
+    /// Part of the archive was written by a newer release.
+    NewerFormat,
 }
 
 impl Reason {
@@ -78,6 +80,20 @@ impl Reason {
             Self::BrokenHistory { .. } => "broken_history",
             Self::NotFound => "not_found",
             Self::RegionUnreadable => "region_unreadable",
+            Self::NewerFormat => "newer_format",
+        }
+    }
+}
+
+impl Refusal {
+    /// A plain "no".
+    #[must_use]
+    pub fn no(reason: Reason, message: impl Into<String>, next: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            next: next.into(),
+            exit: Exit::No,
         }
     }
 }

@@ -1,0 +1,261 @@
+//! The planner's words: what is missing, in which range, and what to do about it.
+
+use std::collections::BTreeSet;
+
+use highwater_config::Exit;
+use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time, TimelineId};
+
+use crate::{
+    catalog::{Catalog, Reading, RegionView},
+    target::Target,
+};
+
+use super::{
+    Mark, Reason, Refusal,
+    base::{Base, Line},
+};
+
+pub(super) fn nothing_archived(catalog: &Catalog) -> Refusal {
+    Refusal::no(
+        Reason::NoBackup,
+        format!(
+            "there is neither WAL nor a backup under {}",
+            catalog.layout.root()
+        ),
+        "check --cluster and the regions' urls with `highwater-restore list`",
+    )
+}
+
+pub(super) fn unknown_timeline(timeline: TimelineId, known: &BTreeSet<TimelineId>) -> Refusal {
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    Refusal::no(
+        Reason::UnknownTimeline { timeline },
+        format!(
+            "there is no timeline {timeline} in the archive; it holds {}",
+            known.join(", ")
+        ),
+        "give one of those with --timeline, or leave it out for the latest",
+    )
+}
+
+pub(super) fn no_backup(catalog: &Catalog, line: &Line) -> Refusal {
+    let timeline = line.timeline();
+    if let Some((id, hole)) = line.broken.last() {
+        let range = *hole;
+        let message = format!(
+            "no backup on timeline {timeline} can be restored: the newest, {id}, lacks the WAL {range} that it needs to \
+             become consistent"
+        );
+        let reason = Reason::Hole {
+            timeline,
+            range,
+            recorded: None,
+        };
+        return Refusal::no(
+            reason,
+            message,
+            "run `highwater-restore verify` to see what else is missing",
+        );
+    }
+    let elsewhere: BTreeSet<TimelineId> = catalog.backups().values().map(|backup| backup.timeline).collect();
+    let message = format!("no finished base backup lies on timeline {timeline} or its ancestors");
+    if elsewhere.is_empty() {
+        return Refusal::no(
+            Reason::NoBackup,
+            message,
+            "take one with `highwater-agent backup`; WAL alone restores nothing",
+        );
+    }
+    let elsewhere: Vec<String> = elsewhere.iter().map(ToString::to_string).collect();
+    let next = format!(
+        "there are backups on timeline {}; choose one with --timeline",
+        elsewhere.join(", ")
+    );
+    Refusal::no(Reason::NoBackup, message, next)
+}
+
+pub(super) fn unknown_backup(catalog: &Catalog, line: &Line, wanted: &BackupId) -> Refusal {
+    let broken = line.broken.iter().find(|(id, _)| id == wanted);
+    let message = match broken {
+        Some((_, hole)) => format!("backup {wanted} lacks the WAL {hole} that it needs to become consistent"),
+        None if catalog.backups().contains_key(wanted) => {
+            format!(
+                "backup {wanted} does not lie on timeline {} or its ancestors",
+                line.timeline()
+            )
+        }
+        None if catalog
+            .regions
+            .iter()
+            .any(|region| region.unfinished.contains(wanted)) =>
+        {
+            format!("backup {wanted} was never finished")
+        }
+        None => format!("there is no backup {wanted} in the archive"),
+    };
+    Refusal::no(
+        Reason::UnknownBackup,
+        message,
+        "`highwater-restore list` shows the backups; leave out --backup for the best one",
+    )
+}
+
+/// The archive's end is not known, because a region does not answer.
+pub(super) fn open_end(region: &RegionView, error: &str) -> Refusal {
+    Refusal {
+        reason: Reason::RegionUnreadable,
+        message: format!(
+            "region {} cannot be read, so the end of the archive is not known: it may hold WAL that the others lack: {error}",
+            region.name
+        ),
+        next: format!(
+            "try again when it answers, or add --without-region {} to accept what the other regions hold",
+            region.name
+        ),
+        exit: Exit::Trouble,
+    }
+}
+
+pub(super) fn hole(reason: Reason, end: Lsn, target: &Target) -> Refusal {
+    let what = match &reason {
+        Reason::Hole {
+            timeline,
+            range,
+            recorded,
+        } => {
+            let why = recorded
+                .as_ref()
+                .map(|why| format!(" (recorded: {why})"))
+                .unwrap_or_default();
+            format!("the WAL {range} of timeline {timeline} is missing{why}")
+        }
+        _ => "WAL is missing".to_owned(),
+    };
+    let message =
+        format!("{target} cannot be reached: {what}; what is before it can be restored up to {end}");
+    Refusal::no(
+        reason,
+        message,
+        format!("to accept that, add --to-lsn {end}; `highwater-restore list` shows all windows"),
+    )
+}
+
+pub(super) fn too_late(line: &Line, end: Lsn, proven: Option<Time>, target: &Target) -> Refusal {
+    let time = proven
+        .map(|time| format!(", and nothing is proven after {time}"))
+        .unwrap_or_default();
+    Refusal::no(
+        Reason::TooLate { end, time: proven },
+        format!(
+            "{target} lies past the archive: timeline {} ends at {end}{time}",
+            line.timeline()
+        ),
+        "use --to-latest for everything there is",
+    )
+}
+
+pub(super) fn too_early(bases: &[&Base], broken: &[(BackupId, LsnRange)], target: &Target) -> Refusal {
+    let earliest = bases
+        .iter()
+        .map(|base| &base.backup)
+        .min_by_key(|backup| backup.stop_lsn);
+    let (lsn, time) = earliest.map_or((Lsn::ZERO, None), |backup| {
+        (backup.stop_lsn, Some(backup.finished_at))
+    });
+    let at = time.map(|time| format!(" ({time})")).unwrap_or_default();
+    let mut message = format!("{target} lies before the earliest state that can be restored, {lsn}{at}");
+    if let Some((id, hole)) = broken.first() {
+        message.push_str(&format!("; backup {id} cannot be used, it lacks the WAL {hole}"));
+    }
+    Refusal::no(
+        Reason::TooEarly { earliest: lsn, time },
+        message,
+        format!("the earliest choice is --to-lsn {lsn}"),
+    )
+}
+
+pub(super) fn not_found(line: &Line, bases: &[&Base], target: &Target) -> Refusal {
+    let start = bases
+        .iter()
+        .map(|base| base.consistent())
+        .min()
+        .unwrap_or(Lsn::ZERO);
+    let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
+    let range = LsnRange::new(start, end);
+    let next = match target {
+        Target::Xid(_) => {
+            "a transaction that wrote nothing leaves no trace; use --to-time or --to-lsn instead"
+        }
+        _ => "check the spelling; restore points are made with pg_create_restore_point()",
+    };
+    Refusal::no(
+        Reason::NotFound,
+        format!(
+            "{target} is not in the WAL {range} of timeline {}",
+            line.timeline()
+        ),
+        next,
+    )
+}
+
+pub(super) fn ragged_end(line: &Line, end: Lsn) -> String {
+    let hole = line.chain.hole_at(end, line.end);
+    format!(
+        "the archive ends at {end}: single objects lie behind {hole}, which was on its way when the agent stopped; nothing \
+         behind {end} was ever acknowledged"
+    )
+}
+
+pub(super) fn time_resolved(time: Time, last_before: Option<Mark>, first_after: Option<Mark>) -> Vec<String> {
+    let stamp = |mark: Mark| {
+        mark.time.map_or_else(
+            || mark.end.to_string(),
+            |time| format!("{time} (LSN {})", mark.end),
+        )
+    };
+    let kept = last_before.map_or_else(
+        || "no transaction ended between the backup's start and the target".to_owned(),
+        |mark| format!("the last transaction kept ended at {}", stamp(mark)),
+    );
+    let left = first_after.map_or_else(
+        || format!("none ended after it up to {time}, and the archive proves that it is complete to then"),
+        |mark| format!("the first one left out ended at {}", stamp(mark)),
+    );
+    vec![format!("{kept}; {left}")]
+}
+
+pub(super) fn found(target: &Target, mark: Mark) -> String {
+    let time = mark.time.map(|time| format!(", {time}")).unwrap_or_default();
+    format!("{target} ends at LSN {}{time}", mark.end)
+}
+
+/// What an operator should know about the archive before trusting the plan.
+pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> Vec<String> {
+    let mut notes = Vec::new();
+    for region in &catalog.regions {
+        match &region.reading {
+            Reading::Readable => {
+                if !region.backups.contains_key(&backup.id) {
+                    notes.push(format!("region {} does not hold backup {}", region.name, backup.id));
+                }
+            }
+            Reading::LeftOut => notes.push(format!("region {} is left out as asked", region.name)),
+            Reading::Unreadable { error } => notes.push(format!(
+                "region {} cannot be read; the target lies within what the others hold, but a timeline that only it knows would \
+                 not be noticed: {error}",
+                region.name
+            )),
+        }
+    }
+    let skipped = line.broken.iter().filter(|(id, _)| *id > backup.id);
+    notes.extend(skipped.map(|(id, hole)| format!("backup {id} is passed over: it lacks the WAL {hole}")));
+    notes.extend(catalog.findings.iter().map(|finding| {
+        let region = finding
+            .region
+            .as_deref()
+            .map(|name| format!("region {name}: "))
+            .unwrap_or_default();
+        format!("{region}{}: {}", finding.key, finding.problem)
+    }));
+    notes
+}
