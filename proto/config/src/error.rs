@@ -59,11 +59,11 @@ pub enum ConfigError {
         hint: String,
     },
     /// A key that does not exist.
-    #[error("{origin}: there is no setting `{key}` in [{section}]{hint}")]
+    #[error("{origin}: there is no setting `{key}` in {section}{hint}")]
     UnknownKey {
         /// Where it was found.
         origin: Origin,
-        /// The section it was found in.
+        /// The section it was found in, as it is written in a file.
         section: String,
         /// The name as given.
         key: String,

@@ -89,7 +89,7 @@ impl Reader<'_> {
         for (key, value) in table {
             let known = section.keys.iter().find(|known| **known == key.get_ref());
             let Some(known) = known else {
-                return Err(self.unknown_key(name, key.get_ref(), section.keys, &key.span()));
+                return Err(self.unknown_key(&format!("[{name}]"), key.get_ref(), section.keys, &key.span()));
             };
             let given = self.given(name, known, value.get_ref(), &key.span())?;
             raw.set(section.name, known, given);
@@ -139,7 +139,7 @@ impl Reader<'_> {
             DeValue::Boolean(flag) => flag.to_string(),
             other => {
                 let problem = format!(
-                    "this takes a text, a number or true/false, not a {}",
+                    "this takes a text, a number or true/false, and this is of type {}",
                     other.type_str()
                 );
                 return Err(ConfigError::BadValue {

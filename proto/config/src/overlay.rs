@@ -131,7 +131,7 @@ fn setting(name: &str, origin: &Origin) -> Result<(&'static str, &'static str), 
         .map(|known| (section.name, *known))
         .ok_or_else(|| ConfigError::UnknownKey {
             origin: origin.clone(),
-            section: section_name.to_owned(),
+            section: format!("[{section_name}]"),
             key: key.to_owned(),
             hint: key_hint(key, section.keys),
         })

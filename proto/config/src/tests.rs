@@ -236,7 +236,7 @@ fn bad_values_name_place_and_cure() {
             "line 6: wal.flush_interval: `1` has no unit",
         ),
         ("[wal]\nflush_interval = \"1h\"\n", "1h is outside 10ms to 1min"),
-        ("[wal]\nflush_interval = [\"1s\"]\n", "not a array"),
+        ("[wal]\nflush_interval = [\"1s\"]\n", "this is of type array"),
         ("[wal]\ncompression = \"gzip\"\n", "line 6: wal.compression"),
         (
             "[durability]\npolicy = 2\n",
