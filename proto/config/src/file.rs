@@ -111,7 +111,7 @@ impl Reader<'_> {
                 let known = schema::REGION_KEYS.iter().find(|known| **known == key.get_ref());
                 let Some(known) = known else {
                     return Err(self.unknown_key(
-                        "[region]",
+                        "[[region]]",
                         key.get_ref(),
                         schema::REGION_KEYS,
                         &key.span(),
