@@ -1,0 +1,357 @@
+//! What the S3 store sends, and what it makes of answers that no S3 would give. The endpoint here is a
+//! socket that answers every request with the same bytes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highwater_store::{ErrorKind, Object, Put, PutMode, RegionConfig, Store, StoreError, open, probe};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Answers each request by `answer(head of the request)` and keeps the heads.
+struct Canned {
+    endpoint: String,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Canned {
+    async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (seen, answer) = (Arc::clone(&heads), Arc::new(answer));
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                tokio::spawn(async move { serve(socket, &seen, answer.as_ref()).await });
+            }
+        });
+        Self { endpoint, heads }
+    }
+
+    async fn always(answer: &'static str) -> Self {
+        Self::start(move |_| answer.to_owned()).await
+    }
+
+    fn config(&self) -> RegionConfig {
+        let mut config = RegionConfig::new("eu", "s3://bucket/prefix");
+        config.endpoint = Some(self.endpoint.clone());
+        config.region = Some("eu-west-1".to_owned());
+        config.access_key_id = Some("KEYID".to_owned());
+        config.secret_access_key = Some("the secret".to_owned().into());
+        config
+    }
+
+    async fn store(&self) -> Arc<dyn Store> {
+        open(&self.config()).await.unwrap()
+    }
+}
+
+async fn serve(
+    mut socket: TcpStream,
+    heads: &Mutex<Vec<String>>,
+    answer: &(dyn Fn(&str) -> String + Send + Sync),
+) {
+    let mut pending = Vec::new();
+    loop {
+        let head_len = loop {
+            if let Some(at) = pending.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if socket.read_buf(&mut pending).await.unwrap_or(0) == 0 {
+                return;
+            }
+        };
+        let head = String::from_utf8_lossy(&pending[..head_len]).into_owned();
+        let body_len = header(&head, "content-length").map_or(0, |len| len.parse::<usize>().unwrap());
+        while pending.len() < head_len + body_len {
+            if socket.read_buf(&mut pending).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        pending.drain(..head_len + body_len);
+        let reply = answer(&head);
+        heads.lock().unwrap().push(head);
+        if socket.write_all(reply.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then_some(value.trim())
+    })
+}
+
+fn http(status: &str, headers: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn s3_error(status: &str, headers: &str, code: &str) -> String {
+    http(
+        status,
+        headers,
+        &format!("<Error><Code>{code}</Code><Message>told so</Message></Error>"),
+    )
+}
+
+async fn all_calls(store: &dyn Store) -> Vec<StoreError> {
+    vec![
+        store
+            .put("key", Object::new("content"), PutMode::Create)
+            .await
+            .unwrap_err(),
+        store
+            .put("key", Object::new("content"), PutMode::Overwrite)
+            .await
+            .unwrap_err(),
+        store.get("key").await.unwrap_err(),
+        store.get_range("key", 0..100).await.unwrap_err(),
+        store.head("key").await.unwrap_err(),
+        store.list("", None, 10).await.unwrap_err(),
+    ]
+}
+
+#[tokio::test]
+async fn an_upload_carries_our_checksum_and_no_hash_of_its_own() {
+    let server = Canned::always("HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 0\r\n\r\n").await;
+    let mut config = server.config();
+    config.storage_class = Some("STANDARD_IA".to_owned());
+    let store = open(&config).await.unwrap();
+    let put = store
+        .put("a/key", Object::new("123456789"), PutMode::Create)
+        .await
+        .unwrap();
+    assert_eq!(put, Put::Created);
+    store
+        .put("a/key", Object::new("123456789"), PutMode::Overwrite)
+        .await
+        .unwrap();
+    let heads = server.heads.lock().unwrap().clone();
+    let head = &heads[0];
+    assert!(head.starts_with("PUT /bucket/prefix/a/key"), "{head}");
+    assert_eq!(
+        header(head, "x-amz-content-sha256"),
+        Some("UNSIGNED-PAYLOAD"),
+        "{head}"
+    );
+    assert_eq!(header(head, "x-amz-checksum-crc32"), Some("y/Q5Jg=="), "{head}");
+    assert_eq!(header(head, "x-amz-storage-class"), Some("STANDARD_IA"), "{head}");
+    assert_eq!(header(head, "if-none-match"), Some("*"), "{head}");
+    assert_eq!(header(head, "content-encoding"), None, "{head}");
+    assert_eq!(header(&heads[1], "if-none-match"), None, "{head}");
+    let signed = header(head, "authorization").unwrap();
+    assert!(
+        signed.contains("x-amz-checksum-crc32") && signed.contains("if-none-match"),
+        "{signed}"
+    );
+    assert!(
+        header(head, "user-agent").unwrap().contains("app/highwater"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn a_web_page_is_no_answer() {
+    for status in ["200 OK", "404 Not Found", "502 Bad Gateway", "302 Found"] {
+        let server = Canned::start(move |head| {
+            let body = if head.starts_with("HEAD") {
+                ""
+            } else {
+                "<html><body>Please log in</body></html>"
+            };
+            http(status, "Content-Type: text/html\r\n", body)
+        })
+        .await;
+        for error in all_calls(server.store().await.as_ref()).await {
+            assert_eq!(error.kind(), ErrorKind::Retry, "{status}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_the_announced_one_is_refused() {
+    // The CRC-32 of "123456789" announced for other bytes; a length that never comes; none at all.
+    let cases = [
+        (
+            "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nx-amz-checksum-crc32: y/Q5Jg==\r\nContent-Length: 9\r\n\r\n12345678X",
+            ErrorKind::Corrupt,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nConnection: close\r\n\r\n123456789",
+            ErrorKind::Retry,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 9\r\n\r\n1234",
+            ErrorKind::Retry,
+        ),
+    ];
+    for (answer, kind) in cases {
+        let server = Canned::always(answer).await;
+        let mut config = server.config();
+        config.operation_timeout = Duration::from_millis(700);
+        let error = open(&config).await.unwrap().get("key").await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{answer}: {error}");
+    }
+    let right = "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nx-amz-checksum-crc32: y/Q5Jg==\r\nContent-Length: 9\r\n\r\n123456789";
+    assert_eq!(
+        Canned::always(right)
+            .await
+            .store()
+            .await
+            .get("key")
+            .await
+            .unwrap(),
+        "123456789"
+    );
+}
+
+#[tokio::test]
+async fn a_range_that_was_not_asked_for_is_refused() {
+    let part = |range: &str, body: &str| {
+        http(
+            "206 Partial Content",
+            &format!("ETag: \"e\"\r\nContent-Range: bytes {range}\r\n"),
+            body,
+        )
+    };
+    for (answer, expected) in [
+        (part("2-4/10", "234"), Ok("234")),
+        (part("2-3/4", "23"), Ok("23")),
+        (part("2-3/10", "23"), Err(ErrorKind::Corrupt)),
+        (part("0-2/10", "012"), Err(ErrorKind::Corrupt)),
+        (http("200 OK", "ETag: \"e\"\r\n", "0123456789"), Ok("234")),
+        (s3_error("416 Range Not Satisfiable", "", "InvalidRange"), Ok("")),
+    ] {
+        let shown = answer.clone();
+        let server = Canned::start(move |_| answer.clone()).await;
+        let got = server
+            .store()
+            .await
+            .get_range("key", 2..5)
+            .await
+            .map_err(|error| error.kind());
+        assert_eq!(got, expected.map(bytes::Bytes::from), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_elsewhere_is_named() {
+    let answer = s3_error(
+        "301 Moved Permanently",
+        "x-amz-bucket-region: eu-central-1\r\n",
+        "PermanentRedirect",
+    );
+    let server = Canned::start(move |_| answer.clone()).await;
+    let error = server.store().await.get("key").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.next_step().contains("region = \"eu-central-1\""), "{error}");
+}
+
+#[tokio::test]
+async fn codes_decide_over_the_wire() {
+    for (status, code, kind) in [
+        ("404 Not Found", "NoSuchKey", ErrorKind::NotFound),
+        ("403 Forbidden", "AccessDenied", ErrorKind::Operator),
+        ("403 Forbidden", "RequestTimeTooSkewed", ErrorKind::Retry),
+        ("503 Slow Down", "SlowDown", ErrorKind::Retry),
+        ("404 Not Found", "NoSuchBucket", ErrorKind::Config),
+    ] {
+        let answer = s3_error(status, "x-amz-request-id: REQ7\r\n", code);
+        let server = Canned::start(move |_| answer.clone()).await;
+        let error = server.store().await.get("key").await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(
+            error.message().contains(code) && error.message().contains("REQ7"),
+            "{error}"
+        );
+        assert_eq!(server.heads.lock().unwrap().len(), 1, "the SDK retried");
+    }
+}
+
+#[tokio::test]
+async fn listings_that_cannot_be_trusted_are_refused() {
+    let listing = |keys: &[&str]| {
+        let contents: String = keys
+            .iter()
+            .map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>"))
+            .collect();
+        http(
+            "200 OK",
+            "",
+            &format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"),
+        )
+    };
+    for (keys, kind) in [
+        (vec!["prefix/b", "prefix/a"], ErrorKind::Config),
+        (vec!["other/a"], ErrorKind::Corrupt),
+        (vec!["prefix/a"], ErrorKind::Config),
+    ] {
+        let answer = listing(&keys);
+        let server = Canned::start(move |_| answer.clone()).await;
+        // The third one ignores where the listing was to begin.
+        let error = server.store().await.list("", Some("a"), 10).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{keys:?}: {error}");
+    }
+    let answer = listing(&["prefix/a", "prefix/b"]);
+    let server = Canned::start(move |_| answer.clone()).await;
+    assert_eq!(
+        server
+            .store()
+            .await
+            .list("", None, 10)
+            .await
+            .unwrap()
+            .entries
+            .len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn probe_finds_a_store_that_ignores_the_condition() {
+    // Accepts every write and gives back the last one it should have had.
+    let second = "highwater probe: this content must never be stored\n";
+    let server = Canned::start(move |head| {
+        if head.starts_with("PUT") {
+            http("200 OK", "ETag: \"e\"\r\n", "")
+        } else {
+            http("200 OK", "ETag: \"e\"\r\n", second)
+        }
+    })
+    .await;
+    assert!(
+        !probe(server.store().await.as_ref(), "")
+            .await
+            .unwrap()
+            .conditional_create
+    );
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_refused_at_once() {
+    let good = Canned::always("").await.config();
+    let broken: [fn(&mut RegionConfig); 5] = [
+        |config| config.secret_access_key = None,
+        |config| config.endpoint = Some("minio:9000".to_owned()),
+        |config| config.attempt_timeout = Duration::from_millis(1),
+        |config| config.ca_file = Some("/no/such/ca.pem".into()),
+        |config| config.url = "s3://b".to_owned(),
+    ];
+    for spoil in broken {
+        let mut config = good.clone();
+        spoil(&mut config);
+        let error = open(&config).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.region()),
+            (ErrorKind::Config, "eu"),
+            "{error}"
+        );
+    }
+    assert!(!format!("{good:?}").contains("the secret"));
+}
