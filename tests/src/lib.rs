@@ -13,16 +13,17 @@
 
 pub mod clock;
 pub mod dir;
-//LATER pub mod ledger;
+pub mod ledger;
+pub mod lsn;
 pub mod postgres;
 pub mod process;
-//LATER pub mod program;
+pub mod program;
 pub mod s3;
-//LATER pub mod tap;
+pub mod tap;
 
 pub use dir::TestDir;
-//LATER pub use ledger::{Ledger, LedgerLog};
+pub use ledger::{Ledger, LedgerLog};
 pub use postgres::{PgCluster, PgVersion, Stop};
-//LATER pub use program::Program;
+pub use program::Program;
 pub use s3::{S3Server, S3Snapshot};
-//LATER pub use tap::FeedbackTap;
+pub use tap::FeedbackTap;

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs every test there is. Arguments go to the test runner, for instance a name to filter by.
+# Installs what is missing first (scripts/setup.sh); needs Rust, and root or sudo for that once.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scripts/setup.sh
+
+# The end-to-end tests run the programs as a user would.
+cargo build --locked -p highwater-agent -p highwater-restore --bins
+
+# Clusters and servers of several tests share the machine: more at once only makes each slower.
+if [ -z "${HIGHWATER_TEST_THREADS:-}" ]; then
+  HIGHWATER_TEST_THREADS="$(($(nproc) + 1))"
+fi
+
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo nextest run --locked --workspace --test-threads "$HIGHWATER_TEST_THREADS" --no-fail-fast "$@"
+else
+  cargo test --locked --workspace --bins --lib --tests --no-fail-fast -- --test-threads "$HIGHWATER_TEST_THREADS" "$@"
+fi
+# nextest does not run the examples in the documentation; a filter is not meant for them.
+if [ "$#" -eq 0 ]; then
+  cargo test --locked --workspace --doc
+fi
