@@ -20,8 +20,8 @@ pub struct Time(i64);
 impl Time {
     /// The earliest moment that can be written as text.
     pub const MIN: Time = Time(-377_705_023_201_000_000);
-    /// The latest moment that can be written as text.
-    pub const MAX: Time = Time(253_402_207_200_999_999);
+    /// The latest moment that can be written as text: 9999-12-30T22:00:00Z.
+    pub const MAX: Time = Time(253_402_207_200_000_000);
     /// 1970-01-01T00:00:00Z.
     pub const UNIX_EPOCH: Time = Time(0);
 
