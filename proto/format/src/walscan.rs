@@ -18,12 +18,16 @@ use crate::walpage::{
     RecordHeader, major_of_magic, page_magic,
 };
 
+mod batch;
+#[cfg(test)]
+mod build;
 mod damage;
 mod interest;
 mod page;
 
+use batch::Batch;
 pub use damage::{Damage, WalDamage};
-use interest::{Interest, is_switch};
+use interest::{Interest, event_of, is_switch};
 
 /// Records begin at multiples of this, `MAXALIGN` on every 64-bit server.
 const ALIGNMENT: u8 = 8;
@@ -151,6 +155,9 @@ pub struct WalScanner {
     state: State,
     previous: Option<Lsn>,
     last_record_end: Lsn,
+    batch: Batch,
+    /// Records before this were found wrong together; which one is found by taking them singly.
+    one_by_one_until: Lsn,
     damage: Option<WalDamage>,
 }
 
@@ -182,16 +189,19 @@ impl WalScanner {
             state: State::Boundary,
             previous: None,
             last_record_end: start,
+            batch: Batch::new(DEFAULT_PAGE_SIZE),
+            one_by_one_until: Lsn::ZERO,
             damage: None,
         };
         scanner.at_start();
         scanner
     }
 
-    /// For servers built with another `wal_block_size`; the default is 8192. To be called before anything is fed.
+    /// For servers built with another `wal_block_size` (1 to 64 KiB); the default is 8192. Call it before feeding.
     #[must_use]
     pub fn with_page_size(mut self, bytes: u32) -> Self {
-        self.page_size = bytes.max(1024);
+        self.page_size = bytes.clamp(1024, 65_536).next_power_of_two();
+        self.batch = Batch::new(self.page_size);
         self.at_start();
         self
     }
@@ -314,6 +324,10 @@ impl WalScanner {
             self.advance(used);
             return Ok(used);
         }
+        let batch = self.read_batch(page, on);
+        if batch > 0 {
+            return Ok(batch);
+        }
         let start = self.position;
         let Some(bytes) = page.first_chunk::<RECORD_HEADER>() else {
             self.state = State::Header {
@@ -331,12 +345,11 @@ impl WalScanner {
             self.advance(RECORD_HEADER);
             return Ok(RECORD_HEADER);
         };
-        let interest = Interest::new(&header, self.layout()).map(|mut interest| {
-            interest.take(body);
-            interest
-        });
         self.advance(length);
-        self.finish_record(start, bytes, crc32c::crc32c(body), interest, on)?;
+        let end = self.finish_record(start, bytes, crc32c::crc32c(body))?;
+        if let Some(event) = event_of(&header, self.layout(), body, end) {
+            on(event);
+        }
         Ok(length)
     }
 
@@ -371,21 +384,21 @@ impl WalScanner {
             return Ok(());
         }
         if let State::Body(record) = std::mem::replace(&mut self.state, State::Boundary) {
-            self.finish_record(record.start, &record.bytes, record.crc, record.interest, on)?;
+            let end = self.finish_record(record.start, &record.bytes, record.crc)?;
+            if let Some(event) = record.interest.and_then(|interest| interest.event(end)) {
+                on(event);
+            }
         }
         Ok(())
     }
 
     /// All of a record has passed: its CRC decides. The position is where it ended.
-    #[inline]
     fn finish_record(
         &mut self,
         start: Lsn,
         bytes: &[u8; RECORD_HEADER],
         body_crc: u32,
-        interest: Option<Interest>,
-        on: &mut impl FnMut(WalEvent),
-    ) -> Result<(), WalDamage> {
+    ) -> Result<Lsn, WalDamage> {
         let header = RecordHeader::read(bytes);
         let crc = crc32c::crc32c_append(body_crc, &bytes[..RECORD_HEADER_IN_CRC]);
         if crc != header.crc {
@@ -404,10 +417,7 @@ impl WalScanner {
             self.state = State::Unused { until: end };
         }
         self.last_record_end = end;
-        if let Some(event) = interest.and_then(|interest| interest.event(end)) {
-            on(event);
-        }
-        Ok(())
+        Ok(end)
     }
 
     #[inline]

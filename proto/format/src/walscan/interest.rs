@@ -48,6 +48,12 @@ pub(super) fn is_switch(header: &RecordHeader) -> bool {
     header.resource_manager == RM_XLOG && header.info & INFO_OPERATION == 0x40
 }
 
+/// Whether the record is of one of the two resource managers; most of theirs are of no interest after all.
+#[inline]
+pub(super) fn may_interest(header: &RecordHeader) -> bool {
+    header.resource_manager <= RM_XACT
+}
+
 fn sort_of(header: &RecordHeader) -> Option<Sort> {
     match (header.resource_manager, header.info & INFO_OPERATION) {
         (RM_XLOG, 0x00) => Some(Sort::Checkpoint { shutdown: true }),
@@ -79,81 +85,52 @@ fn sort_of(header: &RecordHeader) -> Option<Sort> {
     }
 }
 
-/// A record of interest while its body arrives.
-#[derive(Debug, Clone)]
-pub(super) struct Interest {
+/// What the header says of a record of interest.
+#[derive(Debug, Clone, Copy)]
+struct Subject {
     sort: Sort,
     xid: u32,
     has_info: bool,
     /// Bytes per item in the list of dropped statistics: 16 from version 18 on, where their ids grew.
     stats_item: u32,
-    head: [u8; HEAD],
-    filled: usize,
-    /// For prepared transactions, from when the head is complete.
-    walk: Option<PreparedXid>,
 }
 
-impl Interest {
+impl Subject {
     /// Decides by the header alone. `None` for almost every record.
-    #[inline]
-    pub(super) fn new(header: &RecordHeader, major: u32) -> Option<Self> {
-        if header.resource_manager > RM_XACT {
-            return None;
-        }
+    fn new(header: &RecordHeader, major: u32) -> Option<Self> {
         Some(Self {
             sort: sort_of(header)?,
             xid: header.xid,
             has_info: header.info & XACT_HAS_INFO != 0,
             stats_item: if major >= 18 { 16 } else { 12 },
-            head: [0; HEAD],
-            filled: 0,
-            walk: None,
         })
     }
 
-    /// Takes the next bytes of the body.
-    pub(super) fn take(&mut self, bytes: &[u8]) {
-        let into_head = bytes.len().min(HEAD - self.filled);
-        let (head, rest) = bytes.split_at(into_head);
-        self.head[self.filled..self.filled + into_head].copy_from_slice(head);
-        self.filled += into_head;
-        if rest.is_empty() || !matches!(self.sort, Sort::Transaction { prepared: true, .. }) {
-            return;
+    /// Starts to look for the transaction id of a prepared transaction, in the beginning of the body.
+    fn walk(&self, head: &[u8]) -> Option<PreparedXid> {
+        if !self.has_info || !matches!(self.sort, Sort::Transaction { prepared: true, .. }) {
+            return None;
         }
-        self.begin_walk();
-        if let Some(walk) = &mut self.walk {
-            walk.take(rest);
-        }
+        let (at, main) = main_data(head)?;
+        let flags = u32::from_le_bytes(*main.get(8..)?.first_chunk()?);
+        let mut walk = PreparedXid::new(flags, at + 12, self.stats_item)?;
+        walk.take(head);
+        Some(walk)
     }
 
-    /// Starts to look for the transaction id of a prepared transaction, once.
-    fn begin_walk(&mut self) {
-        if self.walk.is_some() || !self.has_info {
-            return;
-        }
-        let mut walk = main_data(&self.head[..self.filled]).and_then(|(at, main)| {
-            let flags = u32::from_le_bytes(*main.get(8..)?.first_chunk()?);
-            PreparedXid::new(flags, at + 12, self.stats_item)
-        });
-        if let Some(walk) = &mut walk {
-            walk.take(&self.head[..self.filled]);
-        }
-        self.walk = walk;
-    }
-
-    /// What the whole record said.
-    pub(super) fn event(mut self, end: Lsn) -> Option<WalEvent> {
+    /// What the record said, from the beginning of its body.
+    fn event(&self, head: &[u8], prepared_xid: Option<u32>, end: Lsn) -> Option<WalEvent> {
         if self.sort == Sort::Switch {
             return Some(WalEvent::Switch { end });
         }
-        if matches!(self.sort, Sort::Transaction { prepared: true, .. }) {
-            self.begin_walk();
-        }
-        let (_, main) = main_data(&self.head[..self.filled])?;
+        let (_, main) = main_data(head)?;
         match self.sort {
             Sort::Transaction { abort, prepared } => {
-                let own = if prepared { None } else { Some(self.xid) };
-                let xid = own.or(self.walk.and_then(|walk| walk.found)).unwrap_or(0);
+                let xid = if prepared {
+                    prepared_xid.unwrap_or(0)
+                } else {
+                    self.xid
+                };
                 Some(WalEvent::Commit {
                     end,
                     time: time_at(main, 0)?,
@@ -172,6 +149,58 @@ impl Interest {
                 previous: timeline_at(main, 12)?,
             }),
         }
+    }
+}
+
+/// What a record said of which the whole body is at hand.
+pub(super) fn event_of(header: &RecordHeader, major: u32, body: &[u8], end: Lsn) -> Option<WalEvent> {
+    let subject = Subject::new(header, major)?;
+    subject.event(body, subject.walk(body).and_then(|walk| walk.found), end)
+}
+
+/// A record of interest while its body arrives.
+#[derive(Debug, Clone)]
+pub(super) struct Interest {
+    subject: Subject,
+    head: [u8; HEAD],
+    filled: usize,
+    /// For prepared transactions, from when the head is complete.
+    walk: Option<PreparedXid>,
+}
+
+impl Interest {
+    /// Begins to gather, if the record is of interest.
+    pub(super) fn new(header: &RecordHeader, major: u32) -> Option<Self> {
+        Some(Self {
+            subject: Subject::new(header, major)?,
+            head: [0; HEAD],
+            filled: 0,
+            walk: None,
+        })
+    }
+
+    /// Takes the next bytes of the body.
+    pub(super) fn take(&mut self, bytes: &[u8]) {
+        let into_head = bytes.len().min(HEAD - self.filled);
+        let (head, rest) = bytes.split_at(into_head);
+        self.head[self.filled..self.filled + into_head].copy_from_slice(head);
+        self.filled += into_head;
+        if rest.is_empty() {
+            return;
+        }
+        if self.walk.is_none() {
+            self.walk = self.subject.walk(&self.head);
+        }
+        if let Some(walk) = &mut self.walk {
+            walk.take(rest);
+        }
+    }
+
+    /// What the whole record said.
+    pub(super) fn event(&self, end: Lsn) -> Option<WalEvent> {
+        let head = &self.head[..self.filled];
+        let walk = self.walk.or_else(|| self.subject.walk(head));
+        self.subject.event(head, walk.and_then(|walk| walk.found), end)
     }
 }
 
