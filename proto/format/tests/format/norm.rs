@@ -37,7 +37,9 @@ fn dump(bytes: &[u8]) -> String {
                 }
             })
             .collect();
-        writeln!(out, "{:04x}  {:<47}  {text}", index * 16, hex.join(" ")).unwrap();
+        let line = format!("{:04x}  {:<47}  {text}", index * 16, hex.join(" "));
+        // Editors take blanks at the end of a line away.
+        writeln!(out, "{}", line.trim_end()).unwrap();
     }
     out
 }
