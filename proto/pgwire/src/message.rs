@@ -65,6 +65,10 @@ pub(crate) fn take_u8(body: &mut Bytes) -> Option<u8> {
     body.try_get_u8().ok()
 }
 
+pub(crate) fn take_u32(body: &mut Bytes) -> Option<u32> {
+    body.try_get_u32().ok()
+}
+
 pub(crate) fn take_u64(body: &mut Bytes) -> Option<u64> {
     body.try_get_u64().ok()
 }

@@ -67,8 +67,6 @@ pub(crate) enum WriteHalf {
     Unix(unix::OwnedWriteHalf),
     Tcp(tcp::OwnedWriteHalf),
     Tls(tokio::io::WriteHalf<TlsStream<TcpStream>>),
-    #[cfg(test)]
-    Test(tokio::io::WriteHalf<tokio::io::DuplexStream>),
 }
 
 impl AsyncWrite for WriteHalf {
@@ -77,8 +75,6 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_write(cx, buf),
             WriteHalf::Tcp(half) => Pin::new(half).poll_write(cx, buf),
             WriteHalf::Tls(half) => Pin::new(half).poll_write(cx, buf),
-            #[cfg(test)]
-            WriteHalf::Test(half) => Pin::new(half).poll_write(cx, buf),
         }
     }
 
@@ -87,8 +83,6 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_flush(cx),
             WriteHalf::Tcp(half) => Pin::new(half).poll_flush(cx),
             WriteHalf::Tls(half) => Pin::new(half).poll_flush(cx),
-            #[cfg(test)]
-            WriteHalf::Test(half) => Pin::new(half).poll_flush(cx),
         }
     }
 
@@ -97,8 +91,6 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_shutdown(cx),
             WriteHalf::Tcp(half) => Pin::new(half).poll_shutdown(cx),
             WriteHalf::Tls(half) => Pin::new(half).poll_shutdown(cx),
-            #[cfg(test)]
-            WriteHalf::Test(half) => Pin::new(half).poll_shutdown(cx),
         }
     }
 }

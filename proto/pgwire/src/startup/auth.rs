@@ -13,7 +13,7 @@ use crate::connection::{Mode, Session};
 use crate::conninfo::{AuthMethod, ChannelBinding, ConnInfo};
 use crate::error::{PgError, PgErrorKind, ServerError};
 use crate::frame::{FrameReader, FrameWriter};
-use crate::message::{self, short, tag, take_cstr};
+use crate::message::{self, short, tag, take_cstr, take_u32};
 
 const DURING: &str = "authentication";
 /// More rounds than any login takes; a server that goes on asking is not one.
@@ -77,10 +77,8 @@ pub(super) async fn log_in(
                 stage = login.answer(stage, frame.body, &session.target, writer).await?;
             }
             tag::BACKEND_KEY_DATA => {
-                session.pid = frame
-                    .body
-                    .try_get_u32_checked()
-                    .ok_or_else(|| short("BackendKeyData", &connecting))?;
+                session.pid =
+                    take_u32(&mut frame.body).ok_or_else(|| short("BackendKeyData", &connecting))?;
             }
             tag::READY if matches!(stage, Stage::In) => return Ok(()),
             // Only 3.0 is asked for; an older server says which options it does not know.
@@ -98,16 +96,6 @@ pub(super) async fn log_in(
         &connecting,
         format!("no end after {MAX_ROUNDS} messages"),
     ))
-}
-
-trait CheckedGet {
-    fn try_get_u32_checked(&mut self) -> Option<u32>;
-}
-
-impl CheckedGet for Bytes {
-    fn try_get_u32_checked(&mut self) -> Option<u32> {
-        bytes::Buf::try_get_u32(self).ok()
-    }
 }
 
 async fn send_startup(login: &Login<'_>, writer: &mut FrameWriter) -> Result<(), PgError> {
@@ -145,9 +133,7 @@ impl Login<'_> {
         target: &str,
         writer: &mut FrameWriter,
     ) -> Result<Stage, PgError> {
-        let code = body
-            .try_get_u32_checked()
-            .ok_or_else(|| short("authentication request", DURING))?;
+        let code = take_u32(&mut body).ok_or_else(|| short("authentication request", DURING))?;
         let next = match (code, stage) {
             (request::OK, stage) => self.enter(&stage, target)?,
             (request::CLEARTEXT, Stage::Fresh) => {

@@ -99,8 +99,10 @@ impl Connection {
                 Ok(Started::Streaming(reader, writer))
             }
             tag::ROW_DESCRIPTION => {
-                let mut end = EndOfTimeline::default();
-                end.described = true;
+                let mut end = EndOfTimeline {
+                    described: true,
+                    next: None,
+                };
                 loop {
                     let frame = self.next(&command).await?;
                     if frame.tag == tag::ERROR {
