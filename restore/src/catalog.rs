@@ -7,6 +7,9 @@
 //! Invariant: a region that could not be read is a fact in here and never looks like an empty one.
 
 mod chain;
+mod combine;
+pub mod read;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 

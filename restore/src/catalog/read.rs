@@ -1,0 +1,371 @@
+//! Reads the catalog from the stores.
+//!
+//! Owns: which listings and small documents are read, and in which order. Keys sort by LSN, so whole directories are
+//! stepped over and tail chunks are listed only where segment objects leave holes: an archive of a month costs a few
+//! dozen calls. The pulse is read first, so that what it claims must be in the listings that follow.
+//!
+//! Does not own: judging what was found (`plan`).
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use highwater_config::Exit;
+use highwater_format::{
+    BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, Pulse,
+    SegmentSize, SystemId, TimelineId, decode,
+};
+use highwater_store::{Store, StoreError, list_all};
+
+use super::{Catalog, Finding, Reading, RegionView, combine, wal};
+use crate::{
+    error::{RestoreError, store_exit},
+    regions::{Access, Meaning, Region, is_newer, meaning},
+};
+
+/// Sorts behind every character that a key of ours holds.
+const AFTER_ALL: char = '~';
+
+/// Reads everything but bulk data of one lineage of `cluster`.
+///
+/// # Errors
+///
+/// No region can be read, there is no such archive, the lineage is ambiguous, or its identity cannot be trusted.
+pub async fn read(
+    regions: &[Region],
+    cluster: &ClusterName,
+    wanted: Option<SystemId>,
+) -> Result<Catalog, RestoreError> {
+    let lineages = join_all(regions.iter().map(|region| lineages(region, cluster))).await;
+    refuse_all_silent(regions, &lineages)?;
+    let found: BTreeSet<SystemId> = lineages.iter().flatten().flatten().copied().collect();
+    let system_id = choose(regions, cluster, &found, wanted, &lineages).await?;
+    let layout = Layout::new(cluster.clone(), system_id);
+    let silent = |index: usize| lineages.get(index).and_then(|read| read.as_ref().err()).cloned();
+    let views = regions
+        .iter()
+        .enumerate()
+        .map(|(index, region)| view(region, &layout, silent(index)));
+    let read = join_all(views).await;
+    let others = found.into_iter().filter(|other| *other != system_id).collect();
+    combine::combine(layout, others, read)
+}
+
+/// What one region said, and what was wrong with it.
+pub(super) struct Read {
+    pub(super) view: RegionView,
+    pub(super) identity: Option<Identity>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Why a region gave no answer.
+#[derive(Debug, Clone)]
+struct Silence {
+    error: String,
+    exit: Exit,
+}
+
+impl From<&StoreError> for Silence {
+    fn from(error: &StoreError) -> Self {
+        Self {
+            error: error.to_string(),
+            exit: store_exit(error.kind()),
+        }
+    }
+}
+
+async fn lineages(region: &Region, cluster: &ClusterName) -> Result<BTreeSet<SystemId>, Silence> {
+    let store = match &region.access {
+        Access::Store(store) => store,
+        Access::LeftOut => return Ok(BTreeSet::new()),
+        Access::Failed { error, kind } => {
+            return Err(Silence {
+                error: error.clone(),
+                exit: store_exit(*kind),
+            });
+        }
+    };
+    let directory = Layout::cluster_dir(cluster);
+    let parts = subdirectories(store.as_ref(), &directory)
+        .await
+        .map_err(|error| Silence::from(&error))?;
+    Ok(parts
+        .iter()
+        .filter_map(|(_, first)| Layout::parse_system_id(cluster, first))
+        .collect())
+}
+
+fn refuse_all_silent(
+    regions: &[Region],
+    lineages: &[Result<BTreeSet<SystemId>, Silence>],
+) -> Result<(), RestoreError> {
+    let asked = regions
+        .iter()
+        .zip(lineages)
+        .filter(|(region, _)| !matches!(region.access, Access::LeftOut));
+    let mut errors = Vec::new();
+    let mut exit = Exit::Usage;
+    for (region, read) in asked {
+        let Err(silence) = read else { return Ok(()) };
+        errors.push(format!("region {}: {}", region.name, silence.error));
+        if silence.exit != Exit::Usage {
+            exit = Exit::Trouble;
+        }
+    }
+    if errors.is_empty() {
+        return Err(RestoreError::failed(
+            Exit::Usage,
+            "every region is left out; keep at least one",
+        ));
+    }
+    Err(RestoreError::failed(
+        exit,
+        format!("no region can be read. {}", errors.join(". ")),
+    ))
+}
+
+/// The lineage to restore: the one asked for, the only one, or the one with the newest sign of life.
+async fn choose(
+    regions: &[Region],
+    cluster: &ClusterName,
+    found: &BTreeSet<SystemId>,
+    wanted: Option<SystemId>,
+    lineages: &[Result<BTreeSet<SystemId>, Silence>],
+) -> Result<SystemId, RestoreError> {
+    let silent = regions
+        .iter()
+        .zip(lineages)
+        .find_map(|(region, read)| read.as_ref().err().map(|_| &region.name));
+    let absent = |what: String| match silent {
+        None => RestoreError::failed(
+            Exit::No,
+            format!("{what}; check the cluster's name and the regions' urls"),
+        ),
+        Some(name) => {
+            let message =
+                format!("{what} that can be read, and region {name} does not answer; try again when it does");
+            RestoreError::failed(Exit::Trouble, message)
+        }
+    };
+    let mut ids = found.iter().copied();
+    match (wanted, ids.next(), ids.next()) {
+        (Some(wanted), ..) if found.contains(&wanted) => Ok(wanted),
+        (Some(wanted), ..) => Err(absent(format!("there is no archive of system {wanted} in cluster {cluster}"))),
+        (None, None, _) => Err(absent(format!("there is no archive of cluster {cluster} in any region"))),
+        (None, Some(only), None) => Ok(only),
+        (None, Some(_), Some(_)) => newest(regions, cluster, found).await.ok_or_else(|| {
+            let known: Vec<String> = found.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "cluster {cluster} has the lineages {} and nothing says which is the newest; choose one with --system-id",
+                known.join(", ")
+            );
+            RestoreError::failed(Exit::Usage, message)
+        }),
+    }
+}
+
+async fn newest(regions: &[Region], cluster: &ClusterName, found: &BTreeSet<SystemId>) -> Option<SystemId> {
+    let mut newest = None;
+    for id in found {
+        let key = Layout::new(cluster.clone(), *id).pulse();
+        for store in regions.iter().filter_map(Region::store) {
+            let Ok(bytes) = store.get(&key).await else {
+                continue;
+            };
+            let Ok(pulse) = decode::<Pulse>(&bytes) else {
+                continue;
+            };
+            newest = newest.max(Some((pulse.server_time, *id)));
+        }
+    }
+    newest.map(|(_, id)| id)
+}
+
+/// Everything one region shows; a region that stops answering half-way is unreadable, not half empty.
+async fn view(region: &Region, layout: &Layout, silent: Option<Silence>) -> Read {
+    let blank = |reading| Read {
+        view: RegionView::new(region.name.clone(), region.place.clone(), reading),
+        identity: None,
+        findings: Vec::new(),
+    };
+    if let Some(silence) = silent {
+        return blank(Reading::Unreadable { error: silence.error });
+    }
+    let Some(store) = region.store() else {
+        return blank(Reading::LeftOut);
+    };
+    let mut reader = RegionReader {
+        store: store.as_ref(),
+        layout,
+        read: blank(Reading::Readable),
+    };
+    match reader.fill().await {
+        Ok(()) => reader.read,
+        Err(error) => blank(Reading::Unreadable {
+            error: error.to_string(),
+        }),
+    }
+}
+
+pub(super) struct RegionReader<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) layout: &'a Layout,
+    pub(super) read: Read,
+}
+
+impl RegionReader<'_> {
+    async fn fill(&mut self) -> Result<(), StoreError> {
+        self.read.view.pulse = self.document(&self.layout.pulse()).await?;
+        self.read.identity = self.document(&self.layout.identity()).await?;
+        if let Some(size) = self.read.identity.as_ref().map(|identity| identity.segment_size) {
+            self.timelines(size).await?;
+        }
+        self.backups().await
+    }
+
+    async fn timelines(&mut self, size: SegmentSize) -> Result<(), StoreError> {
+        let directory = self.layout.wal_dir();
+        let parts = subdirectories(self.store, &directory).await?;
+        let timelines = parts.iter().filter_map(|(name, _)| TimelineId::from_hex8(name));
+        for timeline in timelines.collect::<BTreeSet<_>>() {
+            let mut view =
+                wal::pieces(self.store, self.layout, timeline, size, self.claimed(timeline)).await?;
+            view.history = self.history(timeline).await?;
+            for meta in list_all(self.store, &self.layout.gap_dir(timeline), None).await? {
+                if let Some(Key::Gap(..)) = self.layout.parse(&meta.key) {
+                    view.gaps.extend(self.document(&meta.key).await?);
+                }
+            }
+            self.read.view.timelines.insert(timeline, view);
+        }
+        Ok(())
+    }
+
+    fn claimed(&self, timeline: TimelineId) -> Lsn {
+        let pulse = self
+            .read
+            .view
+            .pulse
+            .as_ref()
+            .filter(|pulse| pulse.timeline == timeline);
+        pulse.map_or(Lsn::ZERO, |pulse| pulse.stored_lsn)
+    }
+
+    async fn history(&mut self, timeline: TimelineId) -> Result<Option<(History, Vec<u8>)>, StoreError> {
+        let key = self.layout.history(timeline);
+        let Some(bytes) = self.bytes(&key).await? else {
+            return Ok(None);
+        };
+        match History::parse(timeline, &bytes) {
+            Ok(history) => Ok(Some((history, bytes.to_vec()))),
+            Err(error) => {
+                self.finding(key, error.to_string(), false);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The commit mark sorts before everything else of its backup, so the first key of each tells.
+    async fn backups(&mut self) -> Result<(), StoreError> {
+        let directory = self.layout.base_dir();
+        for (name, first) in subdirectories(self.store, &directory).await? {
+            let Ok(id) = BackupId::parse(&name) else { continue };
+            if first != self.layout.backup(&id) {
+                self.read.view.unfinished.insert(id);
+                continue;
+            }
+            let Some(backup) = self.document::<highwater_format::Backup>(&first).await? else {
+                continue;
+            };
+            if backup.id == id && backup.system_id == self.layout.system_id() {
+                self.read.view.backups.insert(id, backup);
+            } else {
+                let found = format!("it is about backup {} of system {}", backup.id, backup.system_id);
+                self.finding(first, found, false);
+            }
+        }
+        Ok(())
+    }
+
+    async fn document<T: Document>(&mut self, key: &str) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.bytes(key).await? else {
+            return Ok(None);
+        };
+        match decode::<T>(&bytes) {
+            Ok(document) => Ok(Some(document)),
+            Err(error) => {
+                self.bad(key, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn bytes(&mut self, key: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+        match self.store.get(key).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => match meaning(&error) {
+                Meaning::Absent => Ok(None),
+                Meaning::Bad => {
+                    self.finding(key.to_owned(), error.message().to_owned(), false);
+                    Ok(None)
+                }
+                Meaning::Silent => Err(error),
+            },
+        }
+    }
+
+    fn bad(&mut self, key: &str, error: &FormatError) {
+        self.finding(key.to_owned(), error.to_string(), is_newer(error.kind()));
+    }
+
+    fn finding(&mut self, key: String, problem: String, newer_format: bool) {
+        let region = Some(self.read.view.name.clone());
+        self.read.findings.push(Finding {
+            region,
+            key,
+            problem,
+            newer_format,
+        });
+    }
+}
+
+/// The parts directly below a directory, each with its first key.
+pub(crate) async fn subdirectories(
+    store: &dyn Store,
+    directory: &str,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let mut parts = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(directory, after.as_deref(), 1).await?;
+        let Some(first) = page.entries.into_iter().next() else {
+            return Ok(parts);
+        };
+        let Some(name) = first
+            .key
+            .strip_prefix(directory)
+            .and_then(|rest| rest.split('/').next())
+        else {
+            return Ok(parts);
+        };
+        after = Some(if first.key.len() == directory.len() + name.len() {
+            first.key.clone()
+        } else {
+            format!("{directory}{name}/{AFTER_ALL}")
+        });
+        parts.push((name.to_owned(), first.key));
+    }
+}
+
+/// The ranges of `coverage` in which tail chunks matter.
+pub(super) fn open_ranges(runs: &[LsnRange]) -> Vec<LsnRange> {
+    let mut at = Lsn::ZERO;
+    let mut open = Vec::new();
+    for run in runs {
+        if at < run.start {
+            open.push(LsnRange::new(at, run.start));
+        }
+        at = run.end;
+    }
+    open.push(LsnRange::new(at, Lsn::MAX));
+    open
+}
