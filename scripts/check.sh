@@ -41,7 +41,7 @@ check_dependencies() {
   forbid highwater-restore 'highwater-pgwire' "a restore needs no live primary"
   forbid highwater-format 'tokio.*|async-.*|aws-.*|hyper.*|highwater-.*' "the archive format is pure"
   forbid highwater-store 'highwater-.*' "a store knows nothing of what it holds"
-  forbid highwater-pgwire 'aws-.*|highwater-(store|config|agent|restore)' "the replication client knows no storage"
+  forbid highwater-pgwire 'aws-(config|sdk|smithy|runtime|credential).*|highwater-(store|config|agent|restore)' "the replication client knows no storage"
   local package
   for package in highwater-agent highwater-restore highwater-pgwire highwater-config highwater-tests; do
     if names "$package" | grep -qE '^aws-(config|sdk|smithy)'; then

@@ -149,7 +149,7 @@ impl Shared {
     }
 
     /// Up to `max` objects with `prefix` after the key `after`, and whether there are more.
-    pub(super) fn list(&self, bucket: &str, query: &Query<'_>) -> Option<(Vec<(String, Arc<Stored>)>, bool)> {
+    pub(super) fn list(&self, bucket: &str, query: &Query<'_>) -> Option<(Listed, bool)> {
         let state = self.lock();
         let bucket = state.buckets.get(bucket)?;
         let newest_shown = state.writes.saturating_sub(query.hide_newest);
@@ -157,7 +157,7 @@ impl Shared {
             Some(after) if after >= query.prefix => Bound::Excluded(after),
             _ => Bound::Included(query.prefix),
         };
-        let mut found: Vec<_> = bucket
+        let mut found: Listed = bucket
             .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(query.prefix))
             .filter(|(_, stored)| query.hide_newest == 0 || stored.sequence <= newest_shown)
@@ -169,6 +169,9 @@ impl Shared {
         Some((found, more))
     }
 }
+
+/// A page of a LIST: keys and their objects, sorted.
+pub(super) type Listed = Vec<(String, Arc<Stored>)>;
 
 /// What a LIST asks for.
 #[derive(Clone, Copy, Debug)]
