@@ -62,7 +62,7 @@ pub struct Frontier {
 impl Frontier {
     /// A frontier over `regions` regions of which none has been read.
     pub fn new(policy: Policy, regions: usize) -> Self {
-        Self { needed: needed(policy, regions), positions: vec![None; regions], durable: None }
+        Self { needed: policy.needed(regions).max(1), positions: vec![None; regions], durable: None }
     }
 
     /// Notes that `region` holds everything before `at`. Returns the durable position if it moved.
@@ -100,15 +100,6 @@ impl Frontier {
         let mut held: Vec<Position> = self.positions.iter().copied().flatten().collect();
         held.sort_unstable_by(|a, b| b.cmp(a));
         held.get(self.needed.checked_sub(1)?).copied()
-    }
-}
-
-/// How many of `regions` regions must hold a byte before it counts as durable; at least one.
-fn needed(policy: Policy, regions: usize) -> usize {
-    match policy {
-        Policy::All => regions,
-        Policy::Any => 1,
-        Policy::Count(count) => usize::try_from(count).unwrap_or(regions).clamp(1, regions),
     }
 }
 

@@ -40,13 +40,13 @@ fn an_ancestor_counts_up_to_where_the_timeline_began() {
 proptest! {
     #[test]
     fn durable_is_held_by_enough_regions_and_never_moves_back(
-        policy in prop_oneof![Just(Policy::All), Just(Policy::Any), (1u32..4).prop_map(Policy::Count)],
+        policy in prop_oneof![Just(Policy::All), Just(Policy::Any), (1usize..4).prop_map(|n| Policy::Count(n.try_into().unwrap()))],
         events in proptest::collection::vec((0usize..3, 1u32..3, 0u64..1000), 1..60),
     ) {
         let mut frontier = Frontier::new(policy, 3);
         let mut model: [Option<Position>; 3] = [None; 3];
         let mut last = None;
-        let wanted = match policy { Policy::All => 3, Policy::Any => 1, Policy::Count(n) => n as usize };
+        let wanted = match policy { Policy::All => 3, Policy::Any => 1, Policy::Count(n) => n.get() };
         for (region, timeline, lsn) in events {
             let position = at(timeline, lsn);
             frontier.stored(region, position);

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_config::Config;
-use highwater_format::container::Object as Container;
-use highwater_format::layout::{ClusterName, Layout};
-use highwater_format::records::Identity;
+use highwater_format::{ClusterName, Header, Identity, Layout, Object as Container};
 use highwater_store::{ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError};
 
 use crate::error::{AgentError, Result};
@@ -38,13 +36,15 @@ pub struct Archive {
     pub identity: Identity,
     /// In the order of the configuration; never empty.
     pub regions: Vec<Arc<Region>>,
+    /// Whether this lineage may begin under a cluster name that holds another one.
+    pub new_lineage: bool,
 }
 
 impl Archive {
     /// The archive of `cluster` for the server that `identity` describes.
     pub fn new(cluster: ClusterName, identity: Identity, regions: Vec<Arc<Region>>) -> Self {
         let layout = Layout::new(cluster, identity.system_id);
-        Self { layout, identity, regions }
+        Self { layout, identity, regions, new_lineage: false }
     }
 }
 
@@ -55,7 +55,7 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
         let plain = highwater_store::open(settings).await?;
         let health = Arc::new(Health { index, state: state.clone() });
         regions.push(Arc::new(Region {
-            name: settings.name.clone(),
+            name: settings.display_name().to_owned(),
             index,
             store: Arc::new(Retrying::new(plain.clone(), RetryPolicy::patient(), health.clone())),
             quick: Arc::new(Retrying::new(plain, RetryPolicy::interactive(), health)),
@@ -132,13 +132,28 @@ fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
     let (our_length, their_length) = (ours.len(), theirs.len());
     match (Container::open(ours), Container::open(theirs)) {
         (Ok(ours), Ok(theirs)) => {
-            let same = ours.header().same_identity(theirs.header())
+            let same = same_identity(ours.header(), theirs.header())
                 && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
-            (same, ours.header().to_string(), theirs.header().to_string())
+            (same, describe(ours.header()), describe(theirs.header()))
         }
         (_, Err(error)) => (false, format!("{our_length} bytes"), format!("{their_length} bytes that cannot be read: {error}")),
-        (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), theirs.header().to_string()),
+        (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), describe(theirs.header())),
     }
+}
+
+fn same_identity(a: &Header, b: &Header) -> bool {
+    (a.kind, a.system_id, a.timeline, a.start, a.end) == (b.kind, b.system_id, b.timeline, b.start, b.end)
+}
+
+fn describe(header: &Header) -> String {
+    format!(
+        "{} of system identifier {}, timeline {}, {}, sealed at {}",
+        header.kind,
+        header.system_id,
+        header.timeline,
+        header.range(),
+        header.sealed_at
+    )
 }
 
 /// Reads an object that may be absent.

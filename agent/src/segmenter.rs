@@ -19,8 +19,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use highwater_format::container::FRAME_SIZE;
-use highwater_format::coverage::MAX_OBJECT_PLAIN;
+use highwater_format::container::{FRAME_SIZE as FRAME_BYTES, MAX_OBJECT_PLAIN};
 use highwater_format::{Lsn, LsnRange, SegmentSize};
 
 use crate::commits::CommitSpan;
@@ -28,7 +27,8 @@ use crate::commits::CommitSpan;
 /// Runs of this many chunks of one size are covered by one larger chunk.
 pub const FANOUT: usize = 32;
 
-const FRAME: u64 = FRAME_SIZE as u64;
+const FRAME: u64 = FRAME_BYTES as u64;
+const FRAME_SIZE: usize = FRAME_BYTES as usize;
 
 /// When tail chunks are cut.
 #[derive(Clone, Copy, Debug)]

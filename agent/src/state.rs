@@ -137,6 +137,14 @@ impl State {
         self.cell.send_modify(change);
     }
 
+    /// Changes the snapshot without waking those who follow it; the next [`State::update`] does.
+    pub fn update_quietly(&self, change: impl FnOnce(&mut Snapshot)) {
+        self.cell.send_if_modified(|snapshot| {
+            change(snapshot);
+            false
+        });
+    }
+
     /// Changes one region's part; an unknown index changes nothing.
     pub fn update_region(&self, index: usize, change: impl FnOnce(&mut RegionView)) {
         self.cell.send_modify(|snapshot| {

@@ -1,0 +1,68 @@
+//! Reading WAL back from the archive: to compare it with what the server sends, and to copy it between
+//! regions. Every object is verified before a byte of it is used.
+
+use bytes::Bytes;
+use highwater_format::coverage::{Piece, PieceKind};
+use highwater_format::{Expect, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
+use highwater_store::Store;
+
+use crate::error::{AgentError, Result};
+use crate::inventory::{coverage, piece_key};
+use crate::region::Archive;
+
+/// Reads one piece from a region and checks that it is what its key says.
+pub async fn read_piece(
+    archive: &Archive,
+    store: &dyn Store,
+    size: SegmentSize,
+    timeline: TimelineId,
+    piece: &Piece,
+) -> Result<(String, Bytes, Object)> {
+    let key = piece_key(&archive.layout, size, timeline, piece);
+    let bytes = store.get(&key).await?;
+    let system_id = archive.identity.system_id;
+    let expect = match piece.kind {
+        PieceKind::Segment => {
+            let number = size.segment_number(piece.range.start);
+            Expect::segment(system_id, SegmentName { timeline, number }, size)
+        }
+        PieceKind::Tail => Expect::tail(system_id, timeline, piece.range),
+    };
+    let object = Object::open(bytes.clone())
+        .and_then(|object| object.expect(&expect).map(|()| object))
+        .map_err(|source| AgentError::Object { region: store.region().to_owned(), key: key.clone(), source })?;
+    Ok((key, bytes, object))
+}
+
+/// The plain bytes of `range` as one region holds them; none if it does not hold all of them.
+pub async fn read_range(
+    archive: &Archive,
+    store: &dyn Store,
+    size: SegmentSize,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Option<Vec<u8>>> {
+    let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start).await?.cover(range) else {
+        return Ok(None);
+    };
+    let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
+    for piece in pieces {
+        let (key, _, object) = read_piece(archive, store, size, timeline, &piece).await?;
+        let bytes = tokio::task::spawn_blocking(move || object.plain())
+            .await
+            .map_err(|error| AgentError::Bug(format!("decoding {key}: {error}")))?
+            .map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })?;
+        append(&mut plain, range, piece.range, &bytes);
+    }
+    Ok((plain.len() as u64 == range.len()).then_some(plain))
+}
+
+/// Appends to `plain`, which holds `range` from its start, what `bytes` (all of `held`) adds to it.
+pub fn append(plain: &mut Vec<u8>, range: LsnRange, held: LsnRange, bytes: &[u8]) {
+    let next = range.start + plain.len() as u64;
+    let from = usize::try_from(next.distance_from(held.start)).unwrap_or(usize::MAX);
+    let to = usize::try_from(range.end.min(held.end).distance_from(held.start)).unwrap_or(0);
+    if held.start <= next {
+        plain.extend_from_slice(bytes.get(from..to).unwrap_or_default());
+    }
+}

@@ -1,0 +1,60 @@
+//! Whose archive it is: fixed at the first write, checked before every other one.
+
+use highwater_format::{ClusterName, Identity, Layout, SystemId, records};
+use highwater_store::{Object, Store};
+
+use crate::error::{AgentError, Result};
+use crate::region::{Archive, get_optional, write_once};
+
+/// Makes sure that the region belongs to this lineage; writes the identity into an empty region.
+///
+/// Refuses a region in which the cluster name belongs to another system identifier, unless the archive
+/// says that a new lineage may begin, and one whose fixed facts differ from the server's.
+pub async fn ensure(store: &dyn Store, archive: &Archive) -> Result<()> {
+    if let Some(theirs) = read(store, &archive.layout).await? {
+        return compare(store, &archive.identity, &theirs);
+    }
+    let cluster = archive.layout.cluster();
+    if let Some(theirs) = other_lineages(store, cluster).await?.into_iter().next_back().filter(|_| !archive.new_lineage) {
+        let (region, ours) = (store.region().to_owned(), archive.identity.system_id);
+        return Err(AgentError::OtherCluster { region, ours, theirs });
+    }
+    let document = records::encode(&archive.identity)
+        .map_err(|source| AgentError::Encode { what: "the identity".into(), source })?;
+    write_once(store, &archive.layout.identity(), Object::new(document)).await?;
+    Ok(())
+}
+
+/// The identity that a region holds for this lineage; none if the lineage has not begun there.
+pub async fn read(store: &dyn Store, layout: &Layout) -> Result<Option<Identity>> {
+    let key = layout.identity();
+    let Some(bytes) = get_optional(store, &key).await? else { return Ok(None) };
+    let decoded = records::decode(&bytes);
+    decoded.map(Some).map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })
+}
+
+/// System identifiers under the cluster's name, ascending.
+pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<Vec<SystemId>> {
+    let prefix = Layout::cluster_dir(cluster);
+    let (mut found, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = store.list(&prefix, after.as_deref(), 1).await?;
+        let Some(entry) = page.entries.first() else { return Ok(found) };
+        after = Some(match Layout::parse_system_id(cluster, &entry.key) {
+            Some(id) => {
+                found.push(id);
+                format!("{}\u{7f}", Layout::new(cluster.clone(), id).root())
+            }
+            None => entry.key.clone(),
+        });
+    }
+}
+
+fn compare(store: &dyn Store, ours: &Identity, theirs: &Identity) -> Result<()> {
+    theirs.expect(ours).map_err(|error| {
+        AgentError::refused(
+            format!("region {}: the archive of this lineage was begun for another server: {error}", store.region()),
+            "Nothing was written. Use another cluster name or prefix for this server",
+        )
+    })
+}

@@ -1,0 +1,110 @@
+//! What one region holds, as far as listing tells.
+//!
+//! Owns: turning keys into coverage, and the question "where does this region's WAL end?". Reads only.
+//! The pulse shortens the listing: it names a position that was true when it was written, so only what
+//! comes after it needs to be listed. It is a hint: the listing decides.
+
+use highwater_format::coverage::{Coverage, Piece, PieceKind};
+use highwater_format::{Key, Layout, Lsn, Pulse, SegmentName, SegmentSize, TimelineId, records};
+use highwater_store::{Store, list_all};
+
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::region::get_optional;
+use crate::segmenter::object_start;
+
+/// Sorts after every key that begins with the prefix it is appended to.
+const AFTER_ALL: char = '\u{7f}';
+
+/// The timelines of which the region holds anything, ascending.
+pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<TimelineId>> {
+    let prefix = layout.wal_dir();
+    let (mut found, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = store.list(&prefix, after.as_deref(), 1).await?;
+        let Some(entry) = page.entries.first() else { return Ok(found) };
+        let timeline = entry.key.get(prefix.len()..prefix.len() + 8).and_then(TimelineId::from_hex8);
+        after = Some(match timeline {
+            Some(timeline) => {
+                found.push(timeline);
+                format!("{}{AFTER_ALL}", layout.timeline_dir(timeline))
+            }
+            None => entry.key.clone(),
+        });
+    }
+}
+
+/// The pieces of `timeline` that reach past the object that holds `from`.
+pub async fn coverage(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    from: Lsn,
+) -> Result<Coverage> {
+    let from = object_start(size, from);
+    let mut coverage = Coverage::new();
+    let segments = layout.segment_dir(timeline);
+    let before = size.segment_number(from).checked_sub(1).map(|number| {
+        layout.segment(SegmentName { timeline, number }, size)
+    });
+    let tails = layout.tail_dir(timeline);
+    // A chunk that begins at `from` sorts after this: its key goes on.
+    let first_tail = format!("{tails}{}", from.hex16());
+    let segments = list_all(store, &segments, before.as_deref()).await?;
+    let tails = list_all(store, &tails, Some(&first_tail)).await?;
+    for meta in segments.into_iter().chain(tails) {
+        if let Some(piece) = piece(layout, size, &meta.key, meta.size) {
+            coverage.insert(piece);
+        }
+    }
+    Ok(coverage)
+}
+
+fn piece(layout: &Layout, size: SegmentSize, key: &str, bytes: u64) -> Option<Piece> {
+    match layout.parse(key)? {
+        Key::Segment(name) => {
+            Some(Piece { range: name.resolve(size)?.range(size), kind: PieceKind::Segment, size: bytes })
+        }
+        Key::Tail(_, range) => Some(Piece { range, kind: PieceKind::Tail, size: bytes }),
+        _ => None,
+    }
+}
+
+/// The key of a piece.
+pub fn piece_key(layout: &Layout, size: SegmentSize, timeline: TimelineId, piece: &Piece) -> String {
+    match piece.kind {
+        PieceKind::Segment => {
+            let number = size.segment_number(piece.range.start);
+            layout.segment(SegmentName { timeline, number }, size)
+        }
+        PieceKind::Tail => layout.tail(timeline, piece.range),
+    }
+}
+
+/// The region's pulse; none if there is none yet.
+pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> {
+    let key = layout.pulse();
+    let Some(bytes) = get_optional(store, &key).await? else { return Ok(None) };
+    records::decode(&bytes)
+        .map(Some)
+        .map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })
+}
+
+/// Where the region's WAL ends on its newest timeline; none if it holds no WAL.
+pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Option<Position>> {
+    let hint = pulse(store, layout).await?;
+    for timeline in timelines(store, layout).await?.into_iter().rev() {
+        let from = hint.as_ref().filter(|pulse| pulse.timeline == timeline).map_or(Lsn::ZERO, |pulse| pulse.stored_lsn);
+        // One object back: at a boundary the newest bytes lie in the object before.
+        let from = from.saturating_sub(1);
+        let mut end = coverage(store, layout, size, timeline, from).await?.end();
+        if end.is_none() && from > Lsn::ZERO {
+            end = coverage(store, layout, size, timeline, Lsn::ZERO).await?.end();
+        }
+        if let Some(lsn) = end {
+            return Ok(Some(Position { timeline, lsn }));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,85 @@
+//! `highwater-agent`: see the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use highwater_agent::cli::{Cli, Command, LogFormat, Output};
+use highwater_agent::error::{AgentError, Result};
+use highwater_agent::run::{self, Options};
+use highwater_config::{Config, Exit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.global.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&AgentError::Bug(format!("the runtime cannot start: {error}"))),
+    };
+    let result = runtime.block_on(execute(cli));
+    // Uploads that hang must not keep a process that has said its last word.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => fail(&error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the answer to the person at the terminal")]
+fn fail(error: &AgentError) -> ExitCode {
+    eprintln!("highwater-agent: {error}");
+    ExitCode::from(error.exit().code())
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+async fn execute(cli: Cli) -> Result<Exit> {
+    let config = cli.global.load()?;
+    let unknown = highwater_config::unknown_variables(
+        std::env::vars().map(|(name, _)| name),
+        &["HIGHWATER_LOG", "HIGHWATER_LOG_FORMAT"],
+    );
+    for warning in unknown {
+        tracing::warn!("{warning}");
+    }
+    let cancel = CancellationToken::new();
+    tokio::spawn(stop_on_signal(cancel.clone()));
+    command(cli.command, config, cli.global.output, cancel).await
+}
+
+async fn command(command: Command, config: Config, output: Output, cancel: CancellationToken) -> Result<Exit> {
+    match command {
+        Command::Run { new_lineage } => {
+            run::run(config, Options { new_lineage }, cancel).await?;
+            tracing::info!("stopped");
+            Ok(Exit::Done)
+        }
+        _ => {
+            let _ = output;
+            Err(AgentError::Bug("unwired".into()))
+        }
+    }
+}
+
+/// The first SIGTERM or SIGINT asks everything to stop in good order; a second one is left to the system.
+async fn stop_on_signal(cancel: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("cannot listen for signals");
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("told to stop: storing the last bytes");
+    cancel.cancel();
+}

@@ -1,0 +1,103 @@
+//! The frontier, shared: regions report what they hold, the receiver follows what is durable.
+//!
+//! A thin shell around [`Frontier`]: one lock, never held across an await, and a watch channel.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use highwater_config::Policy;
+use highwater_format::Time;
+use tokio::sync::watch;
+
+use crate::frontier::{DurableLsn, Frontier, Position};
+use crate::state::State;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Progress {
+    inner: Mutex<Inner>,
+    durable: watch::Sender<Option<DurableLsn>>,
+    state: State,
+}
+
+#[derive(Debug)]
+struct Inner {
+    frontier: Frontier,
+    /// Commit times by the position that makes them durable, oldest first.
+    commits: std::collections::VecDeque<(Position, Time)>,
+}
+
+impl Progress {
+    /// Nothing is known of any region yet.
+    pub fn new(policy: Policy, regions: usize, state: State) -> Self {
+        let (durable, _) = watch::channel(None);
+        let inner = Inner { frontier: Frontier::new(policy, regions), commits: std::collections::VecDeque::new() };
+        Self { inner: Mutex::new(inner), durable, state }
+    }
+
+    /// Notes that `region` holds everything before `at`.
+    pub fn stored(&self, region: usize, at: Position) {
+        let (moved, commit) = {
+            let mut inner = self.lock();
+            let moved = inner.frontier.stored(region, at);
+            (moved, moved.and_then(|durable| inner.durable_commit(durable)))
+        };
+        self.state.update_region(region, |view| {
+            view.stored = at.lsn;
+            view.timeline = Some(at.timeline);
+        });
+        if let Some(durable) = moved {
+            self.state.update(|snapshot| {
+                snapshot.durable = durable.position().lsn;
+                snapshot.durable_commit = commit.or(snapshot.durable_commit);
+            });
+            self.durable.send_replace(Some(durable));
+        }
+    }
+
+    /// Notes that the newest commit before `at` was made at `time`.
+    pub fn commit(&self, at: Position, time: Time) {
+        let mut inner = self.lock();
+        if inner.commits.len() >= COMMITS_KEPT {
+            inner.commits.pop_front();
+        }
+        inner.commits.push_back((at, time));
+    }
+
+    /// Follows the durable position.
+    pub fn subscribe(&self) -> watch::Receiver<Option<DurableLsn>> {
+        self.durable.subscribe()
+    }
+
+    /// The durable position now.
+    pub fn durable(&self) -> Option<DurableLsn> {
+        *self.durable.borrow()
+    }
+
+    /// A region's position.
+    pub fn position(&self, region: usize) -> Option<Position> {
+        self.lock().frontier.position(region)
+    }
+
+    /// The furthest position of any region.
+    pub fn furthest(&self) -> Option<Position> {
+        self.lock().frontier.furthest()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bound of the commit times remembered while regions are away; the oldest are given up, which only
+/// makes the reported age of the newest durable commit look older than it is.
+const COMMITS_KEPT: usize = 4096;
+
+impl Inner {
+    fn durable_commit(&mut self, durable: DurableLsn) -> Option<Time> {
+        let mut newest = None;
+        while self.commits.front().is_some_and(|(at, _)| *at <= durable.position()) {
+            newest = self.commits.pop_front().map(|(_, time)| time);
+        }
+        newest
+    }
+}

@@ -1,0 +1,62 @@
+//! The sign of life in every region: one small object, rewritten every few seconds.
+//!
+//! It tells "nothing happened" from "the agent is dead": it says up to which moment of the server's clock
+//! nothing lies beyond the stored WAL. Each region has its own, with its own position, and a region that
+//! does not answer holds up no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_format::{Lsn, Pulse, TimelineId, records};
+use highwater_store::{Object, PutMode};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{AgentError, Result};
+use crate::region::Region;
+use crate::state::Snapshot;
+use crate::uploader::Shared;
+
+/// Writes one region's pulse until cancelled.
+pub async fn run(shared: Shared, region: Arc<Region>, interval: Duration, instance: String, cancel: CancellationToken) {
+    let mut sequence = 0;
+    while cancel.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+        sequence += 1;
+        if let Some(written) = cancel.run_until_cancelled(write(&shared, &region, &instance, sequence)).await {
+            log(&region, written);
+        }
+    }
+    // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
+    if let Ok(written) = tokio::time::timeout(interval, write(&shared, &region, &instance, sequence + 1)).await {
+        log(&region, written);
+    }
+}
+
+fn log(region: &Region, written: Result<()>) {
+    if let Err(error) = written {
+        tracing::warn!(region = region.name, %error, "the pulse could not be written");
+    }
+}
+
+async fn write(shared: &Shared, region: &Region, instance: &str, sequence: u64) -> Result<()> {
+    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, instance, sequence) else { return Ok(()) };
+    let document =
+        records::encode(&pulse).map_err(|source| AgentError::Encode { what: "a pulse".into(), source })?;
+    region.quick.put(&shared.archive.layout.pulse(), Object::new(document), PutMode::Overwrite).await?;
+    Ok(())
+}
+
+/// What can be said now; nothing before the server and the region have been heard.
+fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Option<Pulse> {
+    let view = snapshot.regions.get(index)?;
+    let timeline: TimelineId = view.timeline?;
+    Some(Pulse {
+        timeline,
+        server_time: snapshot.server_time?,
+        wal_end: snapshot.server_end,
+        durable_lsn: snapshot.durable,
+        stored_lsn: if view.stored == Lsn::ZERO { return None } else { view.stored },
+        last_commit: snapshot.durable_commit,
+        instance: instance.to_owned(),
+        sequence,
+    })
+}

@@ -1,0 +1,131 @@
+//! The status messages to PostgreSQL, from a task that storage cannot block.
+//!
+//! Owns the sending half of the stream. Sends when the durable position moves, when the server asks, and
+//! every [`INTERVAL`]; floods of requests that find nothing new are answered at most once per [`CALM`].
+//!
+//! Invariants (I1, I2): the flush LSN comes from a [`DurableLsn`](crate::frontier::DurableLsn) and nothing else, never moves back on a
+//! stream, and is 0 ("no opinion", the slot stays) while it would be below what the slot already keeps.
+//! Apply equals flush.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_format::{Lsn, TimelineId};
+use highwater_pgwire::{PgError, Status, StatusWriter};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::frontier::DurableLsn;
+
+/// A status message goes out at least this often; PostgreSQL's shortest useful `wal_sender_timeout` is
+/// a few seconds.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Requests that find nothing new to say are answered this often at most.
+const CALM: Duration = Duration::from_millis(20);
+
+/// What the reading half tells the sending half.
+#[derive(Debug)]
+pub(super) struct Signals {
+    /// End of what was received.
+    pub(super) received: watch::Sender<Lsn>,
+    /// The server wants an answer now.
+    pub(super) reply: Arc<Notify>,
+    /// The stream has ended: say the last word.
+    pub(super) done: CancellationToken,
+}
+
+/// What the flush LSN is worked out from.
+#[derive(Debug)]
+pub(super) struct Flush {
+    /// Timeline of the stream.
+    pub(super) timeline: TimelineId,
+    /// Where it left its parent.
+    pub(super) begins: Lsn,
+    /// The least that may be said; below it nothing is.
+    pub(super) floor: Lsn,
+}
+
+impl Flush {
+    /// What may be reported now; never less than before.
+    fn report(&mut self, durable: Option<DurableLsn>, received: Lsn) -> Lsn {
+        let allowed = durable.map_or(Lsn::ZERO, |durable| durable.reportable(self.timeline, self.begins));
+        // The archive may be ahead of this stream, which begins at an object's start.
+        let allowed = allowed.min(received);
+        if allowed < self.floor {
+            return Lsn::ZERO;
+        }
+        self.floor = allowed;
+        allowed
+    }
+}
+
+/// The sending task.
+#[derive(Debug)]
+pub(super) struct Feedback {
+    pub(super) writer: StatusWriter,
+    pub(super) clock: Clock,
+    pub(super) flush: Flush,
+    pub(super) durable: watch::Receiver<Option<DurableLsn>>,
+    pub(super) received: watch::Receiver<Lsn>,
+    pub(super) reply: Arc<Notify>,
+    pub(super) done: CancellationToken,
+    /// Report what was received at once, not only what is durable: somebody may wait for `remote_write`.
+    pub(super) eager: bool,
+}
+
+impl Feedback {
+    /// Sends until the connection fails or the reading half is gone. Gives the writer back.
+    pub(super) async fn run(mut self) -> Result<StatusWriter, PgError> {
+        let (mut last, mut ask) = (None, false);
+        loop {
+            let positions = self.send(ask).await?;
+            ask = false;
+            if last.replace(positions) == Some(positions) {
+                tokio::time::sleep(CALM).await;
+            }
+            tokio::select! {
+                // An idle server says nothing by itself as long as it hears from us: ask for its clock.
+                () = tokio::time::sleep(INTERVAL) => ask = true,
+                () = self.reply.notified() => {}
+                changed = self.durable.changed() => if changed.is_err() { break },
+                changed = self.received.changed(), if self.eager => if changed.is_err() { break },
+                () = self.done.cancelled() => break,
+            }
+        }
+        self.send(false).await?;
+        Ok(self.writer)
+    }
+
+    async fn send(&mut self, ask: bool) -> Result<(Lsn, Lsn), PgError> {
+        let received = *self.received.borrow_and_update();
+        let durable = *self.durable.borrow_and_update();
+        let flush = self.flush.report(durable, received);
+        let status = Status { write: received, flush, apply: flush, reply_requested: ask, now: self.clock.now() };
+        self.writer.send(status).await?;
+        Ok((received, flush))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_config::Policy;
+
+    use super::*;
+    use crate::frontier::{Frontier, Position};
+
+    fn durable(lsn: u64) -> Option<DurableLsn> {
+        Frontier::new(Policy::Any, 1).stored(0, Position { timeline: TimelineId::FIRST, lsn: Lsn(lsn) })
+    }
+
+    #[test]
+    fn the_flush_position_is_durable_received_and_never_below_the_slot() {
+        let mut flush = Flush { timeline: TimelineId::FIRST, begins: Lsn::ZERO, floor: Lsn(100) };
+        assert_eq!(flush.report(None, Lsn(200)), Lsn::ZERO);
+        assert_eq!(flush.report(durable(90), Lsn(200)), Lsn::ZERO);
+        assert_eq!(flush.report(durable(150), Lsn(120)), Lsn(120));
+        assert_eq!(flush.report(durable(150), Lsn(200)), Lsn(150));
+        assert_eq!(flush.report(durable(140), Lsn(200)), Lsn::ZERO);
+    }
+}

@@ -1,0 +1,113 @@
+//! Comparing what the server sends again with what was sealed before (I6).
+//!
+//! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
+//! the regions. Those bytes must come again unchanged. A difference means that the server was rolled back.
+
+use highwater_format::{LsnRange, Object, TimelineId};
+
+use crate::archived::{append, read_range};
+use crate::error::{AgentError, Result};
+use crate::uploader::Shared;
+use crate::window::What;
+
+/// The bytes that a stream must begin with.
+#[derive(Debug)]
+pub(super) struct Overlap {
+    timeline: TimelineId,
+    range: LsnRange,
+    plain: Vec<u8>,
+    compared: usize,
+}
+
+impl Overlap {
+    /// Reads the sealed bytes of `range` from the window and the regions.
+    pub(super) async fn load(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Self> {
+        let mut plain = Vec::new();
+        let window = window_pieces(shared, timeline, range)?;
+        while (plain.len() as u64) < range.len() {
+            let next = range.start + plain.len() as u64;
+            if let Some((held, bytes)) = window.iter().find(|(held, _)| held.contains(next)) {
+                append(&mut plain, range, *held, bytes);
+                continue;
+            }
+            let until = window.iter().map(|(held, _)| held.start).filter(|start| *start > next).min();
+            let missing = LsnRange { start: next, end: until.map_or(range.end, |until| until.min(range.end)) };
+            plain.extend_from_slice(&from_regions(shared, timeline, missing).await?);
+        }
+        Ok(Self { timeline, range, plain, compared: 0 })
+    }
+
+    /// Compares the next bytes of the stream; what lies past the overlap is not looked at.
+    pub(super) fn compare(&mut self, data: &[u8]) -> Result<()> {
+        let expected = self.plain.get(self.compared..).unwrap_or_default();
+        let length = expected.len().min(data.len());
+        let (expected, got) = (&expected[..length], &data[..length]);
+        if expected != got {
+            let same = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
+            let at = self.range.start + (self.compared + same) as u64;
+            return Err(AgentError::Diverged { timeline: self.timeline, at, range: self.range });
+        }
+        self.compared += length;
+        if self.compared == self.plain.len() && !self.plain.is_empty() {
+            tracing::debug!(range = %self.range, "the server's WAL equals the archive's");
+            self.plain = Vec::new();
+            self.compared = 0;
+        }
+        Ok(())
+    }
+}
+
+fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<(LsnRange, Vec<u8>)>> {
+    let mut pieces = Vec::new();
+    for item in shared.window.overlapping(timeline, range) {
+        let What::Wal { range: held, .. } = item.what else { continue };
+        let opened = Object::open(item.object.bytes.clone()).and_then(|object| object.plain());
+        let plain = opened.map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
+        pieces.push((held, plain));
+    }
+    Ok(pieces)
+}
+
+/// Reads `range` from whichever region holds it.
+async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<u8>> {
+    let mut reasons = Vec::new();
+    for region in &shared.archive.regions {
+        match read_range(&shared.archive, &*region.quick, shared.segment_size, timeline, range).await {
+            Ok(Some(plain)) => return Ok(plain),
+            Ok(None) => reasons.push(format!("{} does not hold it", region.name)),
+            Err(error) => reasons.push(format!("{}: {error}", region.name)),
+        }
+    }
+    Err(AgentError::Trouble {
+        what: format!("timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({})", reasons.join("; ")),
+        next: "The stream begins when a region that holds it answers".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::Lsn;
+
+    use super::*;
+
+    fn overlap(plain: &[u8]) -> Overlap {
+        let range = LsnRange { start: Lsn(100), end: Lsn(100 + plain.len() as u64) };
+        Overlap { timeline: TimelineId::FIRST, range, plain: plain.to_vec(), compared: 0 }
+    }
+
+    #[test]
+    fn equal_bytes_pass_in_any_pieces() {
+        let mut overlap = overlap(b"abcdef");
+        overlap.compare(b"ab").unwrap();
+        overlap.compare(b"cdefgh").unwrap();
+        overlap.compare(b"anything").unwrap();
+    }
+
+    #[test]
+    fn the_first_differing_byte_is_named() {
+        let mut overlap = overlap(b"abcdef");
+        overlap.compare(b"abc").unwrap();
+        let Err(AgentError::Diverged { at, .. }) = overlap.compare(b"dXf") else { panic!("must differ") };
+        assert_eq!(at, Lsn(104));
+    }
+}

@@ -1,0 +1,215 @@
+//! One stream: reads WAL until it ends, while the feedback task answers the server.
+//!
+//! Owns the order of the arms below: stopping first, then what is due, then what arrives. Nothing here
+//! waits for storage, except that reading pauses while the memory budget is spent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_format::Lsn;
+use highwater_pgwire::{Connection, StatusWriter, StreamEnd, StreamMessage, WalReader};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::feedback::{Feedback, Flush, Signals};
+use super::intake::Intake;
+use super::overlap::Overlap;
+use super::{Context, GRACE};
+use crate::error::{AgentError, Result};
+use crate::frontier::DurableLsn;
+use crate::resume::Resume;
+use crate::sealer::Stamp;
+use crate::state;
+
+/// The snapshot is refreshed at most this often while WAL arrives.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The server went away in good order, or the agent was told to stop.
+    Closed,
+    /// The timeline ended; the connection goes on.
+    Timeline(Box<Connection>, highwater_pgwire::NextTimeline),
+}
+
+/// A stream at work.
+#[derive(Debug)]
+pub(super) struct Stream<'a> {
+    context: &'a Context,
+    intake: Intake,
+    overlap: Overlap,
+    durable: watch::Receiver<Option<DurableLsn>>,
+    resume: Resume,
+    server_end: Lsn,
+    refreshed: Option<Instant>,
+}
+
+impl<'a> Stream<'a> {
+    pub(super) fn new(context: &'a Context, resume: Resume, overlap: Overlap) -> Self {
+        let intake = Intake::new(&context.tools, &resume, context.now());
+        let durable = context.shared.progress.subscribe();
+        Self { context, intake, overlap, durable, resume, server_end: Lsn::ZERO, refreshed: None }
+    }
+
+    /// End of what was sealed.
+    pub(super) fn sealed(&self) -> Lsn {
+        self.intake.sealed()
+    }
+
+    /// Reads until the stream ends. Everything received is sealed then, however it ended.
+    pub(super) async fn run(&mut self, mut reader: WalReader, writer: StatusWriter, floor: Lsn) -> Result<Ended> {
+        let (signals, feedback) = self.feedback(writer, floor);
+        let mut feedback = AbortOnDropHandle::new(tokio::spawn(feedback.run()));
+        let end = tokio::select! {
+            end = self.read(&mut reader, &signals) => end,
+            failed = &mut feedback => {
+                let error = failed.map_err(|error| AgentError::Bug(format!("status messages: {error}")));
+                self.intake.seal().await?;
+                return Err(match error { Ok(Err(error)) => error.into(), Ok(Ok(_)) => AgentError::Cancelled, Err(bug) => bug });
+            }
+        };
+        self.intake.seal().await?;
+        self.refresh();
+        let end = end?;
+        if end.is_none() {
+            self.wait_until_durable().await;
+        }
+        signals.done.cancel();
+        let writer = feedback.await.map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
+        match end {
+            Some(StreamEnd::Timeline(next)) => {
+                Ok(Ended::Timeline(Box::new(reader.into_connection(writer)?), next))
+            }
+            Some(StreamEnd::Shutdown) | None => Ok(Ended::Closed),
+        }
+    }
+
+    fn feedback(&self, writer: StatusWriter, floor: Lsn) -> (Signals, Feedback) {
+        let (received, watcher) = watch::channel(self.resume.start);
+        let (reply, done) = (Arc::new(Notify::new()), CancellationToken::new());
+        let feedback = Feedback {
+            writer,
+            clock: self.context.clock.clone(),
+            flush: Flush { timeline: self.resume.timeline, begins: self.resume.begins, floor },
+            durable: self.context.shared.progress.subscribe(),
+            received: watcher,
+            reply: reply.clone(),
+            done: done.clone(),
+            eager: self.context.synchronous,
+        };
+        (Signals { received, reply, done }, feedback)
+    }
+
+    /// Reads messages. None: the agent was told to stop.
+    async fn read(&mut self, reader: &mut WalReader, signals: &Signals) -> Result<Option<StreamEnd>> {
+        let budget = self.context.tools.budget.clone();
+        let mut durable = self.durable.clone();
+        loop {
+            let deadline = self.intake.deadline().map(|at| self.context.started + at);
+            let room = budget.has_room();
+            if !room {
+                self.context.shared.state.update(|snapshot| snapshot.connection = state::Connection::Throttled);
+            }
+            tokio::select! {
+                biased;
+                () = self.context.cancel.cancelled() => return Ok(None),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    self.intake.tick(self.context.now()).await?;
+                    self.refresh();
+                }
+                changed = durable.changed(), if self.context.synchronous => {
+                    changed.map_err(|_| AgentError::Cancelled)?;
+                    self.commit_group().await?;
+                }
+                () = budget.room(), if !room => self.refresh(),
+                message = reader.next(), if room => {
+                    if let Some(end) = self.take(message?, signals).await? {
+                        return Ok(Some(end));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: StreamMessage, signals: &Signals) -> Result<Option<StreamEnd>> {
+        match message {
+            StreamMessage::Data { server_end, server_time, data, .. } => {
+                self.server_end = server_end;
+                self.intake.stamp(Stamp { time: server_time, end: server_end });
+                self.overlap.compare(&data)?;
+                self.intake.push(&data, self.context.now()).await?;
+                signals.received.send_replace(self.intake.received());
+                self.context.shared.state.update_quietly(|snapshot| {
+                    snapshot.received_bytes += data.len() as u64;
+                    snapshot.server_time = Some(server_time);
+                });
+                self.commit_group().await?;
+                if self.refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
+                    self.refresh();
+                }
+                Ok(None)
+            }
+            StreamMessage::Keepalive { server_end, server_time, reply_requested } => {
+                self.server_end = server_end;
+                self.intake.stamp(Stamp { time: server_time, end: server_end });
+                self.context.shared.state.update_quietly(|snapshot| snapshot.server_time = Some(server_time));
+                // Nothing is left to receive and the server wants to know: it may be shutting down and
+                // wait for its last bytes to be safe.
+                if reply_requested && server_end <= self.intake.received() {
+                    self.intake.seal().await?;
+                }
+                if reply_requested {
+                    signals.reply.notify_one();
+                }
+                self.refresh();
+                Ok(None)
+            }
+            StreamMessage::Ended(end) => Ok(Some(end)),
+        }
+    }
+
+    /// As a synchronous standby: what arrived while the last chunk was on its way goes into the next one.
+    async fn commit_group(&mut self) -> Result<()> {
+        if !self.context.synchronous || !self.intake.has_unsealed() {
+            return Ok(());
+        }
+        let durable = self.durable.borrow().map(DurableLsn::position);
+        let idle = durable.is_some_and(|at| at.timeline == self.resume.timeline && at.lsn >= self.intake.sealed());
+        if idle { self.intake.seal().await } else { Ok(()) }
+    }
+
+    /// Stopping: gives storage a bounded time to take the last bytes, while the server still gets answers.
+    async fn wait_until_durable(&mut self) {
+        let (timeline, sealed) = (self.resume.timeline, self.intake.sealed());
+        let reached = |durable: &Option<DurableLsn>| {
+            durable.is_some_and(|at| at.position().timeline == timeline && at.position().lsn >= sealed)
+        };
+        let waited = tokio::time::timeout(GRACE, self.durable.wait_for(reached)).await.is_ok();
+        if !waited {
+            tracing::warn!(%sealed, "stopping before the last bytes are durable: PostgreSQL keeps them for the slot");
+        }
+    }
+
+    /// Shows others where the stream stands.
+    fn refresh(&mut self) {
+        self.refreshed = Some(Instant::now());
+        let (received, server_end, timeline) = (self.intake.received(), self.server_end, self.resume.timeline);
+        let (used, commit) = (self.context.tools.budget.used(), self.intake.newest_commit());
+        let throttled = !self.context.tools.budget.has_room();
+        let now = self.context.clock.now();
+        self.context.shared.state.update(|snapshot| {
+            snapshot.timeline = Some(timeline);
+            snapshot.received = received;
+            snapshot.server_end = server_end;
+            snapshot.memory_used = used;
+            snapshot.received_commit = commit.max(snapshot.received_commit);
+            snapshot.connection = if throttled { state::Connection::Throttled } else { state::Connection::Streaming };
+            if snapshot.durable >= received && received >= server_end {
+                snapshot.current_at = Some(now);
+            }
+        });
+    }
+}

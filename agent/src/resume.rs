@@ -1,0 +1,107 @@
+//! Where to stream from: what the archive holds against what the server says. Pure.
+//!
+//! The archive, not the slot, knows where to resume. The stream begins at the start of the object that
+//! holds the archive's end, so that its bytes can be compared with what the server sends now.
+
+use highwater_format::{History, Lsn, SegmentSize, TimelineId};
+
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::segmenter::object_start;
+
+/// What the server says about itself.
+#[derive(Clone, Debug)]
+pub struct ServerView {
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Its end of WAL.
+    pub end: Lsn,
+    /// History of its timeline; of the first one the empty history.
+    pub history: History,
+    /// WAL is kept from here on for the slot; none if the slot has not reserved any.
+    pub slot: Option<Lsn>,
+}
+
+/// A stream to be started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Resume {
+    /// On this timeline.
+    pub timeline: TimelineId,
+    /// From this LSN, the start of an object.
+    pub start: Lsn,
+    /// What lies before it is in the archive already.
+    pub sealed: Lsn,
+    /// Where the timeline left its parent.
+    pub begins: Lsn,
+    /// The archive's end on an older timeline that the server has left since: the history of `timeline`
+    /// has to be stored after it.
+    pub after: Option<Position>,
+}
+
+/// Decides where to go on. `archived` is the end of the archive; none while it holds no WAL.
+pub fn resume(archived: Option<Position>, server: &ServerView, size: SegmentSize) -> Result<Resume> {
+    match archived {
+        None => Ok(begin(server, size)),
+        Some(at) if at.timeline > server.timeline => Err(AgentError::refused(
+            format!(
+                "the archive already follows timeline {} (up to {}), the server is on timeline {}: it is an old primary that \
+                 was started again, or not the cluster that was promoted",
+                at.timeline, at.lsn, server.timeline
+            ),
+            "Nothing was stored. Point the agent at the primary of the newest timeline",
+        )),
+        Some(at) if at.timeline == server.timeline => go_on(at, server, size),
+        Some(at) => follow(at, server, size),
+    }
+}
+
+/// An empty archive begins with the WAL that the slot keeps.
+fn begin(server: &ServerView, size: SegmentSize) -> Resume {
+    let first = server.slot.unwrap_or(server.end);
+    let timeline = server.history.timeline_at(first);
+    let start = object_start(size, size.segment_start(first));
+    Resume { timeline, start, sealed: start, begins: server.history.begin_of(timeline).unwrap_or(Lsn::ZERO), after: None }
+}
+
+fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume> {
+    if server.end < at.lsn {
+        return Err(AgentError::Diverged {
+            timeline: at.timeline,
+            at: server.end,
+            range: highwater_format::LsnRange { start: server.end, end: at.lsn },
+        });
+    }
+    let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
+    Ok(Resume { timeline: at.timeline, start: object_start(size, at.lsn), sealed: at.lsn, begins, after: None })
+}
+
+/// The server was promoted since: the rest of the old timeline first, if there is any, or the next one.
+fn follow(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume> {
+    let Some(switch) = server.history.switch_of(at.timeline) else {
+        return Err(AgentError::refused(
+            format!(
+                "timeline {}, which the archive follows up to {}, is not in the history of the server's timeline {}",
+                at.timeline, at.lsn, server.timeline
+            ),
+            "Nothing was stored. Point the agent at a server that descends from the archived one",
+        ));
+    };
+    let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
+    if at.lsn < switch {
+        let start = object_start(size, at.lsn);
+        return Ok(Resume { timeline: at.timeline, start, sealed: at.lsn, begins, after: None });
+    }
+    let timeline = child_of(&server.history, at.timeline);
+    let start = object_start(size, switch);
+    Ok(Resume { timeline, start, sealed: start, begins: switch, after: Some(at) })
+}
+
+/// The timeline that follows `parent` in a history that contains it.
+fn child_of(history: &History, parent: TimelineId) -> TimelineId {
+    let mut later = history.entries.iter().map(|entry| entry.timeline).skip_while(|id| *id != parent).skip(1);
+    later.next().unwrap_or(history.timeline)
+}
+
+#[cfg(test)]
+#[path = "resume_tests.rs"]
+mod tests;

@@ -1,0 +1,278 @@
+//! `run`: puts the parts together, watches over them, and stops them in the order of the data.
+//!
+//! Owns every task. The first that fails stops all; a stop signal reaches the receiver first, then what
+//! comes after it, so that the last bytes are stored before the process ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use highwater_config::Config;
+use highwater_format::{Identity, TimelineId};
+use highwater_pgwire::{ConnInfo, Connection};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::encoder::Encoder;
+use crate::error::{AgentError, Kind, Result};
+use crate::frontier::Position;
+use crate::progress::Progress;
+use crate::receiver::{Context, Receiver, Tools};
+use crate::region::{Archive, Region};
+use crate::resume::{Resume, ServerView, resume};
+use crate::sealer::Sealer;
+use crate::segmenter::Rules;
+use crate::state::State;
+use crate::uploader::{Shared, Uploader};
+use crate::window::Window;
+use crate::{admin, identity, inventory, pulse, server};
+
+/// Pause between attempts while nothing runs yet.
+const START_PAUSE: Duration = Duration::from_secs(1);
+
+/// Cuts that may wait for the sealer.
+const QUEUE: usize = 64;
+
+/// The share of the memory limit that WAL bytes may take; the rest is for sockets, TLS and the program.
+const WAL_SHARE: u64 = 2;
+
+/// What the command line adds to the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// A new system identifier may begin under a cluster name that already holds another one.
+    pub new_lineage: bool,
+}
+
+/// Runs the agent until `cancel`, which stores the last bytes first.
+pub async fn run(config: Config, options: Options, cancel: CancellationToken) -> Result<()> {
+    let clock = Clock::system();
+    let state = State::new(config.regions.iter().map(|region| region.display_name().to_owned()));
+    state.update(|snapshot| snapshot.started_at = Some(clock.now()));
+    let conninfo = connection(&config)?;
+    let regions = crate::region::open(&config, &state).await?;
+    let mut tasks = JoinSet::new();
+    let services = CancellationToken::new();
+    if let Some(listen) = config.admin.listen {
+        let listener = admin::bind(listen).await?;
+        tasks.spawn(admin::serve(listener, state.clone(), clock.clone(), services.clone()));
+    }
+    let started = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        started = start(&config, options, conninfo, regions, state, clock) => started?,
+    };
+    started.supervise(config, tasks, services, cancel).await
+}
+
+/// The connection parameters: those of the configuration, or libpq's own environment.
+pub fn connection(config: &Config) -> Result<ConnInfo> {
+    use secrecy::ExposeSecret as _;
+    let text = config.cluster.connection.as_ref().map(|secret| secret.expose_secret());
+    Ok(ConnInfo::resolve(text)?.with_application_name("highwater"))
+}
+
+/// Everything that is known before the first byte is streamed.
+struct Started {
+    shared: Shared,
+    conninfo: ConnInfo,
+    identity: Identity,
+    connection: Connection,
+    resume: Resume,
+    /// Per region: read already (and where its WAL ends), or to be joined later.
+    positions: Vec<Option<Option<Position>>>,
+    clock: Clock,
+}
+
+async fn start(
+    config: &Config,
+    options: Options,
+    conninfo: ConnInfo,
+    regions: Vec<Arc<Region>>,
+    state: State,
+    clock: Clock,
+) -> Result<Started> {
+    let (mut connection, identity) = first_contact(&conninfo).await?;
+    let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
+    archive.new_lineage = options.new_lineage;
+    let positions = read_regions(&archive).await?;
+    let furthest = positions.iter().flatten().flatten().max().copied();
+    let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
+    let resume = resume(furthest, &view, identity.segment_size)?;
+    let histories = leading_histories(&mut connection, &view, &resume).await?;
+    let budget_share = config.wal.memory / WAL_SHARE / 2;
+    let shared = Shared {
+        segment_size: identity.segment_size,
+        window: Arc::new(Window::new(archive.regions.len(), budget_share)),
+        progress: Arc::new(Progress::new(config.durability.policy, archive.regions.len(), state.clone())),
+        state,
+        uploads: config.wal.uploads,
+        origin: Position { timeline: resume.timeline, lsn: resume.sealed },
+        histories: histories.into(),
+        archive,
+    };
+    Ok(Started { shared, conninfo, identity, connection, resume, positions, clock })
+}
+
+/// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
+async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
+    loop {
+        let attempt = async {
+            let mut connection = server::connect(conninfo).await?;
+            let identity = server::identity(&mut connection).await?;
+            Ok((connection, identity))
+        };
+        match attempt.await {
+            Ok(contact) => return Ok(contact),
+            Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
+        }
+    }
+}
+
+async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
+    if error.kind() != Kind::Retry {
+        return Err(error);
+    }
+    tracing::warn!(%error, "{what}, trying again");
+    tokio::time::sleep(START_PAUSE).await;
+    Ok(())
+}
+
+/// Reads every region; those that do not answer join later, as long as one does.
+async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>> {
+    loop {
+        let read = join_all(archive.regions.iter().map(|region| read_region(archive, region))).await;
+        let mut positions = Vec::with_capacity(read.len());
+        let mut failure = None;
+        for (region, result) in archive.regions.iter().zip(read) {
+            match result {
+                Ok(position) => positions.push(Some(position)),
+                Err(error) if matches!(error.kind(), Kind::Retry | Kind::Operator) => {
+                    tracing::error!(region = region.name, %error, "the region cannot be read; it joins when it can");
+                    positions.push(None);
+                    failure = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match failure {
+            Some(error) if positions.iter().all(Option::is_none) => {
+                wait_or_fail(error, "no region can be read").await?;
+            }
+            _ => return Ok(positions),
+        }
+    }
+}
+
+async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
+    identity::ensure(&*region.quick, archive).await?;
+    inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
+}
+
+/// The history files of everything up to the timeline that is streamed first. When that timeline follows
+/// an archived one its own history goes through the pipeline instead, after the rest of the old one.
+async fn leading_histories(
+    connection: &mut Connection,
+    view: &ServerView,
+    resume: &Resume,
+) -> Result<Vec<(TimelineId, Bytes)>> {
+    let mut files = server::histories(connection, view.timeline).await?;
+    let last = resume.after.map_or(resume.timeline, |after| after.timeline);
+    files.retain(|(timeline, _)| *timeline <= last);
+    Ok(files)
+}
+
+impl Started {
+    async fn supervise(
+        self,
+        config: Config,
+        mut tasks: JoinSet<Result<()>>,
+        services: CancellationToken,
+        cancel: CancellationToken,
+    ) -> Result<()> {
+        let instance = instance(&self.clock);
+        let budget = Budget::new(config.wal.memory / WAL_SHARE);
+        self.shared.state.update(|snapshot| snapshot.memory_limit = budget.limit());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let encoder = Encoder::new(config.wal.compression, threads);
+        let (queue, work) = mpsc::channel(QUEUE);
+        let stop_storing = CancellationToken::new();
+        let shared = self.shared;
+        for (region, known) in shared.archive.regions.iter().zip(self.positions) {
+            let uploader = Uploader::new(shared.clone(), region.clone());
+            tasks.spawn(uploader.run(known, stop_storing.clone()));
+            let interval = config.pulse.interval;
+            let pulse = pulse::run(shared.clone(), region.clone(), interval, instance.clone(), stop_storing.clone());
+            tasks.spawn(async move {
+                pulse.await;
+                Ok(())
+            });
+        }
+        let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
+        tasks.spawn(sealer.run(work));
+        let rules = Rules { interval: config.wal.flush_interval, size: config.wal.flush_size };
+        let tools = Tools {
+            rules,
+            segment_size: shared.segment_size,
+            encoder,
+            budget,
+            queue,
+            state: shared.state.clone(),
+        };
+        let context = Context {
+            shared: shared.clone(),
+            tools,
+            conninfo: self.conninfo,
+            identity: self.identity,
+            slot: config.cluster.slot.clone(),
+            synchronous: config.wal.synchronous,
+            clock: self.clock,
+            started: Instant::now(),
+            cancel: cancel.clone(),
+        };
+        let receiver = Receiver::new(context, self.connection, self.resume);
+        let result = watch(receiver, &mut tasks).await;
+        // In the order of the data: nothing comes any more, what is sealed has been given its time.
+        services.cancel();
+        stop_storing.cancel();
+        let ended = drain(&mut tasks).await;
+        result.and(ended)
+    }
+}
+
+/// Runs the receiver; if any other task fails first, that failure ends everything.
+async fn watch(receiver: Receiver, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let receiving = receiver.run();
+    tokio::pin!(receiving);
+    loop {
+        tokio::select! {
+            result = &mut receiving => return result,
+            Some(ended) = tasks.join_next() => flatten(ended)?,
+        }
+    }
+}
+
+async fn drain(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let mut first = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        match flatten(ended) {
+            Err(AgentError::Cancelled) | Ok(()) => {}
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    first
+}
+
+fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    ended.map_err(|error| AgentError::Bug(format!("a task ended abnormally: {error}")))?
+}
+
+/// Names this process in pulses: which machine, which process, since when.
+fn instance(clock: &Clock) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "unknown" } else { host.trim() };
+    format!("{host}/{}/{}", std::process::id(), clock.now().unix_micros())
+}

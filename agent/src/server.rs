@@ -1,0 +1,127 @@
+//! What the agent asks PostgreSQL over a replication connection, besides WAL.
+//!
+//! Owns: the facts that identify a server, the slot, the history files. Every fact comes from the server
+//! itself at each connection; nothing is remembered from an earlier one.
+
+use bytes::Bytes;
+use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
+use highwater_pgwire::{ConnInfo, Connection, Mode};
+
+use crate::error::{AgentError, Result};
+use crate::resume::ServerView;
+
+/// `READ_REPLICATION_SLOT` exists from this version on.
+const READ_SLOT_SINCE: u32 = 150_000;
+
+/// Opens a replication connection.
+pub async fn connect(info: &ConnInfo) -> Result<Connection> {
+    Ok(Connection::connect(info, Mode::Replication).await?)
+}
+
+/// The facts that are fixed for a lineage.
+pub async fn identity(conn: &mut Connection) -> Result<Identity> {
+    let system = conn.identify_system().await?;
+    let segment_size = conn.show("wal_segment_size").await?;
+    Ok(Identity {
+        system_id: system.system_id,
+        server_version: conn.server_version(),
+        segment_size: SegmentSize::from_show(&segment_size).map_err(|error| unexpected("wal_segment_size", &error))?,
+        wal_block_size: number(conn, "wal_block_size").await?,
+        block_size: number(conn, "block_size").await?,
+    })
+}
+
+async fn number(conn: &mut Connection, setting: &str) -> Result<u32> {
+    let text = conn.show(setting).await?;
+    text.parse().map_err(|error| unexpected(setting, &error))
+}
+
+fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
+    AgentError::refused(format!("the server's {setting} cannot be used: {error}"), "Check that this is PostgreSQL 14 to 18")
+}
+
+/// Where the server stands. Creates the slot if it is missing, with WAL kept from the last checkpoint on.
+pub async fn view(conn: &mut Connection, info: &ConnInfo, slot: &str, identity: &Identity) -> Result<ServerView> {
+    let system = conn.identify_system().await?;
+    if system.system_id != identity.system_id {
+        return Err(AgentError::refused(
+            format!("the server's system identifier is now {}, it was {}", system.system_id, identity.system_id),
+            "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
+        ));
+    }
+    let history = match history(conn, system.timeline).await? {
+        Some(content) => parse_history(system.timeline, &content)?,
+        None => History::root(system.timeline),
+    };
+    let slot = ensure_slot(conn, info, slot).await?;
+    Ok(ServerView { timeline: system.timeline, end: system.xlogpos, history, slot })
+}
+
+/// A history file, verbatim; none if the server has none (the first timeline has none).
+pub async fn history(conn: &mut Connection, timeline: TimelineId) -> Result<Option<Bytes>> {
+    if timeline == TimelineId::FIRST {
+        return Ok(None);
+    }
+    Ok(conn.timeline_history(timeline).await?.map(|file| file.content))
+}
+
+/// The history file of a timeline that must have one.
+pub async fn required_history(conn: &mut Connection, timeline: TimelineId) -> Result<Bytes> {
+    history(conn, timeline).await?.ok_or_else(|| {
+        AgentError::refused(
+            format!("the server has no history file for timeline {timeline}"),
+            "Copy the file into its pg_wal directory from the server that was promoted",
+        )
+    })
+}
+
+/// Reads a history file.
+pub fn parse_history(timeline: TimelineId, content: &[u8]) -> Result<History> {
+    History::parse(timeline, content).map_err(|error| {
+        AgentError::refused(
+            format!("the server's history file of timeline {timeline} cannot be read: {error}"),
+            "Restore the file in its pg_wal directory",
+        )
+    })
+}
+
+/// The history files that lead to `timeline`, oldest first; files of long gone ancestors may be missing.
+pub async fn histories(conn: &mut Connection, timeline: TimelineId) -> Result<Vec<(TimelineId, Bytes)>> {
+    let Some(content) = history(conn, timeline).await? else { return Ok(Vec::new()) };
+    let mut files = Vec::new();
+    for entry in parse_history(timeline, &content)?.entries {
+        if let Some(ancestor) = history(conn, entry.timeline).await? {
+            files.push((entry.timeline, ancestor));
+        }
+    }
+    files.push((timeline, content));
+    Ok(files)
+}
+
+/// From where the slot keeps WAL; none if it keeps none yet. Creates a missing slot.
+async fn ensure_slot(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<Option<Lsn>> {
+    if let Some(found) = slot_position(conn, info, slot).await? {
+        return Ok(found);
+    }
+    match conn.create_physical_slot(slot, true, false).await {
+        Ok(()) => tracing::info!(slot, "created the replication slot"),
+        Err(error) if error.is_slot_exists() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(slot_position(conn, info, slot).await?.flatten())
+}
+
+/// None: no such slot. Some(None): it keeps no WAL.
+async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<Option<Option<Lsn>>> {
+    if conn.server_version() >= READ_SLOT_SINCE {
+        return Ok(conn.read_replication_slot(slot).await?.map(|position| position.restart_lsn));
+    }
+    let mut sql = Connection::connect(info, Mode::Sql).await?;
+    // The name is one that the configuration allows: [a-z0-9_].
+    let query = format!("SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'");
+    let rows = sql.simple_query(&query).await?.rows;
+    sql.close().await;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let text = row.first().and_then(Option::as_ref).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    Ok(Some(text.and_then(|text| text.parse().ok())))
+}

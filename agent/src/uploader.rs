@@ -1,0 +1,188 @@
+//! One region's pipeline: stores the window's items in parallel, counts them in order.
+//!
+//! Owns: the region's place in the window, its uploads in flight, and its position in [`Progress`]. A region
+//! that falls out of the window is filled from another ([`crate::backfill`]) and joins again. Nothing here
+//! waits for another region, and nothing else waits for this one.
+//!
+//! Invariant: the position reported to [`Progress`] is the end of what the region holds without a hole,
+//! because uploads are retired in the order in which they were taken.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use highwater_format::{SegmentSize, TimelineId};
+use highwater_store::Object;
+use tokio_util::sync::CancellationToken;
+
+use crate::backfill;
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::identity;
+use crate::inventory;
+use crate::progress::Progress;
+use crate::region::{Archive, Region, write_once};
+use crate::state::{RegionState, State};
+use crate::window::{Item, Next, What, Window};
+
+/// What all regions' pipelines share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Keys and regions.
+    pub archive: Archive,
+    /// The server's segment size.
+    pub segment_size: SegmentSize,
+    /// What is to be stored.
+    pub window: Arc<Window>,
+    /// Where positions are reported.
+    pub progress: Arc<Progress>,
+    /// What others see.
+    pub state: State,
+    /// Uploads in flight per region.
+    pub uploads: usize,
+    /// Where the stream began: the position of a region that holds nothing when no other does either.
+    pub origin: Position,
+    /// History files of the timelines that lead to the one of `origin`, and its own.
+    pub histories: Arc<[(TimelineId, Bytes)]>,
+}
+
+type Upload = Pin<Box<dyn Future<Output = Result<(u64, Arc<Item>)>> + Send>>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Uploader {
+    shared: Shared,
+    region: Arc<Region>,
+}
+
+impl Uploader {
+    /// The pipeline of one region.
+    pub fn new(shared: Shared, region: Arc<Region>) -> Self {
+        Self { shared, region }
+    }
+
+    /// Works until cancelled; ends early only with an error that trying again cannot cure.
+    ///
+    /// `known` is the region's position if it has been read already.
+    pub async fn run(self, known: Option<Option<Position>>, cancel: CancellationToken) -> Result<()> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Ok(()),
+            result = self.work(known) => result,
+        }
+    }
+
+    async fn work(&self, known: Option<Option<Position>>) -> Result<()> {
+        let index = self.region.index;
+        for (timeline, content) in self.shared.histories.iter() {
+            let key = self.shared.archive.layout.history(*timeline);
+            write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
+        }
+        let mut at = match known {
+            Some(position) => position,
+            None => self.join().await?,
+        };
+        loop {
+            let position = match at {
+                Some(position) => position,
+                None => backfill::origin(&self.shared, &self.region).await?,
+            };
+            self.shared.progress.stored(index, position);
+            at = Some(match self.shared.window.attach(index, position) {
+                Some(from) => {
+                    self.set_state(RegionState::Ok);
+                    self.follow(from, position).await?
+                }
+                None => {
+                    self.set_state(RegionState::CatchingUp);
+                    backfill::advance(&self.shared, &self.region, position).await?
+                }
+            });
+        }
+    }
+
+    /// Reads a region that could not be read at the start: identity first, then its position.
+    async fn join(&self) -> Result<Option<Position>> {
+        let store = &*self.region.store;
+        identity::ensure(store, &self.shared.archive).await?;
+        let position = inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
+        tracing::info!(region = self.region.name, position = ?position, "region joined");
+        Ok(position)
+    }
+
+    /// Stores items in window order from number `from` on, until the window has forgotten what comes next.
+    async fn follow(&self, mut from: u64, mut position: Position) -> Result<Position> {
+        let index = self.region.index;
+        let mut changed = self.shared.window.subscribe();
+        let mut uploads: FuturesOrdered<Upload> = FuturesOrdered::new();
+        let mut barrier = false;
+        let mut behind = false;
+        loop {
+            changed.mark_unchanged();
+            while !behind && !barrier && uploads.len() < self.shared.uploads {
+                match self.shared.window.next(from) {
+                    Next::Item(number, item) => {
+                        // Nothing of a timeline may be stored before its history is.
+                        let history = matches!(item.what, What::History { .. });
+                        if history && !uploads.is_empty() {
+                            break;
+                        }
+                        barrier = history;
+                        from = number + 1;
+                        uploads.push_back(self.upload(number, item));
+                    }
+                    Next::Wait => break,
+                    Next::Behind => behind = true,
+                }
+            }
+            if behind && uploads.is_empty() {
+                self.shared.window.detach(index);
+                return Ok(position);
+            }
+            tokio::select! {
+                Some(done) = uploads.next() => {
+                    let (number, item) = done?;
+                    position = self.retire(position, number, &item)?;
+                    barrier = false;
+                }
+                changed = changed.changed(), if !behind => {
+                    changed.map_err(|_| AgentError::Cancelled)?;
+                }
+            }
+        }
+    }
+
+    fn upload(&self, number: u64, item: Arc<Item>) -> Upload {
+        let store = self.region.store.clone();
+        Box::pin(async move {
+            write_once(&*store, &item.key, item.object.clone()).await?;
+            Ok((number, item))
+        })
+    }
+
+    fn retire(&self, position: Position, number: u64, item: &Item) -> Result<Position> {
+        let index = self.region.index;
+        if item.what.start() > position {
+            return Err(AgentError::Bug(format!(
+                "region {}: stored {} although the region's WAL ends at {position}",
+                self.region.name, item.key
+            )));
+        }
+        let position = position.max(item.what.end());
+        self.shared.progress.stored(index, position);
+        self.shared.window.passed(index, number + 1);
+        let bytes = item.object.bytes.len() as u64;
+        self.shared.state.update_region(index, |view| {
+            view.objects += 1;
+            view.bytes += bytes;
+        });
+        Ok(position)
+    }
+
+    fn set_state(&self, state: RegionState) {
+        self.shared.state.update_region(self.region.index, |view| view.state = state);
+    }
+}
