@@ -6,6 +6,14 @@
 //!
 //! `FORMAT.md` beside this crate's manifest is the norm; the code follows it.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        reason = "tests index small arrays with WAL positions"
+    )
+)]
+
 pub mod backup_id;
 pub mod backup_label;
 pub mod codec;

@@ -197,6 +197,7 @@ fn describe(kind: Kind, start: u64, end: u64) -> String {
 /// An object whose every stored byte has been checked.
 #[derive(Debug, Clone)]
 pub struct Object {
+    bytes: Bytes,
     header: Header,
     frames: Vec<FrameRef>,
 }
@@ -210,7 +211,16 @@ impl Object {
             return Err(FormatError::Encrypted(header.cipher));
         }
         let frames = footer.frames(&bytes, &header)?;
-        Ok(Object { header, frames })
+        Ok(Object {
+            bytes,
+            header,
+            frames,
+        })
+    }
+
+    /// The bytes as stored, for another region to get the very same object.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// What the object says about itself.

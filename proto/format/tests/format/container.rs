@@ -83,6 +83,7 @@ proptest! {
         let sealed = sample.seal();
         prop_assert_eq!(sealed.crc32, crc32fast::hash(&sealed.bytes));
         let object = Object::open(sealed.bytes.clone()).unwrap();
+        prop_assert_eq!(object.bytes(), &sealed.bytes);
         prop_assert_eq!(object.header(), &sealed.header);
         prop_assert_eq!(Header::decode(&sealed.bytes).unwrap(), sealed.header);
         prop_assert_eq!(object.plain().unwrap(), sample.plain());
@@ -126,10 +127,9 @@ proptest! {
             bytes[at] = with;
         }
         mend(&mut bytes);
-        if let Ok(object) = Object::open(bytes.into()) {
-            if let Ok(plain) = object.plain() {
-                prop_assert_eq!(plain.len() as u64, object.header().plain_len);
-            }
+        let opened = Object::open(bytes.into());
+        if let Ok(plain) = opened.as_ref().map_err(FormatError::clone).and_then(Object::plain) {
+            prop_assert_eq!(plain.len() as u64, opened.unwrap().header().plain_len);
         }
     }
 
@@ -232,6 +232,62 @@ fn the_header_of_an_encrypted_object_can_be_read() {
     mend(&mut bytes);
     let header = Header::decode(&bytes).unwrap();
     assert_eq!((header.cipher, header.key_id[0]), (Cipher::Aes256Gcm, 0xAB));
+    bytes[120] = 1;
+    mend(&mut bytes);
+    assert_eq!(
+        Header::decode(&bytes).unwrap_err().kind(),
+        FormatErrorKind::Corrupt,
+        "reserved bytes"
+    );
+}
+
+/// A pack with one frame, so that lengths can be forged without contradicting a range.
+fn forged_pack(codec: Codec, change: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<u8>, FormatError> {
+    let frame = FrameEncoder::new(codec).encode(&[7; 64])?;
+    let mut bytes = seal(Header::pack(codec, SYSTEM, samples::timeline(1), 0), &[frame])?
+        .bytes
+        .to_vec();
+    change(&mut bytes);
+    mend(&mut bytes);
+    Object::open(bytes.into())?.plain()
+}
+
+#[test]
+fn lengths_that_lie_are_damage() {
+    let plain_len = |bytes: &mut Vec<u8>, len: u8| (bytes[48], bytes[Header::LEN + 4]) = (len, len);
+    assert_eq!(forged_pack(Codec::Lz4, |_| ()).unwrap(), [7; 64]);
+    let forged = [
+        (
+            "shorter, raw",
+            forged_pack(Codec::None, |bytes| plain_len(bytes, 63)),
+        ),
+        ("no bytes", forged_pack(Codec::None, |bytes| plain_len(bytes, 0))),
+        (
+            "frame size",
+            forged_pack(Codec::None, |bytes| {
+                bytes[16..20].copy_from_slice(&63_u32.to_le_bytes())
+            }),
+        ),
+        (
+            "footer",
+            forged_pack(Codec::None, |bytes| {
+                let at = bytes.len() - FOOTER_LEN + 4;
+                bytes[at] = 1;
+            }),
+        ),
+    ];
+    for (what, result) in forged {
+        assert_eq!(result.unwrap_err().kind(), FormatErrorKind::Corrupt, "{what}");
+    }
+    // One byte more than the payload holds, with a checksum that counts the zero it would leave.
+    for codec in [Codec::Lz4, Codec::Zstd] {
+        let longer = crc32fast::hash(&[vec![7; 64], vec![0]].concat());
+        let result = forged_pack(codec, |bytes| {
+            plain_len(bytes, 65);
+            bytes[Header::LEN + 8..Header::LEN + 12].copy_from_slice(&longer.to_le_bytes());
+        });
+        assert_eq!(result.unwrap_err().kind(), FormatErrorKind::Corrupt, "{codec}");
+    }
 }
 
 #[test]
@@ -318,6 +374,14 @@ fn seal_refuses_what_no_reader_would_accept() {
         );
     }
     let whole = encoder.encode(&vec![0; FRAME_SIZE as usize]).unwrap();
+    let mut shifted = samples::segment(Codec::None).header;
+    (shifted.start, shifted.end) = (shifted.start + 8192, shifted.end + 8192);
+    let error = seal(shifted, std::slice::from_ref(&whole)).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        FormatErrorKind::Invalid,
+        "a segment begins at a multiple of its size"
+    );
     let too_much = vec![whole; usize::try_from(MAX_OBJECT_PLAIN >> 20).unwrap() + 1];
     let error = seal(range(0, MAX_OBJECT_PLAIN + u64::from(FRAME_SIZE)), &too_much).unwrap_err();
     assert_eq!(error.kind(), FormatErrorKind::Invalid);
@@ -326,7 +390,7 @@ fn seal_refuses_what_no_reader_would_accept() {
         ..range(0, 64)
     };
     assert_eq!(
-        seal(encrypted, &[frame.clone()]).unwrap_err(),
+        seal(encrypted, std::slice::from_ref(&frame)).unwrap_err(),
         FormatError::Encrypted(Cipher::Aes256Gcm)
     );
     seal(range(0, 64), &[frame]).unwrap();

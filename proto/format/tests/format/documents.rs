@@ -205,8 +205,15 @@ fn impossible_records_are_neither_written_nor_read() {
         start_lsn: Lsn(1),
         ..samples::backup()
     });
+    let moved = samples::timeline(2);
     refused(&Backup {
-        timeline: samples::timeline(2),
+        timeline: moved,
+        stop_timeline: moved,
+        ..samples::backup()
+    });
+    refused(&Backup {
+        id: BackupId::new(moved, samples::backup().start_lsn, samples::backup().started_at),
+        timeline: moved,
         ..samples::backup()
     });
     refused(&Backup {

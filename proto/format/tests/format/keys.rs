@@ -9,17 +9,17 @@ fn layout() -> Layout {
     Layout::new("orders".parse().unwrap(), SYSTEM)
 }
 
-pub fn any_timeline() -> impl Strategy<Value = TimelineId> {
+pub(crate) fn any_timeline() -> impl Strategy<Value = TimelineId> {
     (1..=u32::MAX).prop_map(samples::timeline)
 }
 
-pub fn any_range() -> impl Strategy<Value = LsnRange> {
+pub(crate) fn any_range() -> impl Strategy<Value = LsnRange> {
     (any::<u64>(), any::<u64>()).prop_filter_map("an empty range is no key", |(a, b)| {
         (a != b).then(|| LsnRange::new(Lsn(a.min(b)), Lsn(a.max(b))))
     })
 }
 
-pub fn any_time() -> impl Strategy<Value = Time> {
+pub(crate) fn any_time() -> impl Strategy<Value = Time> {
     any::<i64>().prop_map(Time::from_unix_micros)
 }
 

@@ -4,23 +4,23 @@
 use bytes::Bytes;
 use highwater_format::*;
 
-pub const SYSTEM: SystemId = SystemId(7_437_620_198_731_455_503);
-pub const SEGMENT: &str = "1MB";
+pub(crate) const SYSTEM: SystemId = SystemId(7_437_620_198_731_455_503);
+pub(crate) const SEGMENT: &str = "1MB";
 
-pub fn timeline(number: u32) -> TimelineId {
+pub(crate) fn timeline(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
 }
 
-pub fn time(text: &str) -> Time {
+pub(crate) fn time(text: &str) -> Time {
     text.parse().unwrap()
 }
 
-pub fn backup_id() -> BackupId {
+pub(crate) fn backup_id() -> BackupId {
     BackupId::new(timeline(1), Lsn(0x200_0028), time("2026-11-20T14:56:53.123456Z"))
 }
 
 /// Bytes that compress about as WAL does: runs of a counter between runs of zeros.
-pub fn wal_like(len: usize) -> Vec<u8> {
+pub(crate) fn wal_like(len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| {
             if (i / 48) % 3 == 0 {
@@ -33,7 +33,7 @@ pub fn wal_like(len: usize) -> Vec<u8> {
 }
 
 /// Bytes that no codec makes smaller (a linear congruential generator, Numerical Recipes).
-pub fn noise(len: usize) -> Vec<u8> {
+pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -43,18 +43,18 @@ pub fn noise(len: usize) -> Vec<u8> {
 }
 
 #[derive(Debug)]
-pub struct Sample {
-    pub name: String,
-    pub header: Header,
-    pub frames: Vec<Vec<u8>>,
+pub(crate) struct Sample {
+    pub(crate) name: String,
+    pub(crate) header: Header,
+    pub(crate) frames: Vec<Vec<u8>>,
 }
 
 impl Sample {
-    pub fn plain(&self) -> Vec<u8> {
+    pub(crate) fn plain(&self) -> Vec<u8> {
         self.frames.concat()
     }
 
-    pub fn seal(&self) -> Sealed {
+    pub(crate) fn seal(&self) -> Sealed {
         let mut encoder = FrameEncoder::new(self.header.codec);
         let frames: Vec<Frame> = self
             .frames
@@ -64,20 +64,20 @@ impl Sample {
         seal(self.header.clone(), &frames).unwrap()
     }
 
-    pub fn bytes(&self) -> Bytes {
+    pub(crate) fn bytes(&self) -> Bytes {
         self.seal().bytes
     }
 }
 
 /// One object of every kind and codec.
-pub fn objects() -> Vec<Sample> {
+pub(crate) fn objects() -> Vec<Sample> {
     Codec::ALL
         .into_iter()
         .flat_map(|codec| [segment(codec), tail(codec), pack(codec)])
         .collect()
 }
 
-pub fn segment(codec: Codec) -> Sample {
+pub(crate) fn segment(codec: Codec) -> Sample {
     let size = SegmentSize::from_show(SEGMENT).unwrap();
     let name = SegmentName {
         timeline: timeline(1),
@@ -93,7 +93,7 @@ pub fn segment(codec: Codec) -> Sample {
     }
 }
 
-pub fn tail(codec: Codec) -> Sample {
+pub(crate) fn tail(codec: Codec) -> Sample {
     let range = LsnRange::new(Lsn(0x1_0200_0000), Lsn(0x1_0200_0300));
     let mut header = Header::wal(Kind::Tail, codec, SYSTEM, timeline(2), range);
     header.first_commit = Some(time("2026-11-20T14:56:53.000001Z"));
@@ -107,7 +107,7 @@ pub fn tail(codec: Codec) -> Sample {
     }
 }
 
-pub fn pack(codec: Codec) -> Sample {
+pub(crate) fn pack(codec: Codec) -> Sample {
     let mut header = Header::pack(codec, SYSTEM, timeline(1), 7);
     header.sealed_at = time("2026-11-20T14:57:01Z");
     header.server_end = Lsn(0x200_0100);
@@ -119,7 +119,7 @@ pub fn pack(codec: Codec) -> Sample {
 }
 
 /// The object that `FORMAT.md` takes apart byte by byte.
-pub fn example(codec: Codec) -> Sample {
+pub(crate) fn example(codec: Codec) -> Sample {
     let range = LsnRange::new(Lsn(0x200_0028), Lsn(0x200_0048));
     let mut header = Header::wal(Kind::Tail, codec, SYSTEM, timeline(1), range);
     header.first_commit = Some(time("2026-11-20T14:56:53.123456Z"));
@@ -133,7 +133,7 @@ pub fn example(codec: Codec) -> Sample {
     }
 }
 
-pub fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         system_id: SYSTEM,
         server_version: 150_020,
@@ -143,7 +143,7 @@ pub fn identity() -> Identity {
     }
 }
 
-pub fn gap() -> Gap {
+pub(crate) fn gap() -> Gap {
     Gap {
         timeline: timeline(1),
         start: Lsn(0x300_0000),
@@ -153,7 +153,7 @@ pub fn gap() -> Gap {
     }
 }
 
-pub fn writer() -> Writer {
+pub(crate) fn writer() -> Writer {
     Writer {
         epoch: 3,
         instance: "5f0c9a7e21d84b63".to_owned(),
@@ -164,7 +164,7 @@ pub fn writer() -> Writer {
     }
 }
 
-pub fn pulse() -> Pulse {
+pub(crate) fn pulse() -> Pulse {
     Pulse {
         timeline: timeline(1),
         server_time: time("2026-11-20T14:56:55.25Z"),
@@ -177,7 +177,7 @@ pub fn pulse() -> Pulse {
     }
 }
 
-pub fn backup() -> Backup {
+pub(crate) fn backup() -> Backup {
     Backup {
         id: backup_id(),
         system_id: SYSTEM,
@@ -205,7 +205,7 @@ pub fn backup() -> Backup {
     }
 }
 
-pub fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     let pack = |number, plain_len, stored_len| PackInfo {
         number,
         plain_len,
@@ -262,7 +262,7 @@ pub fn manifest() -> Manifest {
 }
 
 /// Every document under the name of its golden file.
-pub fn documents() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn documents() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("identity.json", encode(&identity()).unwrap()),
         ("gap.json", encode(&gap()).unwrap()),
@@ -273,11 +273,11 @@ pub fn documents() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-pub const HISTORY: &[u8] =
+pub(crate) const HISTORY: &[u8] =
     b"1\t0/A000178\tno recovery target specified\n\n2\t1/2000000\tbefore 2026-11-20 14:56:53.123456+00\n";
 
 /// Every form of key, in the order of `FORMAT.md`.
-pub fn keys() -> Vec<(&'static str, String)> {
+pub(crate) fn keys() -> Vec<(&'static str, String)> {
     let layout = Layout::new("orders".parse().unwrap(), SYSTEM);
     let range = LsnRange::new(Lsn(0x1_0200_0000), Lsn(0x1_0200_0300));
     let size = SegmentSize::DEFAULT;
