@@ -13,8 +13,8 @@ mod header;
 mod object;
 
 pub use frame::{FRAME_SIZE, Frame, FrameEncoder, FrameRef};
-pub use header::{Cipher, Header, Kind, VERSION};
-pub use object::{Expect, FOOTER_LEN, MAX_OBJECT_PLAIN, Object, Sealed, seal};
+pub use header::{Cipher, Header, Kind, MAX_OBJECT_PLAIN, VERSION};
+pub use object::{Expect, FOOTER_LEN, Object, Sealed, seal};
 
 /// Reads a little-endian field; `None` past the end.
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -37,6 +37,10 @@ use crate::timeline::TimelineId;
 /// The container version that this release writes, and the newest that it reads.
 pub const VERSION: u16 = 1;
 
+/// The most WAL bytes in one object: 64 MiB. Larger segments are stored as tail chunks. A reader that looks
+/// for what covers an LSN need not look further back than this.
+pub const MAX_OBJECT_PLAIN: u64 = 64 << 20;
+
 /// Not text (high bit), broken by line-end conversion (CR LF) and by seven-bit transport, stops a DOS `type`.
 const MAGIC: [u8; 8] = *b"\x89HWAR\r\n\x1a";
 const NO_COMMIT: i64 = i64::MIN;
@@ -127,9 +131,9 @@ pub struct Header {
     pub first_commit: Option<Time>,
     /// Time of the last such record.
     pub last_commit: Option<Time>,
-    /// The server's time when the object was sealed.
+    /// The server's time when the object was sealed; of a pack: when its backup started.
     pub sealed_at: Time,
-    /// The server's end of WAL when the object was sealed.
+    /// The server's end of WAL at that time.
     pub server_end: Lsn,
 }
 
@@ -271,6 +275,10 @@ impl Header {
                 "{} holds {len} bytes, but its plain length is {}",
                 self.range(),
                 self.plain_len
+            )),
+            Kind::Segment | Kind::Tail if len > MAX_OBJECT_PLAIN => Err(format!(
+                "{} is longer than {MAX_OBJECT_PLAIN} bytes",
+                self.range()
             )),
             Kind::Segment if SegmentSize::new(len).is_err() || !self.start.is_multiple_of(len) => {
                 Err(format!("{} is not one whole segment", self.range()))

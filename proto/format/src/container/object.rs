@@ -21,9 +21,6 @@ use crate::lsn::{LsnRange, SegmentSize, SystemId};
 use crate::timeline::TimelineId;
 use crate::walname::SegmentName;
 
-/// The most WAL bytes in one object: 64 MiB. Larger segments are stored as tail chunks.
-pub const MAX_OBJECT_PLAIN: u64 = 64 << 20;
-
 /// Bytes of the footer.
 pub const FOOTER_LEN: usize = 24;
 
@@ -91,11 +88,6 @@ fn complete(mut header: Header, frames: &[Frame]) -> Result<Header, FormatError>
         return Err(invalid(
             "it is empty, or a frame is larger than its frame size".to_owned(),
         ));
-    }
-    if header.kind != Kind::Pack && plain_len > MAX_OBJECT_PLAIN {
-        return Err(invalid(format!(
-            "{plain_len} WAL bytes are more than {MAX_OBJECT_PLAIN}"
-        )));
     }
     header.plain_len = plain_len;
     header.check().map_err(invalid)?;
