@@ -71,8 +71,6 @@ async fn conforms_behind_retries_on_a_shaky_endpoint() {
         let inner = fresh(&server, &count).await?;
         let policy =
             RetryPolicy::interactive().with_waits(Duration::from_millis(2), Duration::from_millis(8));
-        // A wrong checksum is answered as damage on the way and so is tried again: it needs a short end.
-        let policy = policy.with_budget(Some(Duration::from_millis(1500)));
         Ok(Arc::new(Retrying::new(inner, policy, Arc::new(NoObserver))) as Arc<dyn Store>)
     };
     conformance::run(make).await.unwrap();

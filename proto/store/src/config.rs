@@ -134,3 +134,63 @@ fn parse_duration(text: &str) -> Option<Duration> {
     };
     Some(Duration::from_millis(number.checked_mul(millis)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_needs_only_a_url() {
+        let config: RegionConfig = toml::from_str("url = \"s3://bucket/prefix\"").unwrap();
+        assert_eq!(config.display_name(), "s3://bucket/prefix");
+        assert_eq!(config.connect_timeout, Duration::from_secs(5));
+        assert_eq!(config.attempt_timeout, Duration::from_secs(20));
+        assert_eq!(config.operation_timeout, Duration::from_secs(120));
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_errors_and_secrets_stay_secret() {
+        for text in [
+            "attempt_timeout = \"20\"",
+            "attempt_timeout = 20",
+            "attempt_timeout = \"-1s\"",
+            "retries = 5",
+        ] {
+            assert!(
+                toml::from_str::<RegionConfig>(&format!("url = \"s3://b\"\n{text}")).is_err(),
+                "{text}"
+            );
+        }
+        let text = "url = \"s3://b\"\naccess_key_id = \"id\"\nsecret_access_key = \"hush\"";
+        let config: RegionConfig = toml::from_str(text).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("20s", 20_000),
+            ("2m", 120_000),
+            ("1 h", 3_600_000),
+            (" 3 min ", 180_000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "20",
+            "1.5s",
+            "20 parsecs",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+}

@@ -28,6 +28,7 @@ use aws_sdk_s3::types::StorageClass;
 use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
+use crate::memory::verify_upload;
 use crate::{
     ErrorKind, LIST_PAGE, Meta, Object, Operation, Page, Put, PutMode, RegionConfig, Store, StoreError,
 };
@@ -307,7 +308,6 @@ impl Store for S3Store {
 
     async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
         check_key(&self.region, Operation::Put, key)?;
-        let sent = object.bytes.len();
         let call = self
             .client
             .put_object()
@@ -317,23 +317,27 @@ impl Store for S3Store {
             .checksum_crc32(crc32_to_base64(object.crc32))
             .set_storage_class(self.storage_class.clone())
             .set_if_none_match((mode == PutMode::Create).then(|| "*".to_owned()))
-            .body(ByteStream::from(object.bytes))
+            .body(ByteStream::from(object.bytes.clone()))
             .customize()
             .disable_payload_signing();
-        match self.answer(Operation::Put, key, sent, call.send()).await? {
+        let error = match self
+            .answer(Operation::Put, key, object.bytes.len(), call.send())
+            .await?
+        {
             Ok(output) => {
-                self.check_stored(key, object.crc32, &output)?;
-                Ok(Put::Created)
+                return self
+                    .check_stored(key, object.crc32, &output)
+                    .map(|()| Put::Created);
             }
-            Err(error)
-                if mode == PutMode::Create
-                    && (classify::code(&error) == Some("PreconditionFailed")
-                        || classify::status(&error) == Some(412)) =>
-            {
-                Ok(Put::Exists)
-            }
-            Err(error) => Err(self.failed(Operation::Put, key, error)),
+            Err(error) => error,
+        };
+        match classify::status(&error) {
+            Some(412) if mode == PutMode::Create => return Ok(Put::Exists),
+            // A refused checksum is damage on the way, unless the bytes changed in this machine's memory.
+            Some(400) => verify_upload(&self.region, key, &object)?,
+            _ => {}
         }
+        Err(self.failed(Operation::Put, key, error))
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
