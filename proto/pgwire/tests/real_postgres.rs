@@ -158,7 +158,7 @@ fn make_certificates(dir: &std::path::Path) {
             "req -x509 {key} -subj /CN={ca} -keyout {ca}.key -out {ca}.crt"
         ));
     }
-    let mut sign = |name: &str, subject: &str, extension: &str| {
+    let sign = |name: &str, subject: &str, extension: &str| {
         std::fs::write(dir.join("ext"), extension).unwrap();
         openssl(&format!(
             "req {key} -subj /CN={subject} -keyout {name}.key -out {name}.csr"
@@ -181,7 +181,7 @@ async fn tls() {
     make_certificates(dir);
     let file = |name: &str| dir.join(name).display().to_string();
     let hba = "hostssl all,replication scram 127.0.0.1/32 scram-sha-256\n\
-               hostssl all only 127.0.0.1/32 trust\n\
+               hostssl all tlsonly 127.0.0.1/32 trust\n\
                hostssl all cert 127.0.0.1/32 cert\n\
                hostnossl all never 127.0.0.1/32 trust\n";
     let settings = format!(
@@ -194,7 +194,7 @@ async fn tls() {
     server
         .sql(&[
             "CREATE ROLE scram LOGIN REPLICATION PASSWORD 's3cr3t'",
-            "CREATE ROLE only LOGIN",
+            "CREATE ROLE tlsonly LOGIN",
             "CREATE ROLE cert LOGIN",
             "CREATE ROLE never LOGIN",
         ])
@@ -272,9 +272,9 @@ async fn tls() {
     encrypted("user=cert sslmode=require").await.unwrap_err();
 
     // Falling back, in both directions, only where sslmode allows it.
-    assert!(encrypted("user=only sslmode=allow").await.unwrap());
+    assert!(encrypted("user=tlsonly sslmode=allow").await.unwrap());
     assert!(
-        encrypted("user=only sslmode=disable")
+        encrypted("user=tlsonly sslmode=disable")
             .await
             .unwrap_err()
             .is_not_authorized()
@@ -378,10 +378,6 @@ async fn streaming_slots_and_a_fast_shutdown() {
 
     assert_eq!(connection.read_replication_slot("hw").await.unwrap(), None);
     connection.create_physical_slot("hw", true, false).await.unwrap();
-    connection
-        .create_physical_slot("idle", false, true)
-        .await
-        .unwrap();
     assert!(
         connection
             .create_physical_slot("hw", true, false)
@@ -389,6 +385,11 @@ async fn streaming_slots_and_a_fast_shutdown() {
             .unwrap_err()
             .is_slot_exists()
     );
+    // Not earlier: an error ends temporary slots.
+    connection
+        .create_physical_slot("idle", false, true)
+        .await
+        .unwrap();
     let unreserved = connection.read_replication_slot("idle").await.unwrap().unwrap();
     assert_eq!(unreserved.restart_lsn, None);
     let position = connection.read_replication_slot("hw").await.unwrap().unwrap();

@@ -96,9 +96,7 @@ async fn a_dropped_read_loses_nothing() {
         if let Ok(frame) = idle {
             assert_eq!(frame.unwrap().unwrap().body.len(), 300);
         }
-        tokio::io::AsyncWriteExt::write_all(&mut peer, &[byte])
-            .await
-            .unwrap();
+        AsyncWriteExt::write_all(&mut peer, &[byte]).await.unwrap();
     }
     assert_eq!(reader.next("test").await.unwrap().unwrap().tag, b'Z');
 }
@@ -109,7 +107,7 @@ async fn the_end_between_and_inside_messages() {
     drop(peer);
     assert!(reader.next("test").await.unwrap().is_none());
     let (mut reader, mut peer) = pair();
-    tokio::io::AsyncWriteExt::write_all(&mut peer, b"d\0\0\0\x09ab")
+    AsyncWriteExt::write_all(&mut peer, b"d\0\0\0\x09ab")
         .await
         .unwrap();
     drop(peer);
@@ -127,9 +125,7 @@ async fn the_end_between_and_inside_messages() {
 async fn bodies_are_slices_of_the_read_buffer() {
     let (mut reader, mut peer) = pair();
     let bytes = encode(&[(b'd', vec![1; 100]), (b'd', vec![2; 100])]);
-    tokio::io::AsyncWriteExt::write_all(&mut peer, &bytes)
-        .await
-        .unwrap();
+    AsyncWriteExt::write_all(&mut peer, &bytes).await.unwrap();
     let first = reader.next("test").await.unwrap().unwrap().body;
     let second = reader.next("test").await.unwrap().unwrap().body;
     assert_eq!(first.as_ptr() as usize + 105, second.as_ptr() as usize);
