@@ -84,7 +84,10 @@ impl Entries {
 
     /// Every file with a checksum.
     pub(crate) fn checked_files(&self) -> impl Iterator<Item = (&Entry, &Checksum)> {
-        self.list.iter().zip(&self.checksums).filter_map(|(entry, sum)| Some((entry, sum.as_ref()?)))
+        self.list
+            .iter()
+            .zip(&self.checksums)
+            .filter_map(|(entry, sum)| Some((entry, sum.as_ref()?)))
     }
 
     /// The finished table.

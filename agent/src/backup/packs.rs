@@ -9,11 +9,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use highwater_format::codec::Codec;
+use highwater_format::BackupId;
 use highwater_format::container::{FRAME_SIZE, Frame, FrameEncoder, Header, Sealed, seal};
 use highwater_format::layout::Layout;
 use highwater_format::manifest::{Extent, PackInfo};
-use highwater_format::records::BackupId;
 use highwater_store::Object;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -31,7 +30,6 @@ pub(crate) struct PackSettings {
     pub(crate) layout: Layout,
     /// A header with everything but the pack's own range and length.
     pub(crate) header: Header,
-    pub(crate) codec: Codec,
     /// Plain bytes per pack.
     pub(crate) pack_size: u64,
     /// Frames compressed at the same time.
@@ -87,7 +85,8 @@ const FRAME_UNITS: u32 = (FRAME / UNIT) as u32;
 impl Packs {
     pub(crate) fn new(settings: PackSettings, targets: Arc<Targets>, progress: Progress) -> Packs {
         let least = settings.pack_size + FRAME as u64;
-        let units = usize::try_from(settings.memory.max(least) / UNIT as u64).unwrap_or(Semaphore::MAX_PERMITS);
+        let units =
+            usize::try_from(settings.memory.max(least) / UNIT as u64).unwrap_or(Semaphore::MAX_PERMITS);
         let shared = Shared {
             memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
             compute: Arc::new(Semaphore::new(settings.threads.max(1))),
@@ -121,7 +120,11 @@ impl Packs {
             let count = data.len().min(FRAME - frame.plain.len()).min(left);
             let (now, later) = data.split_at(count);
             frame.plain.extend_from_slice(now);
-            placed(Extent { pack: self.pack, offset: self.used, len: count as u64 });
+            placed(Extent {
+                pack: self.pack,
+                offset: self.used,
+                len: count as u64,
+            });
             self.used += count as u64;
             data = later;
             let pack_full = self.used >= self.shared.settings.pack_size;
@@ -171,14 +174,17 @@ impl Packs {
                 Some(result) = self.storing.join_next() => note(&mut self.stored, result)?,
             }
         };
-        let plain = lock(&self.shared.buffers).pop().unwrap_or_else(|| Vec::with_capacity(FRAME));
+        let plain = lock(&self.shared.buffers)
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(FRAME));
         Ok(OpenFrame { plain, permit })
     }
 
     fn encode(&mut self, frame: OpenFrame) {
         let (shared, number) = (self.shared.clone(), self.frames);
         self.frames += 1;
-        self.encoding.spawn(async move { shared.encode(number, frame).await });
+        self.encoding
+            .spawn(async move { shared.encode(number, frame).await });
     }
 
     fn close_pack(&mut self) {
@@ -204,30 +210,50 @@ fn note(stored: &mut Vec<PackInfo>, result: Joined) -> Result<()> {
 impl Shared {
     /// Compresses one frame on the blocking pool, and gives back the memory that compression saved.
     async fn encode(self: Arc<Self>, number: u32, open: OpenFrame) -> Result<EncodedFrame> {
-        let slot = self.compute.clone().acquire_owned().await.map_err(|_| closed("compression"))?;
+        let slot = self
+            .compute
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| closed("compression"))?;
+        let failed = move |source| AgentError::Encode {
+            what: format!("frame {number} of a pack"),
+            source,
+        };
         let encode = move || {
-            let OpenFrame { mut plain, mut permit } = open;
+            let OpenFrame {
+                mut plain,
+                mut permit,
+            } = open;
             let encoder = lock(&self.encoders).pop();
             let mut encoder = match encoder {
                 Some(encoder) => encoder,
-                None => FrameEncoder::new(self.settings.codec),
+                None => FrameEncoder::new(self.settings.header.codec),
             };
-            let frame = encoder
-                .encode(&plain)
-                .map_err(|source| AgentError::Encode { what: format!("frame {number} of a pack"), source })?;
+            let frame = encoder.encode(&plain).map_err(failed)?;
             plain.clear();
             lock(&self.buffers).push(plain);
             lock(&self.encoders).push(encoder);
             let keep = frame.bytes.len().div_ceil(UNIT);
             drop(permit.split(permit.num_permits().saturating_sub(keep)));
             drop(slot);
-            Ok(EncodedFrame { number, frame, permit })
+            Ok(EncodedFrame {
+                number,
+                frame,
+                permit,
+            })
         };
-        spawn_blocking(encode).await.map_err(|error| AgentError::Bug(format!("compressing: {error}")))?
+        spawn_blocking(encode)
+            .await
+            .map_err(|error| AgentError::Bug(format!("compressing: {error}")))?
     }
 
     /// Seals one pack and writes it to the regions.
-    async fn store(self: Arc<Self>, number: u32, mut encoding: JoinSet<Result<EncodedFrame>>) -> Result<PackInfo> {
+    async fn store(
+        self: Arc<Self>,
+        number: u32,
+        mut encoding: JoinSet<Result<EncodedFrame>>,
+    ) -> Result<PackInfo> {
         let mut frames = Vec::with_capacity(encoding.len());
         while let Some(frame) = encoding.join_next().await {
             frames.push(frame.map_err(|error| AgentError::Bug(format!("compressing: {error}")))??);
@@ -244,19 +270,26 @@ impl Shared {
             crc32: format!("{:08x}", sealed.crc32),
         };
         let key = self.settings.layout.pack(&self.settings.backup, number);
-        self.targets.put(&key, Object::with_crc32(sealed.bytes, sealed.crc32)).await?;
+        self.targets
+            .put(&key, Object::with_crc32(sealed.bytes, sealed.crc32))
+            .await?;
         self.progress.add_stored(info.stored_len);
         drop(permits);
         Ok(info)
     }
 
     fn seal(&self, number: u32, frames: Vec<EncodedFrame>) -> Result<(Sealed, Vec<OwnedSemaphorePermit>)> {
-        let (frames, permits): (Vec<_>, Vec<_>) = frames.into_iter().map(|frame| (frame.frame, frame.permit)).unzip();
+        let (frames, permits): (Vec<_>, Vec<_>) = frames
+            .into_iter()
+            .map(|frame| (frame.frame, frame.permit))
+            .unzip();
         let mut header = self.settings.header.clone();
         header.start = u64::from(number);
         header.end = u64::from(number) + 1;
-        let sealed = seal(header, &frames)
-            .map_err(|source| AgentError::Encode { what: format!("pack {number}"), source })?;
+        let sealed = seal(header, &frames).map_err(|source| AgentError::Encode {
+            what: format!("pack {number}"),
+            source,
+        })?;
         Ok((sealed, permits))
     }
 }

@@ -38,8 +38,15 @@ pub(crate) struct Targets {
 impl Targets {
     /// Every region is in; `needed` of them must stay in.
     pub(crate) fn new(regions: &[Arc<Region>], needed: usize, patience: Duration) -> Targets {
-        let target = |region: &Arc<Region>| Target { region: region.clone(), lost: OnceLock::new() };
-        Targets { all: regions.iter().map(target).collect(), needed, patience }
+        let target = |region: &Arc<Region>| Target {
+            region: region.clone(),
+            lost: OnceLock::new(),
+        };
+        Targets {
+            all: regions.iter().map(target).collect(),
+            needed,
+            patience,
+        }
     }
 
     /// The regions that hold everything written so far.

@@ -96,7 +96,11 @@ impl TarParser {
     pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<TarEvent<'a>>, TarError> {
         loop {
             match self.state {
-                State::Content { of: Content::File, left: 0, padding } => {
+                State::Content {
+                    of: Content::File,
+                    left: 0,
+                    padding,
+                } => {
                     self.state = after_content(padding);
                     return Ok(Some(TarEvent::FileEnd));
                 }
@@ -105,7 +109,11 @@ impl TarParser {
                 State::Content { of, left, padding } => {
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
                     let data = self.take(input, take);
-                    self.state = State::Content { of, left: left - take as u64, padding };
+                    self.state = State::Content {
+                        of,
+                        left: left - take as u64,
+                        padding,
+                    };
                     match of {
                         Content::File => return Ok(Some(TarEvent::Data(data))),
                         Content::LongName => self.long_name.get_or_insert_default().extend_from_slice(data),
@@ -139,7 +147,11 @@ impl TarParser {
             State::Trailer => self.offset.is_multiple_of(BLOCK as u64),
             State::Content { .. } | State::Padding(_) => false,
         };
-        if whole { Ok(()) } else { Err(self.error("the archive ends inside a member".into())) }
+        if whole {
+            Ok(())
+        } else {
+            Err(self.error("the archive ends inside a member".into()))
+        }
     }
 
     fn take<'a>(&mut self, input: &mut &'a [u8], count: usize) -> &'a [u8] {
@@ -170,16 +182,32 @@ impl TarParser {
                 if size == 0 || size > LONGEST_NAME {
                     return Err(self.error(format!("a long name of {size} bytes")));
                 }
-                let of = if kind == b'L' { Content::LongName } else { Content::LongLink };
-                self.state = State::Content { of, left: size, padding };
+                let of = if kind == b'L' {
+                    Content::LongName
+                } else {
+                    Content::LongLink
+                };
+                self.state = State::Content {
+                    of,
+                    left: size,
+                    padding,
+                };
                 Ok(None)
             }
             b'0' | 0 => {
-                self.state = State::Content { of: Content::File, left: size, padding };
+                self.state = State::Content {
+                    of: Content::File,
+                    left: size,
+                    padding,
+                };
                 self.entry(TarKind::File, size).map(Some)
             }
             kind @ (b'5' | b'2') if size == 0 => {
-                let kind = if kind == b'5' { TarKind::Directory } else { TarKind::Symlink };
+                let kind = if kind == b'5' {
+                    TarKind::Directory
+                } else {
+                    TarKind::Symlink
+                };
                 self.entry(kind, 0).map(Some)
             }
             b'5' | b'2' => Err(self.error("a directory or link with content".into())),
@@ -193,7 +221,11 @@ impl TarParser {
         }
         let stated = self.number("checksum", 148, 8)?;
         let blanks = 8 * u64::from(b' ');
-        let sum: u64 = self.block[..148].iter().chain(&self.block[156..]).map(|byte| u64::from(*byte)).sum();
+        let sum: u64 = self.block[..148]
+            .iter()
+            .chain(&self.block[156..])
+            .map(|byte| u64::from(*byte))
+            .sum();
         if stated != sum + blanks {
             return Err(self.error(format!("header checksum {stated}, calculated {}", sum + blanks)));
         }
@@ -223,20 +255,37 @@ impl TarParser {
         let mode = u32::try_from(self.number("mode", 100, 8)? & 0o7777).unwrap_or_default();
         // A time before 1970 arrives as the two's complement, as PostgreSQL writes it.
         let mtime = self.number("mtime", 136, 12)?.cast_signed();
-        Ok(TarEntry { path, kind, mode, mtime, size, link })
+        Ok(TarEntry {
+            path,
+            kind,
+            mode,
+            mtime,
+            size,
+            link,
+        })
     }
 
     fn short_path(&self) -> Vec<u8> {
         let name = until_nul(&self.block[..100]);
         // Old GNU archives ("ustar  ") keep other things where POSIX has the prefix.
-        let prefix = if self.block[262] == 0 { until_nul(&self.block[345..500]) } else { &[] };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        let prefix = if self.block[262] == 0 {
+            until_nul(&self.block[345..500])
+        } else {
+            &[]
+        };
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     fn text(&self, what: &str, bytes: Vec<u8>) -> Result<String, TarError> {
         String::from_utf8(bytes).map_err(|bad| {
             let name = String::from_utf8_lossy(bad.as_bytes()).into_owned();
-            self.error(format!("{what} {name:?} is not UTF-8; rename or remove the file and back up again"))
+            self.error(format!(
+                "{what} {name:?} is not UTF-8; rename or remove the file and back up again"
+            ))
         })
     }
 
@@ -265,19 +314,28 @@ impl TarParser {
             b'0'..=b'7' => Some((value << 3) | u64::from(digit - b'0')),
             _ => None,
         };
-        digits
-            .iter()
-            .try_fold(0, octal)
-            .ok_or_else(|| self.error(format!("{what} {:?} is not a number", String::from_utf8_lossy(field))))
+        digits.iter().try_fold(0, octal).ok_or_else(|| {
+            self.error(format!(
+                "{what} {:?} is not a number",
+                String::from_utf8_lossy(field)
+            ))
+        })
     }
 
     fn error(&self, what: String) -> TarError {
-        TarError { offset: self.offset, what }
+        TarError {
+            offset: self.offset,
+            what,
+        }
     }
 }
 
 fn after_content(padding: usize) -> State {
-    if padding == 0 { State::Header } else { State::Padding(padding) }
+    if padding == 0 {
+        State::Header
+    } else {
+        State::Padding(padding)
+    }
 }
 
 fn padding_after(size: u64) -> usize {

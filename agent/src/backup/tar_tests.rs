@@ -25,7 +25,10 @@ fn parse(archive: &[u8], mut cuts: Vec<usize>) -> Result<Vec<Member>, TarError> 
                 TarEvent::Entry(entry) => {
                     assert!(!open, "a member began inside another");
                     open = entry.kind == TarKind::File;
-                    members.push(Member { entry, content: Vec::new() });
+                    members.push(Member {
+                        entry,
+                        content: Vec::new(),
+                    });
                 }
                 TarEvent::Data(data) => members.last_mut().unwrap().content.extend_from_slice(data),
                 TarEvent::FileEnd => {
@@ -52,15 +55,21 @@ fn build(members: &[Member]) -> Vec<u8> {
         match entry.kind {
             TarKind::File => {
                 header.set_entry_type(tar::EntryType::Regular);
-                builder.append_data(&mut header, &entry.path, content.as_slice()).unwrap();
+                builder
+                    .append_data(&mut header, &entry.path, content.as_slice())
+                    .unwrap();
             }
             TarKind::Directory => {
                 header.set_entry_type(tar::EntryType::Directory);
-                builder.append_data(&mut header, format!("{}/", entry.path), &[][..]).unwrap();
+                builder
+                    .append_data(&mut header, format!("{}/", entry.path), &[][..])
+                    .unwrap();
             }
             TarKind::Symlink => {
                 header.set_entry_type(tar::EntryType::Symlink);
-                builder.append_link(&mut header, &entry.path, entry.link.as_deref().unwrap()).unwrap();
+                builder
+                    .append_link(&mut header, &entry.path, entry.link.as_deref().unwrap())
+                    .unwrap();
             }
         }
     }
@@ -79,16 +88,32 @@ fn any_member() -> impl Strategy<Value = Member> {
         3 => prop::collection::vec(any::<u8>(), 0..2000),
         1 => (0usize..4).prop_map(|blocks| vec![7; blocks * 512]),
     ];
-    (any_path(), 0u32..0o10000, 0i64..1 << 34, content, 0..4, any_path()).prop_map(
-        |(path, mode, mtime, content, kind, link)| {
+    (
+        any_path(),
+        0u32..0o10000,
+        0i64..1 << 34,
+        content,
+        0..4,
+        any_path(),
+    )
+        .prop_map(|(path, mode, mtime, content, kind, link)| {
             let (kind, content, link) = match kind {
                 0 => (TarKind::Directory, Vec::new(), None),
                 1 => (TarKind::Symlink, Vec::new(), Some(format!("/{link}"))),
                 _ => (TarKind::File, content, None),
             };
-            Member { entry: TarEntry { path, kind, mode, mtime, size: content.len() as u64, link }, content }
-        },
-    )
+            Member {
+                entry: TarEntry {
+                    path,
+                    kind,
+                    mode,
+                    mtime,
+                    size: content.len() as u64,
+                    link,
+                },
+                content,
+            }
+        })
 }
 
 proptest! {
@@ -142,7 +167,10 @@ fn file(path: &str, content: &[u8]) -> Member {
         size: content.len() as u64,
         link: None,
     };
-    Member { entry, content: content.to_vec() }
+    Member {
+        entry,
+        content: content.to_vec(),
+    }
 }
 
 fn header(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
@@ -164,14 +192,22 @@ fn sizes_beyond_eight_gib_are_base_256() {
         block[135] = 9;
     });
     let mut input = block.as_slice();
-    let Some(TarEvent::Entry(entry)) = TarParser::new().next(&mut input).unwrap() else { panic!("no entry") };
+    let Some(TarEvent::Entry(entry)) = TarParser::new().next(&mut input).unwrap() else {
+        panic!("no entry")
+    };
     assert_eq!(entry.size, 3 << 32 | 9);
 }
 
 #[test]
 fn a_size_beyond_64_bits_is_refused() {
     let block = header(|block| block[124..136].copy_from_slice(&[0x80, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
-    assert!(TarParser::new().next(&mut block.as_slice()).unwrap_err().to_string().contains("size is too large"));
+    assert!(
+        TarParser::new()
+            .next(&mut block.as_slice())
+            .unwrap_err()
+            .to_string()
+            .contains("size is too large")
+    );
 }
 
 #[test]
@@ -194,21 +230,32 @@ fn the_way_postgresql_spells_pg_wal_is_normalised() {
         block[156] = b'5';
     });
     let mut input = block.as_slice();
-    let Some(TarEvent::Entry(entry)) = TarParser::new().next(&mut input).unwrap() else { panic!("no entry") };
-    assert_eq!((entry.path.as_str(), entry.kind), ("pg_wal/archive_status", TarKind::Directory));
+    let Some(TarEvent::Entry(entry)) = TarParser::new().next(&mut input).unwrap() else {
+        panic!("no entry")
+    };
+    assert_eq!(
+        (entry.path.as_str(), entry.kind),
+        ("pg_wal/archive_status", TarKind::Directory)
+    );
 }
 
 #[test]
 fn a_name_that_is_not_utf8_is_named_in_the_error() {
     let block = header(|block| block[..3].copy_from_slice(&[b'a', 0xff, b'b']));
-    let error = TarParser::new().next(&mut block.as_slice()).unwrap_err().to_string();
+    let error = TarParser::new()
+        .next(&mut block.as_slice())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("rename or remove"), "{error}");
 }
 
 #[test]
 fn unknown_member_types_are_named() {
     let block = header(|block| block[156] = b'S');
-    let error = TarParser::new().next(&mut block.as_slice()).unwrap_err().to_string();
+    let error = TarParser::new()
+        .next(&mut block.as_slice())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("'S'"), "{error}");
 }
 

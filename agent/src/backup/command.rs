@@ -1,0 +1,106 @@
+//! `highwater-agent backup`: one base backup now.
+//!
+//! Owns: opening the archive for a single run and showing progress in the log. Refuses regions that belong to
+//! another cluster before anything is asked of PostgreSQL. Does not own: the backup itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_config::Config;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+
+use super::{BackupContext, BackupOptions, BackupReport, Progress, run_backup};
+use crate::error::{AgentError, Result};
+use crate::region::{self, Archive};
+use crate::state::State;
+use crate::{identity, run, server};
+
+/// Between two lines about progress in the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Takes one base backup.
+pub async fn backup(
+    config: &Config,
+    spread_checkpoint: bool,
+    cancel: CancellationToken,
+) -> Result<BackupReport> {
+    let conn = run::connection(config)?.with_application_name("highwater backup");
+    let archive = Arc::new(open(config).await?);
+    let mut options = BackupOptions::from_config(config);
+    options.checkpoint_fast &= !spread_checkpoint;
+    let progress = Progress::new();
+    let ctx = BackupContext {
+        conn,
+        archive,
+        options,
+        cancel,
+        progress: progress.clone(),
+    };
+    tokio::select! {
+        biased;
+        report = run_backup(ctx) => report,
+        () = tell(progress) => Err(AgentError::Bug("the progress reporter ended".into())),
+    }
+}
+
+/// The archive of the server that the configuration names.
+async fn open(config: &Config) -> Result<Archive> {
+    let state = State::new(
+        config
+            .regions
+            .iter()
+            .map(|region| region.display_name().to_owned()),
+    );
+    let regions = region::open(config, &state).await?;
+    let mut conn = server::connect(&run::connection(config)?).await?;
+    let identity = server::identity(&mut conn).await?;
+    conn.close().await;
+    let archive = Archive::new(config.cluster.name.clone(), identity, regions);
+    for region in &archive.regions {
+        match belongs(region, &archive).await {
+            Err(error @ AgentError::Store(_)) => {
+                tracing::warn!(region = %region.name, %error, "this region does not answer now");
+            }
+            other => other?,
+        }
+    }
+    Ok(archive)
+}
+
+/// Whether the region holds this lineage. An empty one passes here; it fails later, for want of WAL.
+async fn belongs(region: &region::Region, archive: &Archive) -> Result<()> {
+    let ours = archive.identity.system_id;
+    if identity::read(&*region.quick, &archive.layout).await?.is_some() {
+        return Ok(());
+    }
+    match identity::other_lineages(&*region.quick, archive.layout.cluster())
+        .await?
+        .pop()
+    {
+        Some(theirs) => Err(AgentError::OtherCluster {
+            region: region.name.clone(),
+            ours,
+            theirs,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Says how far the backup is, for as long as it is polled.
+pub(crate) async fn tell(progress: Progress) {
+    let mut ticks = interval(TELL_EVERY);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (received, expected) = (progress.received(), progress.expected());
+        let percent = (received * 100).checked_div(expected).unwrap_or(0).min(100);
+        tracing::info!(
+            received,
+            expected,
+            percent,
+            stored = progress.stored(),
+            "base backup"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! Which base backups a region has.
+//!
+//! Owns: finding complete ones by listing, without paging through their packs. Does not own: whether their
+//! objects are whole (`highwater-restore verify`).
+
+use highwater_format::{BackupId, Layout};
+use highwater_store::{ErrorKind, Store};
+
+use crate::error::Result;
+
+/// Sorts after every key that begins with the prefix it is appended to.
+const AFTER_ALL: char = '\u{7f}';
+
+/// The complete base backups, oldest first by their start time.
+pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
+    let mut found = Vec::new();
+    for id in begun(store, layout).await? {
+        match store.head(&layout.backup(&id)).await {
+            Ok(_) => found.push(id),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    found.sort_by_key(BackupId::started_at);
+    Ok(found)
+}
+
+/// Every id under which anything lies: one request per backup, however many packs it has.
+async fn begun(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
+    let prefix = layout.base_dir();
+    let (mut found, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = store.list(&prefix, after.as_deref(), 1).await?;
+        let Some(entry) = page.entries.first() else {
+            return Ok(found);
+        };
+        let name = entry
+            .key
+            .strip_prefix(&prefix)
+            .and_then(|rest| rest.split('/').next());
+        after = Some(match name.and_then(|name| BackupId::parse(name).ok()) {
+            Some(id) => {
+                let end = format!("{}{AFTER_ALL}", layout.backup_dir(&id));
+                found.push(id);
+                end
+            }
+            None => entry.key.clone(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::{ClusterName, Lsn, SystemId, Time, TimelineId};
+    use highwater_store::{MemoryStore, Object, PutMode};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_those_with_their_commit_mark_count() {
+        let layout = Layout::new("orders".parse::<ClusterName>().unwrap(), SystemId(7));
+        let store = MemoryStore::new("a");
+        let id = |lsn, seconds: i64| {
+            BackupId::new(
+                TimelineId::FIRST,
+                Lsn(lsn),
+                Time::from_unix_micros(seconds * 1_000_000),
+            )
+        };
+        // The older LSN began later: a server that was rolled back.
+        let (first, second, broken) = (id(0x900_0028, 100), id(0x200_0028, 200), id(0x500_0028, 300));
+        for key in [
+            layout.pack(&first, 0),
+            layout.pack(&first, 1),
+            layout.backup(&first),
+            layout.pack(&second, 0),
+            layout.backup(&second),
+            layout.pack(&broken, 0),
+            layout.manifest(&broken),
+            format!("{}stray", layout.base_dir()),
+            layout.pulse(),
+        ] {
+            store.put(&key, Object::new("x"), PutMode::Create).await.unwrap();
+        }
+        assert_eq!(complete(&store, &layout).await.unwrap(), [first, second]);
+    }
+}

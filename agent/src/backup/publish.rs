@@ -1,0 +1,58 @@
+//! Making a stored base backup visible, region by region.
+//!
+//! Owns the order: the manifest, then proof that the region holds all WAL from the start to the stop
+//! position, then `backup.json`, the commit mark. Whatever happens in between leaves nothing that a restore
+//! would see. A region becomes visible on its own, without waiting for the others.
+//! Does not own: packs, which are stored before this begins.
+
+use futures::future::join_all;
+use highwater_format::LsnRange;
+use highwater_format::layout::Layout;
+use highwater_format::records::Backup;
+use highwater_store::Object;
+
+use super::regions::{Target, Targets};
+use super::wal::WalOf;
+use crate::error::Result;
+
+/// What is to be published: the record, and both documents as they are stored.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    pub(crate) backup: Backup,
+    pub(crate) manifest: Object,
+    pub(crate) record: Object,
+}
+
+/// Publishes in every live region. Fails when fewer than the policy asks for got it.
+pub(crate) async fn publish(
+    targets: &Targets,
+    layout: &Layout,
+    wal: &WalOf<'_>,
+    publication: &Publication,
+) -> Result<()> {
+    let regions = targets
+        .live()
+        .map(|target| async move { (target, one(targets, target, layout, wal, publication).await) });
+    targets.settle(join_all(regions).await)
+}
+
+async fn one(
+    targets: &Targets,
+    target: &Target,
+    layout: &Layout,
+    wal: &WalOf<'_>,
+    publication: &Publication,
+) -> Result<()> {
+    let backup = &publication.backup;
+    targets
+        .put_one(target, &layout.manifest(&backup.id), publication.manifest.clone())
+        .await?;
+    let range = LsnRange::new(backup.start_lsn, backup.stop_lsn);
+    wal.wait_for(&*target.region.store, range, targets.patience())
+        .await?;
+    targets
+        .put_one(target, &layout.backup(&backup.id), publication.record.clone())
+        .await?;
+    tracing::info!(region = %target.region.name, backup = %backup.id, "base backup is complete and visible");
+    Ok(())
+}

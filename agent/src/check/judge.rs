@@ -1,0 +1,304 @@
+//! From facts to findings: what is fine, what is not, and the line that mends it.
+//!
+//! Pure. Owns every requirement that the agent has of PostgreSQL and its wording. An operator meets this file
+//! on the first day: each failure must name the setting, the right or the file, and be mended by what is
+//! printed below it.
+
+use super::Finding;
+use super::server::{Catalog, Facts, Refusal, Slot, System};
+
+/// Oldest and newest major version that is tested.
+const TESTED: std::ops::RangeInclusive<u32> = 14..=18;
+/// Oldest major version that can work: `wal_status` and pg_manifest are new in it.
+const OLDEST: u32 = 13;
+
+/// Everything about PostgreSQL.
+pub(super) fn server(facts: &Facts, slot: &str) -> Vec<Finding> {
+    let target = match &facts.target {
+        Ok(target) => target,
+        Err(message) => return vec![Finding::fail("connection", message, CONNECTION_HELP)],
+    };
+    let mut findings = Vec::new();
+    match &facts.replication {
+        Ok(system) => {
+            findings.push(Finding::ok(
+                "connection",
+                format!("{target}, system {}, timeline {}", system.id, system.timeline),
+            ));
+            findings.push(version(system));
+        }
+        Err(refusal) => findings.push(refused(facts, refusal)),
+    }
+    findings.push(role(facts));
+    findings.push(recovery(facts));
+    if facts.replication.is_ok() {
+        findings.extend(settings(facts));
+    }
+    let catalog = facts.sql.as_ref().ok();
+    findings.push(walsenders(facts, catalog));
+    findings.extend(slots(facts, catalog, slot));
+    findings
+}
+
+const CONNECTION_HELP: &str = "[cluster]\nconnection = \"host=/var/run/postgresql user=highwater\"";
+
+/// Why the replication connection was refused. SQLSTATE decides; where one has several causes, whether an
+/// ordinary connection works tells them apart.
+fn refused(facts: &Facts, refusal: &Refusal) -> Finding {
+    let user = quoted(&facts.user);
+    let plain = &facts.user;
+    let sql_works = facts.sql.is_ok();
+    let (what, mend) = match refusal.sqlstate.as_deref() {
+        Some("28P01") => ("password", format!("put the role's password into ~/.pgpass or PGPASSFILE, or change it:\nALTER ROLE {user} PASSWORD '...';")),
+        Some("28000") if sql_works => ("pg_hba.conf", hba(plain)),
+        Some("28000") => (
+            "login",
+            format!("CREATE ROLE {user} LOGIN REPLICATION PASSWORD '...';\nand in pg_hba.conf:\n{}", hba(plain)),
+        ),
+        Some("42501") => ("replication right", format!("ALTER ROLE {user} REPLICATION;")),
+        Some("53300") if sql_works => (
+            "max_wal_senders",
+            "every walsender is taken; end one that is not needed, or with a restart of PostgreSQL:\n\
+             ALTER SYSTEM SET max_wal_senders = 10;"
+                .into(),
+        ),
+        Some("53300") => (
+            "max_connections",
+            "end connections that are not needed, or with a restart of PostgreSQL:\nALTER SYSTEM SET max_connections = 200;"
+                .into(),
+        ),
+        Some("57P03") => ("connection", "PostgreSQL is starting or stopping: try again".into()),
+        _ => ("connection", format!("check that PostgreSQL runs and listens where the connection leads:\n{CONNECTION_HELP}")),
+    };
+    Finding::fail(what, &refusal.message, mend)
+}
+
+fn hba(user: &str) -> String {
+    format!(
+        "local  replication  {user}                 scram-sha-256\n\
+         host   replication  {user}  samenet        scram-sha-256\n\
+         then: SELECT pg_reload_conf();"
+    )
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn version(system: &System) -> Finding {
+    let (what, major) = ("version", system.version / 10_000);
+    let seen = format!("PostgreSQL {major}.{}", system.version % 10_000);
+    match major {
+        major if TESTED.contains(&major) => Finding::ok(what, seen),
+        major if major < OLDEST => {
+            Finding::fail(what, format!("{seen} is too old"), "use PostgreSQL 14 to 18")
+        }
+        _ => Finding::note(what, format!("{seen} is not among the tested versions 14 to 18")),
+    }
+}
+
+fn role(facts: &Facts) -> Finding {
+    let what = "role";
+    let user = quoted(&facts.user);
+    match facts.sql.as_ref().map(|catalog| catalog.can_replicate) {
+        Ok(Some(true)) => Finding::ok(what, format!("{user} may replicate")),
+        Ok(Some(false)) => {
+            let mend = format!("ALTER ROLE {user} REPLICATION;");
+            Finding::fail(what, format!("{user} has no right to replicate"), mend)
+        }
+        _ if facts.replication.is_ok() => Finding::ok(what, format!("{user} may replicate")),
+        Ok(None) => Finding::unknown(what, format!("whether {user} may replicate is not visible")),
+        Err(refusal) => Finding::unknown(what, format!("not visible, SQL was refused: {}", refusal.message)),
+    }
+}
+
+fn recovery(facts: &Facts) -> Finding {
+    let what = "recovery";
+    match facts.sql.as_ref().ok().and_then(|catalog| catalog.in_recovery) {
+        Some(false) => Finding::ok(what, "a primary"),
+        Some(true) => Finding::note(
+            what,
+            "a standby: WAL arrives here later than at the primary, and a promotion starts a new timeline. Stream from \
+             the primary for the best recovery point",
+        ),
+        None => Finding::unknown(what, "whether this is a primary is not visible without SQL"),
+    }
+}
+
+fn settings(facts: &Facts) -> Vec<Finding> {
+    let get = |name: &str| facts.settings.get(name).map(String::as_str);
+    let mut findings = Vec::new();
+    findings.push(match get("wal_level") {
+        Some(level @ ("replica" | "logical")) => Finding::ok("wal_level", level),
+        Some(level) => Finding::fail(
+            "wal_level",
+            format!("{level}: WAL does not hold what a restore needs"),
+            "ALTER SYSTEM SET wal_level = 'replica';\nthen restart PostgreSQL",
+        ),
+        None => Finding::unknown("wal_level", "not visible"),
+    });
+    findings.push(match get("full_page_writes") {
+        Some("on") => Finding::ok("full_page_writes", "on"),
+        Some(other) => Finding::note(
+            "full_page_writes",
+            format!("{other}: base backups from a standby are refused, and torn pages after a crash are not repaired"),
+        ),
+        None => Finding::unknown("full_page_writes", "not visible"),
+    });
+    if let Some(size) = get("wal_segment_size") {
+        findings.push(Finding::ok("wal_segment_size", size));
+    }
+    findings.extend(synchronous(get("synchronous_standby_names")));
+    findings.extend(archive_mode(get("archive_mode")));
+    findings.extend(keep_size(get("max_slot_wal_keep_size")));
+    findings.extend(match get("data_checksums") {
+        Some("on") => Some(Finding::ok("data_checksums", "on")),
+        Some(_) => Some(Finding::note(
+            "data_checksums",
+            "off: base backups cannot tell damaged pages. `pg_checksums --enable` turns them on while PostgreSQL is stopped",
+        )),
+        None => None,
+    });
+    findings
+}
+
+fn synchronous(names: Option<&str>) -> Option<Finding> {
+    let what = "synchronous_standby_names";
+    let names = names?;
+    Some(match names.trim() {
+        "" => Finding::ok(what, "empty: commits do not wait for the regions"),
+        all if all.contains('*') => Finding::note(
+            what,
+            format!(
+                "{all}: any standby counts, so the agent counts too and commits wait until the regions have them. If that \
+                 is not meant, name the standbys; if it is, set synchronous = true in [wal]"
+            ),
+        ),
+        some => Finding::ok(what, some),
+    })
+}
+
+fn archive_mode(mode: Option<&str>) -> Option<Finding> {
+    match mode? {
+        "off" => None,
+        mode => Some(Finding::note(
+            "archive_mode",
+            format!(
+                "{mode}: archiving by PostgreSQL goes on beside the agent. It is not needed for it, and base backups do not wait for it"
+            ),
+        )),
+    }
+}
+
+fn keep_size(limit: Option<&str>) -> Option<Finding> {
+    let what = "max_slot_wal_keep_size";
+    Some(match limit? {
+        "-1" => Finding::note(
+            what,
+            "-1: while no region takes WAL, pg_wal grows until its disk is full. A limit below the free space turns that \
+             into a recorded gap: ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';",
+        ),
+        limit => Finding::ok(
+            what,
+            format!("{limit}: beyond it PostgreSQL gives the slot up, and the archive gets a gap"),
+        ),
+    })
+}
+
+fn walsenders(facts: &Facts, catalog: Option<&Catalog>) -> Finding {
+    let what = "max_wal_senders";
+    let limit = facts
+        .settings
+        .get("max_wal_senders")
+        .and_then(|text| text.parse::<u32>().ok());
+    let used = catalog.and_then(|catalog| catalog.walsenders);
+    match (limit, used) {
+        (Some(limit), Some(used)) => {
+            let free = limit.saturating_sub(used);
+            let seen = format!("{used} of {limit} in use");
+            // One to stream, one for a base backup; a running agent counts among the used ones already.
+            match free {
+                0 => Finding::fail(
+                    what,
+                    seen,
+                    "ALTER SYSTEM SET max_wal_senders = 10;\nthen restart PostgreSQL",
+                ),
+                1 => Finding::note(what, format!("{seen}: streaming and a base backup need one each")),
+                _ => Finding::ok(what, seen),
+            }
+        }
+        (Some(limit), None) => Finding::unknown(what, format!("{limit}; how many are in use is not visible")),
+        _ => Finding::unknown(what, "not visible"),
+    }
+}
+
+fn slots(facts: &Facts, catalog: Option<&Catalog>, name: &str) -> Vec<Finding> {
+    let Some(slots) = catalog.and_then(|catalog| catalog.slots.as_ref()) else {
+        return vec![Finding::unknown(
+            "slot",
+            format!("{name}: the slots are not visible"),
+        )];
+    };
+    match slots.iter().find(|slot| slot.name == name) {
+        Some(slot) => vec![existing(slot)],
+        None => vec![missing(facts, name, slots.len())],
+    }
+}
+
+fn missing(facts: &Facts, name: &str, used: usize) -> Finding {
+    let limit = facts
+        .settings
+        .get("max_replication_slots")
+        .and_then(|text| text.parse::<usize>().ok());
+    match limit {
+        Some(limit) if used >= limit => Finding::fail(
+            "max_replication_slots",
+            format!("all {limit} slots are in use, and {name} does not exist yet"),
+            "ALTER SYSTEM SET max_replication_slots = 10;\nthen restart PostgreSQL, or drop a slot that is not needed",
+        ),
+        _ => Finding::ok("slot", format!("{name} does not exist yet; `run` creates it")),
+    }
+}
+
+fn existing(slot: &Slot) -> Finding {
+    let what = "slot";
+    let name = &slot.name;
+    let drop_it = format!("SELECT pg_drop_replication_slot('{name}');");
+    if !slot.physical {
+        let mend = format!("choose another name:\n[cluster]\nslot = \"highwater_2\"\nor drop it: {drop_it}");
+        return Finding::fail(what, format!("{name} is a logical slot"), mend);
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        let seen = format!("{name} is lost: PostgreSQL removed WAL that it kept. `run` records the gap");
+        return Finding::fail(
+            what,
+            seen,
+            format!("{drop_it}\nthen start the agent and take a base backup"),
+        );
+    }
+    if let Some(pid) = slot.active_pid {
+        return Finding::ok(
+            what,
+            format!("{name} is in use by the walsender with PID {pid}: an agent is streaming"),
+        );
+    }
+    if !slot.reserved {
+        return Finding::note(
+            what,
+            format!("{name} keeps no WAL yet; it does from the first connection of `run` on"),
+        );
+    }
+    match (slot.wal_status.as_deref(), slot.safe_wal_size) {
+        (Some(status @ ("unreserved" | "extended")), Some(left)) => Finding::note(
+            what,
+            format!(
+                "{name} is {status}: PostgreSQL gives it up after {left} more bytes of WAL. Start the agent now"
+            ),
+        ),
+        _ => Finding::ok(what, format!("{name} keeps WAL and nobody streams from it")),
+    }
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

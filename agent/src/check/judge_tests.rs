@@ -1,0 +1,236 @@
+//! Every requirement, met and not met.
+
+use std::collections::BTreeMap;
+
+use highwater_format::{SystemId, TimelineId};
+
+use super::super::Verdict;
+use super::*;
+
+fn good() -> Facts {
+    let settings = [
+        ("wal_level", "replica"),
+        ("max_wal_senders", "10"),
+        ("max_replication_slots", "10"),
+        ("max_slot_wal_keep_size", "50GB"),
+        ("synchronous_standby_names", ""),
+        ("archive_mode", "off"),
+        ("data_checksums", "on"),
+        ("full_page_writes", "on"),
+        ("wal_segment_size", "16MB"),
+    ];
+    Facts {
+        target: Ok("host=/tmp port=5432 user=hw".into()),
+        user: "hw".into(),
+        replication: Ok(System {
+            id: SystemId(7),
+            timeline: TimelineId::FIRST,
+            version: 150_020,
+        }),
+        sql: Ok(Catalog {
+            in_recovery: Some(false),
+            can_replicate: Some(true),
+            walsenders: Some(1),
+            slots: Some(vec![]),
+        }),
+        settings: settings
+            .into_iter()
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn verdict_of(facts: &Facts, what: &str) -> Finding {
+    let findings = server(facts, "highwater");
+    findings
+        .iter()
+        .find(|finding| finding.what == what)
+        .cloned()
+        .unwrap_or_else(|| panic!("{what}: {findings:#?}"))
+}
+
+fn setting(name: &'static str, value: &str) -> Facts {
+    let mut facts = good();
+    facts.settings.insert(name, value.into());
+    facts
+}
+
+fn refusal(sqlstate: &str, sql_works: bool) -> Facts {
+    let mut facts = good();
+    let refusal = Refusal {
+        sqlstate: Some(sqlstate.into()),
+        message: "the server's words".into(),
+    };
+    if !sql_works {
+        facts.sql = Err(refusal.clone());
+    }
+    facts.replication = Err(refusal);
+    facts.settings.clear();
+    facts
+}
+
+fn slot(change: impl FnOnce(&mut Slot)) -> Facts {
+    let mut slot = Slot {
+        name: "highwater".into(),
+        physical: true,
+        reserved: true,
+        ..Slot::default()
+    };
+    change(&mut slot);
+    let mut facts = good();
+    facts.sql.as_mut().unwrap().slots = Some(vec![slot]);
+    facts
+}
+
+#[test]
+fn a_prepared_server_passes_without_a_remark() {
+    let findings = server(&good(), "highwater");
+    assert!(
+        findings.iter().all(|finding| finding.verdict == Verdict::Ok),
+        "{findings:#?}"
+    );
+}
+
+#[test]
+fn each_refused_connection_names_its_own_cure() {
+    for (sqlstate, sql_works, what, cure) in [
+        ("28P01", false, "password", ".pgpass"),
+        ("28000", true, "pg_hba.conf", "replication  hw"),
+        ("28000", false, "login", "CREATE ROLE \"hw\" LOGIN REPLICATION"),
+        (
+            "42501",
+            true,
+            "replication right",
+            "ALTER ROLE \"hw\" REPLICATION;",
+        ),
+        ("53300", true, "max_wal_senders", "max_wal_senders = 10"),
+        ("53300", false, "max_connections", "max_connections"),
+    ] {
+        let finding = verdict_of(&refusal(sqlstate, sql_works), what);
+        assert_eq!(finding.verdict, Verdict::Fail, "{sqlstate}");
+        assert!(finding.mend.as_deref().unwrap().contains(cure), "{finding:?}");
+        assert_eq!(finding.seen, "the server's words");
+    }
+}
+
+#[test]
+fn nothing_is_called_fine_that_was_not_seen() {
+    let mut facts = good();
+    facts.sql = Err(Refusal {
+        sqlstate: None,
+        message: "no".into(),
+    });
+    facts.settings.clear();
+    for what in [
+        "recovery",
+        "max_wal_senders",
+        "slot",
+        "wal_level",
+        "full_page_writes",
+    ] {
+        assert_eq!(verdict_of(&facts, what).verdict, Verdict::Unknown, "{what}");
+    }
+    // The connection itself proves the right.
+    assert_eq!(verdict_of(&facts, "role").verdict, Verdict::Ok);
+}
+
+#[test]
+fn settings_that_make_restore_impossible_fail() {
+    let finding = verdict_of(&setting("wal_level", "minimal"), "wal_level");
+    assert_eq!(finding.verdict, Verdict::Fail);
+    assert!(finding.mend.unwrap().contains("wal_level = 'replica'"));
+}
+
+#[test]
+fn settings_with_consequences_are_explained() {
+    for (name, value, word) in [
+        ("synchronous_standby_names", "*", "commits wait"),
+        ("synchronous_standby_names", "ANY 1 (*)", "commits wait"),
+        ("archive_mode", "on", "not needed"),
+        ("max_slot_wal_keep_size", "-1", "disk is full"),
+        ("data_checksums", "off", "pg_checksums"),
+        ("full_page_writes", "off", "torn pages"),
+    ] {
+        let finding = verdict_of(&setting(name, value), name);
+        assert_eq!(finding.verdict, Verdict::Note, "{name}");
+        assert!(finding.seen.contains(word), "{finding:?}");
+    }
+}
+
+#[test]
+fn walsenders_and_slots_must_be_free() {
+    let mut facts = good();
+    facts.sql.as_mut().unwrap().walsenders = Some(10);
+    assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Fail);
+    facts.sql.as_mut().unwrap().walsenders = Some(9);
+    assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Note);
+    facts.sql.as_mut().unwrap().slots = Some(vec![
+        Slot {
+            name: "x".into(),
+            ..Slot::default()
+        };
+        10
+    ]);
+    assert_eq!(verdict_of(&facts, "max_replication_slots").verdict, Verdict::Fail);
+}
+
+#[test]
+fn the_slot_in_all_its_states() {
+    for (facts, verdict, word) in [
+        (slot(|slot| slot.physical = false), Verdict::Fail, "logical"),
+        (
+            slot(|slot| slot.wal_status = Some("lost".into())),
+            Verdict::Fail,
+            "lost",
+        ),
+        (slot(|slot| slot.active_pid = Some(4711)), Verdict::Ok, "4711"),
+        (slot(|slot| slot.reserved = false), Verdict::Note, "keeps no WAL"),
+        (
+            slot(|slot| {
+                slot.wal_status = Some("unreserved".into());
+                slot.safe_wal_size = Some(4096);
+            }),
+            Verdict::Note,
+            "4096 more bytes",
+        ),
+        (slot(|_| ()), Verdict::Ok, "nobody streams"),
+    ] {
+        let finding = verdict_of(&facts, "slot");
+        assert_eq!(finding.verdict, verdict, "{finding:?}");
+        assert!(finding.seen.contains(word), "{finding:?}");
+    }
+}
+
+#[test]
+fn versions() {
+    for (version, verdict) in [
+        (130_011, Verdict::Note),
+        (140_000, Verdict::Ok),
+        (180_004, Verdict::Ok),
+        (120_000, Verdict::Fail),
+        (190_000, Verdict::Note),
+    ] {
+        let mut facts = good();
+        facts.replication.as_mut().unwrap().version = version;
+        assert_eq!(verdict_of(&facts, "version").verdict, verdict, "{version}");
+    }
+}
+
+#[test]
+fn a_standby_is_said_to_be_one() {
+    let mut facts = good();
+    facts.sql.as_mut().unwrap().in_recovery = Some(true);
+    assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Note);
+}
+
+#[test]
+fn role_names_are_quoted_in_what_is_to_be_run() {
+    let mut facts = refusal("42501", true);
+    facts.user = "we\"ird".into();
+    assert!(
+        verdict_of(&facts, "replication right")
+            .mend
+            .unwrap()
+            .contains("\"we\"\"ird\"")
+    );
+}

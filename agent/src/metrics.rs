@@ -1,0 +1,401 @@
+//! What the agent tells a monitoring system, in Prometheus' text format.
+//!
+//! Owns: the names, units and meaning of every series (`docs/metrics.md` lists them), rendered from one
+//! [`Snapshot`]. Pure: nothing is registered anywhere, so every agent of a process has its own.
+//! Does not own: where the numbers come from.
+
+use std::fmt::{Display, Write};
+
+use highwater_format::{Lsn, Time};
+
+use crate::state::{Connection, RegionState, RegionView, Snapshot};
+
+/// The content type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The text for one scrape.
+pub fn render(snapshot: &Snapshot, now: Time) -> String {
+    let mut page = Page {
+        text: String::with_capacity(8 * 1024),
+    };
+    positions(&mut page, snapshot, now);
+    regions(&mut page, snapshot);
+    connection(&mut page, snapshot);
+    resources(&mut page, snapshot);
+    backup(&mut page, snapshot);
+    page.text
+}
+
+fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
+    let timeline = snapshot.timeline.map_or(0, |timeline| timeline.get());
+    page.gauge(
+        "highwater_timeline",
+        "Timeline that is being streamed; 0 before the first.",
+        timeline,
+    );
+    page.gauge(
+        "highwater_server_lsn",
+        "The server's end of WAL as it last said, as a byte position.",
+        snapshot.server_end.0,
+    );
+    page.gauge(
+        "highwater_received_lsn",
+        "End of the WAL received, as a byte position.",
+        snapshot.received.0,
+    );
+    page.gauge(
+        "highwater_sealed_lsn",
+        "End of the WAL sealed into objects, as a byte position.",
+        snapshot.sealed.0,
+    );
+    page.gauge(
+        "highwater_durable_lsn",
+        "The high-water mark: WAL before this byte position is in as many regions as the policy asks for.",
+        snapshot.durable.0,
+    );
+    page.gauge(
+        "highwater_lag_bytes",
+        "WAL that the server has and that is not durable.",
+        snapshot.server_end.distance_from(snapshot.durable),
+    );
+    page.gauge(
+        "highwater_lag_seconds",
+        "For how long there has been received WAL that is not durable; 0 when all is.",
+        Seconds(lag_seconds(snapshot, now)),
+    );
+    if let Some(commit) = snapshot.durable_commit {
+        let age = now.since(commit).as_secs_f64();
+        page.gauge(
+            "highwater_durable_commit_timestamp_seconds",
+            "Time of the newest durable commit, by the server's clock.",
+            Seconds(unix_seconds(commit)),
+        );
+        page.gauge(
+            "highwater_durable_commit_age_seconds",
+            "Age of the newest durable commit.",
+            Seconds(age),
+        );
+    }
+}
+
+fn regions(page: &mut Page, snapshot: &Snapshot) {
+    let all = &snapshot.regions;
+    page.per_region(
+        "highwater_region_stored_lsn",
+        "gauge",
+        "End of the region's gap-free WAL, as a byte position.",
+        all,
+        |view| view.stored.0.to_string(),
+    );
+    page.per_region(
+        "highwater_region_lag_bytes",
+        "gauge",
+        "WAL that the server has and the region has not.",
+        all,
+        |view| behind(view, snapshot).to_string(),
+    );
+    page.per_region(
+        "highwater_region_up",
+        "gauge",
+        "1 when the region's last call succeeded.",
+        all,
+        |view| u8::from(matches!(view.state, RegionState::Ok | RegionState::CatchingUp)).to_string(),
+    );
+    page.per_region(
+        "highwater_region_retries_total",
+        "counter",
+        "Calls that had to be repeated.",
+        all,
+        |view| view.retries.to_string(),
+    );
+    page.per_region(
+        "highwater_region_objects_total",
+        "counter",
+        "Objects stored since the start.",
+        all,
+        |view| view.objects.to_string(),
+    );
+    page.per_region(
+        "highwater_region_stored_bytes_total",
+        "counter",
+        "Bytes of the objects stored since the start.",
+        all,
+        |view| view.bytes.to_string(),
+    );
+}
+
+fn connection(page: &mut Page, snapshot: &Snapshot) {
+    let current = connection_name(&snapshot.connection);
+    page.head(
+        "highwater_connection",
+        "gauge",
+        "1 for the state of the connection to PostgreSQL, 0 for the others.",
+    );
+    for name in [
+        "starting",
+        "streaming",
+        "throttled",
+        "reconnecting",
+        "stopping",
+        "stopped",
+    ] {
+        page.line(
+            "highwater_connection",
+            &[("state", name)],
+            u8::from(name == current),
+        );
+    }
+    page.head(
+        "highwater_received_bytes_total",
+        "counter",
+        "WAL received since the start.",
+    );
+    page.line("highwater_received_bytes_total", &[], snapshot.received_bytes);
+    page.gauge(
+        "highwater_wal_damaged",
+        "1 when the server sent a WAL record whose checksum is wrong.",
+        u8::from(snapshot.wal_damage.is_some()),
+    );
+}
+
+fn resources(page: &mut Page, snapshot: &Snapshot) {
+    page.gauge(
+        "highwater_memory_used_bytes",
+        "WAL held in memory.",
+        snapshot.memory_used,
+    );
+    page.gauge(
+        "highwater_memory_limit_bytes",
+        "Bound of the WAL held in memory.",
+        snapshot.memory_limit,
+    );
+    if let Some(started) = snapshot.started_at {
+        page.gauge(
+            "highwater_start_timestamp_seconds",
+            "Start of the agent.",
+            Seconds(unix_seconds(started)),
+        );
+    }
+    page.head(
+        "highwater_build_info",
+        "gauge",
+        "Always 1; the version is a label.",
+    );
+    page.line(
+        "highwater_build_info",
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1,
+    );
+}
+
+fn backup(page: &mut Page, snapshot: &Snapshot) {
+    let Some(last) = &snapshot.last_backup else { return };
+    page.gauge(
+        "highwater_backup_last_timestamp_seconds",
+        "End of the newest base backup that succeeded; 0 when none did.",
+        Seconds(last.id.as_ref().map_or(0.0, |_| unix_seconds(last.finished_at))),
+    );
+    page.gauge(
+        "highwater_backup_last_success",
+        "1 when the newest attempt at a base backup succeeded.",
+        u8::from(last.error.is_none()),
+    );
+    page.gauge(
+        "highwater_backup_last_bytes",
+        "Plain size of the newest base backup.",
+        last.bytes,
+    );
+}
+
+/// WAL that the server has and the region has not. A region on an older timeline has an LSN that may lie
+/// beyond the switch; what it lacks cannot be told from positions and is at least what the server wrote since.
+fn behind(view: &RegionView, snapshot: &Snapshot) -> u64 {
+    snapshot.server_end.distance_from(view.stored)
+}
+
+/// For how long received WAL has waited to become durable.
+pub fn lag_seconds(snapshot: &Snapshot, now: Time) -> f64 {
+    if snapshot.received == Lsn::ZERO || snapshot.durable >= snapshot.received {
+        return 0.0;
+    }
+    snapshot
+        .current_at
+        .or(snapshot.started_at)
+        .map_or(0.0, |since| now.since(since).as_secs_f64())
+}
+
+/// The connection's state as one lower-case word.
+pub fn connection_name(connection: &Connection) -> &'static str {
+    match connection {
+        Connection::Starting => "starting",
+        Connection::Streaming => "streaming",
+        Connection::Throttled => "throttled",
+        Connection::Reconnecting(_) => "reconnecting",
+        Connection::Stopping => "stopping",
+        Connection::Stopped(_) => "stopped",
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a float holds today's microseconds to better than one of them"
+)]
+fn unix_seconds(time: Time) -> f64 {
+    time.unix_micros() as f64 / 1e6
+}
+
+struct Seconds(f64);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, "gauge", help);
+        self.line(name, &[], value);
+    }
+
+    fn per_region(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        regions: &[RegionView],
+        value: impl Fn(&RegionView) -> String,
+    ) {
+        self.head(name, kind, help);
+        for view in regions {
+            self.line(name, &[("region", &view.name)], value(view));
+        }
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.text.push_str(name);
+        for (place, (label, text)) in labels.iter().enumerate() {
+            let text = text
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let open = if place == 0 { '{' } else { ',' };
+            let _ = write!(self.text, "{open}{label}=\"{text}\"");
+        }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+        let _ = writeln!(self.text, " {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::state::LastBackup;
+
+    fn at(text: &str) -> Time {
+        text.parse().unwrap()
+    }
+
+    fn snapshot() -> Snapshot {
+        let region = |name: &str, stored, state| RegionView {
+            name: name.into(),
+            stored: Lsn(stored),
+            state,
+            retries: 3,
+            ..RegionView::default()
+        };
+        Snapshot {
+            received: Lsn(0x300_0400),
+            server_end: Lsn(0x300_0500),
+            sealed: Lsn(0x300_0300),
+            durable: Lsn(0x300_0100),
+            durable_commit: Some(at("2026-11-20T12:00:00Z")),
+            current_at: Some(at("2026-11-20T12:00:01Z")),
+            regions: vec![
+                region("a\"b", 0x300_0300, RegionState::Ok),
+                region("b", 0x300_0100, RegionState::Failing),
+            ],
+            connection: Connection::Reconnecting("gone".into()),
+            last_backup: Some(LastBackup {
+                id: Some("x".into()),
+                finished_at: at("2026-11-20T02:00:00Z"),
+                error: None,
+                bytes: 12,
+            }),
+            ..Snapshot::default()
+        }
+    }
+
+    fn value<'a>(text: &'a str, series: &str) -> &'a str {
+        let line = text.lines().find(|line| {
+            line.strip_prefix(series)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        line.unwrap_or_else(|| panic!("{series} is missing in\n{text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+    }
+
+    #[test]
+    fn positions_lag_and_ages() {
+        let text = render(&snapshot(), at("2026-11-20T12:00:03.5Z"));
+        assert_eq!(value(&text, "highwater_durable_lsn"), (0x300_0100).to_string());
+        assert_eq!(value(&text, "highwater_lag_bytes"), "1024");
+        assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
+        assert_eq!(value(&text, "highwater_durable_commit_age_seconds"), "3.500");
+        assert_eq!(value(&text, "highwater_region_lag_bytes{region=\"b\"}"), "1024");
+        assert_eq!(value(&text, "highwater_region_up{region=\"b\"}"), "0");
+        assert_eq!(value(&text, "highwater_region_up{region=\"a\\\"b\"}"), "1");
+        assert_eq!(value(&text, "highwater_connection{state=\"reconnecting\"}"), "1");
+        assert_eq!(value(&text, "highwater_connection{state=\"streaming\"}"), "0");
+        assert_eq!(value(&text, "highwater_backup_last_success"), "1");
+    }
+
+    #[test]
+    fn nothing_lags_when_everything_received_is_durable() {
+        let mut snapshot = snapshot();
+        snapshot.durable = snapshot.received;
+        assert_eq!(
+            lag_seconds(&snapshot, at("2026-11-20T13:00:00Z")).to_bits(),
+            0.0_f64.to_bits()
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let text = render(&Snapshot::default(), at("2026-11-20T12:00:00Z"));
+        assert!(!text.contains("durable_commit_age") && !text.contains("backup_last"));
+        assert_eq!(value(&text, "highwater_connection{state=\"starting\"}"), "1");
+    }
+
+    #[test]
+    fn every_series_is_documented_and_every_documented_one_exists() {
+        let manual = include_str!("../docs/metrics.md");
+        let mut full = snapshot();
+        full.started_at = Some(at("2026-11-20T11:00:00Z"));
+        let text = render(&full, at("2026-11-20T12:00:00Z"));
+        let rendered: HashSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
+        let documented: HashSet<&str> = manual
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next())
+            .collect();
+        assert_eq!(rendered, documented);
+    }
+}

@@ -1,0 +1,269 @@
+//! `highwater-agent status`: how far the archive is, and whether the recovery point is kept.
+//!
+//! Owns: gathering it from the running agent where one answers, from the server, and from the regions
+//! themselves; and the verdict (exit 1 when breached). The regions are always read: what an agent says of
+//! itself is not proof. Anything that does not answer is shown as such and does not stop the rest.
+//! Does not own: the rule for a running agent (`admin::not_ready`).
+
+mod gather;
+mod judge;
+
+use std::fmt;
+
+use highwater_config::{Config, Exit};
+use highwater_format::{BackupId, Gap, Lsn, Pulse, SystemId, Time, TimelineId};
+use serde::Serialize;
+
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::frontier::Position;
+
+/// Version of the JSON document.
+const REPORT_VERSION: u32 = 1;
+
+/// Everything that is known.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    version: u32,
+    /// By this machine's clock.
+    pub now: Time,
+    /// Why the recovery point is breached; empty when it is kept.
+    pub breached: Vec<String>,
+    /// The lineage, when the server or the archive named one.
+    pub system_id: Option<SystemId>,
+    /// The running agent's own view.
+    pub agent: Agent,
+    /// The server.
+    pub server: Server,
+    /// The slot; none when it is missing or cannot be seen.
+    pub slot: Option<Slot>,
+    /// Up to where as many regions as the policy asks for hold the WAL.
+    pub durable: Option<Place>,
+    /// WAL that the server has and that is not durable.
+    pub lag_bytes: Option<u64>,
+    /// Every region, in the order of the configuration.
+    pub regions: Vec<RegionStatus>,
+    /// The newest base backup of any region.
+    pub last_backup: Option<LastBackup>,
+    /// Recorded holes in the WAL.
+    pub gaps: Vec<GapStatus>,
+}
+
+/// A position with its timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The LSN.
+    pub lsn: Lsn,
+}
+
+impl From<Position> for Place {
+    fn from(position: Position) -> Place {
+        Place {
+            timeline: position.timeline,
+            lsn: position.lsn,
+        }
+    }
+}
+
+/// What the admin endpoint answered.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Agent {
+    /// Whether an agent answered.
+    pub running: bool,
+    /// Its own verdict.
+    pub ready: Option<bool>,
+    /// Its reason, or why none answered.
+    pub reason: Option<String>,
+    /// For how long WAL has waited to become durable.
+    pub lag_seconds: Option<f64>,
+}
+
+/// What the server answered.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Server {
+    /// Its position.
+    pub end: Option<Place>,
+    /// Why there is none.
+    pub error: Option<String>,
+}
+
+/// The slot.
+#[derive(Debug, Clone, Serialize)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// PID of the walsender that uses it.
+    pub active_pid: Option<u32>,
+    /// WAL that the server keeps for it.
+    pub held_bytes: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+}
+
+/// One region.
+#[derive(Debug, Clone, Serialize)]
+pub struct RegionStatus {
+    /// Its name.
+    pub name: String,
+    /// End of its WAL.
+    pub stored: Option<Place>,
+    /// WAL that the server has and the region has not.
+    pub lag_bytes: Option<u64>,
+    /// The newest pulse.
+    pub pulse: Option<Pulse>,
+    /// Complete base backups.
+    pub backups: usize,
+    /// Why it could not be read.
+    pub error: Option<String>,
+}
+
+/// The newest base backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// The regions that have it.
+    pub regions: Vec<String>,
+    /// Time since it began.
+    pub age_seconds: u64,
+}
+
+/// A recorded hole.
+#[derive(Debug, Clone, Serialize)]
+pub struct GapStatus {
+    /// The hole.
+    #[serde(flatten)]
+    pub gap: Gap,
+    /// A base backup began after it: everything later can be restored.
+    pub closed: bool,
+}
+
+impl Status {
+    /// The command's exit code.
+    pub fn exit(&self) -> Exit {
+        if self.breached.is_empty() {
+            Exit::Done
+        } else {
+            Exit::No
+        }
+    }
+}
+
+/// Gathers and judges.
+pub async fn run(config: &Config, clock: &Clock) -> Result<Status> {
+    let mut status = gather::gather(config, clock.now()).await?;
+    status.breached = judge::breaches(&status, config.pulse.interval);
+    Ok(status)
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = self
+            .agent
+            .reason
+            .as_deref()
+            .unwrap_or("streaming, recovery point kept");
+        writeln!(
+            f,
+            "agent    {}{reason}",
+            if self.agent.running { "" } else { "not answering: " }
+        )?;
+        match (&self.server.end, &self.server.error) {
+            (Some(end), _) => writeln!(f, "server   {} on timeline {}", end.lsn, end.timeline)?,
+            (None, error) => writeln!(f, "server   {}", error.as_deref().unwrap_or("unknown"))?,
+        }
+        match &self.slot {
+            None => writeln!(f, "slot     missing or not visible")?,
+            Some(slot) => writeln!(f, "slot     {}", SlotLine(slot))?,
+        }
+        match (&self.durable, self.lag_bytes) {
+            (Some(durable), Some(lag)) => {
+                writeln!(
+                    f,
+                    "durable  {} on timeline {}, {lag} bytes behind",
+                    durable.lsn, durable.timeline
+                )?;
+            }
+            (Some(durable), None) => {
+                writeln!(f, "durable  {} on timeline {}", durable.lsn, durable.timeline)?
+            }
+            (None, _) => writeln!(f, "durable  nothing")?,
+        }
+        for region in &self.regions {
+            writeln!(f, "region   {}", RegionLine(region, self.now))?;
+        }
+        match &self.last_backup {
+            None => writeln!(f, "backup   none")?,
+            Some(last) => {
+                let hours = last.age_seconds / 3600;
+                writeln!(
+                    f,
+                    "backup   {}, {hours} h old, in {}",
+                    last.id,
+                    last.regions.join(", ")
+                )?;
+            }
+        }
+        for GapStatus { gap, closed } in &self.gaps {
+            let closed = if *closed { "ended by a base backup" } else { "OPEN" };
+            writeln!(
+                f,
+                "gap      {} on timeline {}: {} ({closed})",
+                gap.range(),
+                gap.timeline,
+                gap.reason
+            )?;
+        }
+        if self.breached.is_empty() {
+            return write!(f, "the recovery point is kept");
+        }
+        write!(f, "BREACHED: {}", self.breached.join("; "))
+    }
+}
+
+struct SlotLine<'a>(&'a Slot);
+
+impl fmt::Display for SlotLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Slot {
+            name,
+            active_pid,
+            held_bytes,
+            wal_status,
+        } = self.0;
+        write!(f, "{name}")?;
+        match active_pid {
+            Some(pid) => write!(f, ", in use by PID {pid}")?,
+            None => write!(f, ", not in use")?,
+        }
+        if let Some(bytes) = held_bytes {
+            write!(f, ", {bytes} bytes of WAL kept for it")?;
+        }
+        wal_status.iter().try_for_each(|status| write!(f, ", {status}"))
+    }
+}
+
+struct RegionLine<'a>(&'a RegionStatus, Time);
+
+impl fmt::Display for RegionLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RegionLine(region, now) = self;
+        write!(f, "{}: ", region.name)?;
+        if let Some(error) = &region.error {
+            return write!(f, "{error}");
+        }
+        match &region.stored {
+            None => write!(f, "no WAL")?,
+            Some(place) => write!(f, "{} on timeline {}", place.lsn, place.timeline)?,
+        }
+        if let Some(lag) = region.lag_bytes {
+            write!(f, ", {lag} bytes behind")?;
+        }
+        if let Some(pulse) = &region.pulse {
+            write!(f, ", pulse {} s ago", now.since(pulse.server_time).as_secs())?;
+        }
+        write!(f, ", {} base backups", region.backups)
+    }
+}

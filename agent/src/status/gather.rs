@@ -1,0 +1,285 @@
+//! Asking everyone who knows: the running agent, the server, every region.
+//!
+//! Owns the questions; each failure becomes part of the answer. Does not own the verdict.
+
+use futures::future::join_all;
+use highwater_config::Config;
+use highwater_format::{BackupId, Gap, Identity, Key, Layout, SystemId, Time, records};
+use highwater_store::{Store, list_all};
+use serde_json::Value;
+
+use super::{Agent, GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status};
+use crate::backup::list;
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::region::{self, Region};
+use crate::sql::{self, Rows};
+use crate::state::State;
+use crate::{admin, identity, inventory, run, server};
+
+/// What one region told.
+struct Told {
+    status: RegionStatus,
+    position: Option<Position>,
+    backups: Vec<BackupId>,
+    gaps: Vec<Gap>,
+}
+
+pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
+    let state = State::new(
+        config
+            .regions
+            .iter()
+            .map(|region| region.display_name().to_owned()),
+    );
+    let regions = region::open(config, &state).await?;
+    let (agent, (server, identity), slot) =
+        tokio::join!(ask_agent(config), ask_server(config), ask_slot(config));
+    let system_id = match &identity {
+        Some(identity) => Some(identity.system_id),
+        None => only_lineage(config, &regions).await,
+    };
+    let told = join_all(regions.iter().map(|region| ask_region(config, region, system_id))).await;
+    let end = server.end;
+    let durable = durable(config, &told);
+    let behind = |place: Option<Place>| Some(end?.lsn.distance_from(place?.lsn));
+    let last_backup = last_backup(&told, now);
+    let gaps = gaps(&told);
+    let with_lag = |told: Told| RegionStatus {
+        lag_bytes: behind(told.status.stored),
+        ..told.status
+    };
+    Ok(Status {
+        version: super::REPORT_VERSION,
+        now,
+        breached: Vec::new(),
+        system_id,
+        agent,
+        server,
+        slot,
+        durable,
+        lag_bytes: behind(durable),
+        regions: told.into_iter().map(with_lag).collect(),
+        last_backup,
+        gaps,
+    })
+}
+
+async fn ask_agent(config: &Config) -> Agent {
+    let Some(listen) = config.admin.listen else {
+        return Agent {
+            reason: Some("[admin] listen is off".into()),
+            ..Agent::default()
+        };
+    };
+    let answer = admin::fetch(listen, "/status")
+        .await
+        .and_then(|(_, body)| serde_json::from_str::<Value>(&body).map_err(std::io::Error::other));
+    match answer {
+        Ok(document) => Agent {
+            running: true,
+            ready: document["ready"].as_bool(),
+            reason: document["reason"].as_str().map(str::to_owned),
+            lag_seconds: document["lag_seconds"].as_f64(),
+        },
+        Err(error) => Agent {
+            reason: Some(format!("http://{listen}/status: {error}")),
+            ..Agent::default()
+        },
+    }
+}
+
+async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
+    let asked = async {
+        let mut conn = server::connect(&run::connection(config)?).await?;
+        let system = conn.identify_system().await?;
+        let identity = server::identity(&mut conn).await?;
+        conn.close().await;
+        Ok::<_, AgentError>((
+            Place {
+                timeline: system.timeline,
+                lsn: system.xlogpos,
+            },
+            identity,
+        ))
+    };
+    match asked.await {
+        Ok((end, identity)) => (
+            Server {
+                end: Some(end),
+                error: None,
+            },
+            Some(identity),
+        ),
+        Err(error) => (
+            Server {
+                end: None,
+                error: Some(error.to_string()),
+            },
+            None,
+        ),
+    }
+}
+
+async fn ask_slot(config: &Config) -> Option<Slot> {
+    let name = &config.cluster.slot;
+    let mut sql = sql::connect(&run::connection(config).ok()?).await.ok()?;
+    // The configuration allows only [a-z0-9_] in the name. On a standby the position is that of replay.
+    let query = format!(
+        "SELECT active_pid, wal_status, CASE WHEN pg_catalog.pg_is_in_recovery() \
+         THEN pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_replay_lsn(), restart_lsn) \
+         ELSE pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) END::bigint AS held \
+         FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
+    );
+    let rows = Rows(sql.simple_query(&query).await.ok()?);
+    sql.close().await;
+    (rows.len() == 1).then(|| Slot {
+        name: name.clone(),
+        active_pid: rows.value(0, "active_pid"),
+        held_bytes: rows.value(0, "held"),
+        wal_status: rows.text(0, "wal_status").map(|text| text.into_owned()),
+    })
+}
+
+/// Without a server the archive itself may say whose it is, as long as there is only one answer.
+async fn only_lineage(config: &Config, regions: &[std::sync::Arc<Region>]) -> Option<SystemId> {
+    let mut found = Vec::new();
+    for region in regions {
+        found.extend(
+            identity::other_lineages(&*region.quick, &config.cluster.name)
+                .await
+                .unwrap_or_default(),
+        );
+    }
+    found.sort_unstable_by_key(|id| id.0);
+    found.dedup();
+    match found.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    }
+}
+
+async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId>) -> Told {
+    let mut status = RegionStatus {
+        name: region.name.clone(),
+        stored: None,
+        lag_bytes: None,
+        pulse: None,
+        backups: 0,
+        error: None,
+    };
+    let Some(system_id) = system_id else {
+        status.error = Some("the archive's lineage is not known while the server does not answer".into());
+        return Told {
+            status,
+            position: None,
+            backups: Vec::new(),
+            gaps: Vec::new(),
+        };
+    };
+    let layout = Layout::new(config.cluster.name.clone(), system_id);
+    match read_region(&*region.quick, &layout).await {
+        Ok((position, pulse, backups, gaps)) => {
+            status.stored = position.map(Place::from);
+            status.pulse = pulse;
+            status.backups = backups.len();
+            Told {
+                status,
+                position,
+                backups,
+                gaps,
+            }
+        }
+        Err(error) => {
+            status.error = Some(error.to_string());
+            Told {
+                status,
+                position: None,
+                backups: Vec::new(),
+                gaps: Vec::new(),
+            }
+        }
+    }
+}
+
+type Read = (
+    Option<Position>,
+    Option<highwater_format::Pulse>,
+    Vec<BackupId>,
+    Vec<Gap>,
+);
+
+async fn read_region(store: &dyn Store, layout: &Layout) -> Result<Read> {
+    let Some(identity) = identity::read(store, layout).await? else {
+        return Ok((None, None, Vec::new(), Vec::new()));
+    };
+    let position = inventory::position(store, layout, identity.segment_size).await?;
+    let pulse = inventory::pulse(store, layout).await?;
+    let backups = list::complete(store, layout).await?;
+    Ok((position, pulse, backups, read_gaps(store, layout).await?))
+}
+
+async fn read_gaps(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
+    let mut gaps = Vec::new();
+    for timeline in inventory::timelines(store, layout).await? {
+        for meta in list_all(store, &layout.gap_dir(timeline), None).await? {
+            if !matches!(layout.parse(&meta.key), Some(Key::Gap(..))) {
+                continue;
+            }
+            let bytes = store.get(&meta.key).await?;
+            let gap = records::decode::<Gap>(&bytes);
+            let region = store.region().to_owned();
+            gaps.push(gap.map_err(|source| AgentError::Object {
+                region,
+                key: meta.key,
+                source,
+            })?);
+        }
+    }
+    Ok(gaps)
+}
+
+/// The position that as many regions as the policy asks for have reached.
+fn durable(config: &Config, told: &[Told]) -> Option<Place> {
+    let needed = config.durability.policy.needed(config.regions.len());
+    let mut positions: Vec<Position> = told.iter().filter_map(|told| told.position).collect();
+    positions.sort_unstable_by(|a, b| b.cmp(a));
+    positions.get(needed.checked_sub(1)?).copied().map(Place::from)
+}
+
+fn last_backup(told: &[Told], now: Time) -> Option<LastBackup> {
+    let newest = told
+        .iter()
+        .filter_map(|told| told.backups.last())
+        .max_by_key(|id| id.started_at())?;
+    let has = |told: &&Told| told.backups.contains(newest);
+    Some(LastBackup {
+        id: newest.clone(),
+        regions: told
+            .iter()
+            .filter(has)
+            .map(|told| told.status.name.clone())
+            .collect(),
+        age_seconds: now.since(newest.started_at()).as_secs(),
+    })
+}
+
+/// Gaps of all regions; the same hole recorded in several is one.
+fn gaps(told: &[Told]) -> Vec<GapStatus> {
+    let mut found: Vec<GapStatus> = Vec::new();
+    for gap in told.iter().flat_map(|told| &told.gaps) {
+        let known = found
+            .iter()
+            .any(|known| known.gap.timeline == gap.timeline && known.gap.range() == gap.range());
+        if known {
+            continue;
+        }
+        let after = |id: &BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
+        let closed = told.iter().any(|told| told.backups.iter().any(after));
+        found.push(GapStatus {
+            gap: gap.clone(),
+            closed,
+        });
+    }
+    found
+}
