@@ -9,8 +9,12 @@ pub mod clock;
 pub mod datadir;
 pub mod error;
 pub mod fetch;
+pub mod locate;
 pub mod plan;
+pub mod progress;
 pub mod recovery;
+pub mod regions;
+pub mod run;
 pub mod target;
 pub mod walfeed;
 

@@ -218,8 +218,20 @@ impl RegionReader<'_> {
         self.read.identity = self.document(&self.layout.identity()).await?;
         if let Some(size) = self.read.identity.as_ref().map(|identity| identity.segment_size) {
             self.timelines(size).await?;
+            return self.backups().await;
         }
-        self.backups().await
+        // Without its identity nothing of a region can be interpreted; it must not pass for an empty one.
+        if !self
+            .store
+            .list(self.layout.root(), None, 1)
+            .await?
+            .entries
+            .is_empty()
+        {
+            let error = format!("{} is missing or cannot be used", self.layout.identity());
+            self.read.view.reading = Reading::Unreadable { error };
+        }
+        Ok(())
     }
 
     async fn timelines(&mut self, size: SegmentSize) -> Result<(), StoreError> {

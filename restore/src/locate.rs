@@ -1,0 +1,358 @@
+//! Answers the planner's questions from the WAL itself.
+//!
+//! Owns: which objects are read for an answer, and how few. Times are found by binary search over the headers of the
+//! objects and then by an exact scan around the place: commit times rise with the LSN only nearly, so the scan begins
+//! several objects earlier and is repeated from further back when it hits at once. Does not own: what is done with an
+//! answer (`plan`), and what a record is (`trace`).
+
+mod bytes;
+mod trace;
+
+use futures::{StreamExt, stream};
+use highwater_config::Exit;
+use highwater_format::{History, Lsn, LsnRange, Time, coverage::Hole, walscan::WalEvent};
+
+use crate::{
+    catalog::{Catalog, Chain, Source},
+    error::RestoreError,
+    fetch::Sources,
+    plan::{Answer, Answers, Mark, Plan, Question, Span, Step, plan},
+    progress::Bar,
+    regions::Region,
+    target::Request,
+};
+use trace::{Flow, Seen, Trace};
+
+/// Objects that an exact scan begins before the one that the headers point to.
+const NEIGHBOURS: usize = 8;
+/// Objects at the end of a span whose headers are asked when the archive was last known to be complete.
+const LAST_HEADERS: usize = 32;
+/// Bytes of stored WAL held ahead of a scan are bounded by this many objects.
+const READ_AHEAD: usize = 4;
+
+/// Plans for `request`, reading whatever WAL that takes.
+///
+/// # Errors
+///
+/// A refusal, or WAL that cannot be read.
+pub async fn resolve(catalog: &Catalog, regions: &[Region], request: &Request) -> Result<Plan, RestoreError> {
+    let mut answers = Answers::new();
+    let locator = Locator::new(catalog, regions);
+    loop {
+        match plan(catalog, request, &answers)? {
+            Step::Done(plan) => return Ok(*plan),
+            Step::Ask(question) => {
+                let answer = locator.answer(&question).await?;
+                answers.insert(question, answer);
+            }
+        }
+    }
+}
+
+/// Reads WAL of one catalog.
+#[derive(Debug)]
+pub struct Locator<'a> {
+    catalog: &'a Catalog,
+    readable: Vec<usize>,
+    sources: Sources,
+}
+
+/// The objects of one span.
+struct Path {
+    span: Span,
+    chain: Chain,
+    sources: Vec<Source>,
+}
+
+impl<'a> Locator<'a> {
+    /// A locator over the regions that the catalog was read from.
+    #[must_use]
+    pub fn new(catalog: &'a Catalog, regions: &[Region]) -> Self {
+        let readable = catalog.readable();
+        let stores = readable
+            .iter()
+            .filter_map(|index| regions.get(*index)?.store().cloned())
+            .collect();
+        Self {
+            catalog,
+            readable,
+            sources: Sources::new(stores),
+        }
+    }
+
+    /// The answer to one question.
+    ///
+    /// # Errors
+    ///
+    /// No region has a good copy of an object that is needed, or the WAL in it is damaged.
+    pub async fn answer(&self, question: &Question) -> Result<Answer, RestoreError> {
+        match question {
+            Question::Commits { span, time, or_at } => self.commits(&self.path(span)?, *time, *or_at).await,
+            Question::Records { span, lsn } => self.records(&self.path(span)?, *lsn).await,
+            Question::Xid { span, xid } => {
+                let wanted = *xid;
+                let hit =
+                    move |event: &WalEvent| matches!(event, WalEvent::Commit { xid, .. } if *xid == wanted);
+                self.first(&self.path(span)?, hit).await
+            }
+            Question::Name { span, name: wanted } => {
+                let hit =
+                    |event: &WalEvent| matches!(event, WalEvent::RestorePoint { name, .. } if name == wanted);
+                self.first(&self.path(span)?, hit).await
+            }
+            Question::Proven { span } => Ok(Answer::Time(self.proven(&self.path(span)?).await?)),
+        }
+    }
+
+    fn path(&self, span: &Span) -> Result<Path, RestoreError> {
+        let chain = self
+            .catalog
+            .chain(span.timeline, &self.readable)
+            .map_err(|broken| RestoreError::failed(Exit::Damage, broken.to_string()))?;
+        let sources = chain
+            .cover(LsnRange::new(span.start, span.end))
+            .map_err(|Hole(hole)| RestoreError::failed(Exit::No, format!("the WAL {hole} is missing")))?;
+        Ok(Path {
+            span: *span,
+            chain,
+            sources,
+        })
+    }
+
+    /// The latest time at which the server's WAL was seen to end within the path.
+    async fn proven(&self, path: &Path) -> Result<Option<Time>, RestoreError> {
+        let first = path.sources.len().saturating_sub(LAST_HEADERS);
+        let last = path.sources.get(first..).unwrap_or_default();
+        let headers = stream::iter(last).map(|source| async move { (source, self.header(source).await) });
+        let mut headers = headers.buffered(8);
+        let mut proven: Option<Time> = None;
+        while let Some((source, header)) = headers.next().await {
+            let header = header?;
+            let limit = leg_end(&path.chain.history, source).min(path.span.end);
+            let sealed = (header.server_end <= limit).then_some(header.sealed_at);
+            proven = proven
+                .max(sealed)
+                .max(header.last_commit.filter(|_| source.piece.range.end <= limit));
+        }
+        Ok(proven)
+    }
+
+    async fn commits(&self, path: &Path, time: Time, or_at: bool) -> Result<Answer, RestoreError> {
+        let stops = |at: Time| if or_at { at >= time } else { at > time };
+        let place = self.first_stopping(path, &stops).await?;
+        let mut back = NEIGHBOURS;
+        loop {
+            let begin = place.saturating_sub(back);
+            let (kept, left) = self.scan_commits(path, begin, &stops).await?;
+            // A hit in the oldest half of the neighbourhood says that the clock wavers more than it is wide.
+            let early = place.saturating_sub(back / 2);
+            let early = path
+                .sources
+                .get(early)
+                .map_or(path.span.end, |source| source.used.start);
+            if begin > 0 && left.is_some_and(|mark| mark.end < early) {
+                back *= 4;
+                continue;
+            }
+            let last_before = match kept {
+                Some(mark) => Some(mark),
+                None => self.last_commit_before(path, begin).await?,
+            };
+            return Ok(Answer::Commits {
+                last_before,
+                first_after: left,
+            });
+        }
+    }
+
+    /// The index of the first object whose last commit stops recovery, as the headers say; their number if none does.
+    async fn first_stopping(
+        &self,
+        path: &Path,
+        stops: &impl Fn(Time) -> bool,
+    ) -> Result<usize, RestoreError> {
+        let (mut low, mut high) = (0, path.sources.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // Objects without a commit say nothing: ask the nearest earlier one that has some.
+            let mut probe = middle;
+            let last = loop {
+                let Some(source) = path.sources.get(probe) else {
+                    break None;
+                };
+                let header = self.header(source).await?;
+                match header.last_commit {
+                    None if probe > low => probe -= 1,
+                    found => break found,
+                }
+            };
+            if last.is_some_and(stops) {
+                high = probe;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(low)
+    }
+
+    /// The last transaction end before the first that stops, and that one, from the object `begin` on.
+    async fn scan_commits(
+        &self,
+        path: &Path,
+        begin: usize,
+        stops: &impl Fn(Time) -> bool,
+    ) -> Result<(Option<Mark>, Option<Mark>), RestoreError> {
+        let mut kept: Option<Seen> = None;
+        let mut left: Option<Seen> = None;
+        self.scan(path, begin, |seen| {
+            let WalEvent::Commit { time, .. } = seen.event else {
+                return Flow::Continue;
+            };
+            if stops(time) {
+                left = Some(seen);
+                return Flow::Stop;
+            }
+            kept = Some(seen);
+            Flow::Continue
+        })
+        .await?;
+        Ok((kept.map(|seen| seen.mark()), left.map(|seen| seen.mark())))
+    }
+
+    /// The last transaction end in the objects before `end`.
+    async fn last_commit_before(&self, path: &Path, end: usize) -> Result<Option<Mark>, RestoreError> {
+        for index in (0..end).rev() {
+            let Some(source) = path.sources.get(index) else {
+                continue;
+            };
+            if self.header(source).await?.last_commit.is_none() {
+                continue;
+            }
+            let mut last: Option<Seen> = None;
+            let until = source.used.end;
+            self.scan(path, index.saturating_sub(1), |seen| {
+                if seen.end() > until {
+                    return Flow::Stop;
+                }
+                if matches!(seen.event, WalEvent::Commit { .. }) {
+                    last = Some(seen);
+                }
+                Flow::Continue
+            })
+            .await?;
+            if let Some(seen) = last {
+                return Ok(Some(seen.mark()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first event that `hit` accepts.
+    async fn first(&self, path: &Path, hit: impl Fn(&WalEvent) -> bool) -> Result<Answer, RestoreError> {
+        let mut found: Option<Seen> = None;
+        self.scan(path, 0, |seen| {
+            if !hit(&seen.event) {
+                return Flow::Continue;
+            }
+            found = Some(seen);
+            Flow::Stop
+        })
+        .await?;
+        Ok(Answer::Mark(found.map(|seen| seen.mark())))
+    }
+
+    /// The records around an LSN, scanning from further back until the one before it is known.
+    async fn records(&self, path: &Path, lsn: Lsn) -> Result<Answer, RestoreError> {
+        let at = path
+            .sources
+            .iter()
+            .position(|source| lsn <= source.used.end)
+            .unwrap_or(path.sources.len());
+        let mut back = 1;
+        loop {
+            let begin = at.saturating_sub(back);
+            let mut trace = self.trace(path, begin);
+            trace.look_around(lsn);
+            self.feed(path, begin, &mut trace, |_| Flow::Continue).await?;
+            let (before, at_or_after) = trace.around();
+            if before.is_some() || begin == 0 {
+                return Ok(Answer::Records { before, at_or_after });
+            }
+            back *= 4;
+        }
+    }
+
+    async fn scan(
+        &self,
+        path: &Path,
+        begin: usize,
+        on: impl FnMut(Seen) -> Flow,
+    ) -> Result<(), RestoreError> {
+        let mut trace = self.trace(path, begin);
+        self.feed(path, begin, &mut trace, on).await
+    }
+
+    fn trace(&self, path: &Path, begin: usize) -> Trace {
+        Trace::new(
+            self.start(path, begin),
+            &self.catalog.identity,
+            path.chain.timeline(),
+        )
+    }
+
+    /// Scans begin where a page begins: at the segment's start, or where the span does.
+    fn start(&self, path: &Path, begin: usize) -> Lsn {
+        let first = path
+            .sources
+            .get(begin)
+            .map_or(path.span.start, |source| source.used.start);
+        path.chain.segment_size.segment_start(first).max(path.span.start)
+    }
+
+    /// Feeds the objects from `begin` on to a trace, reading ahead, until it or `on` has enough.
+    async fn feed(
+        &self,
+        path: &Path,
+        begin: usize,
+        trace: &mut Trace,
+        mut on: impl FnMut(Seen) -> Flow,
+    ) -> Result<(), RestoreError> {
+        let start = self.start(path, begin);
+        let wanted: Vec<Source> = path
+            .sources
+            .iter()
+            .filter(|source| source.used.end > start)
+            .map(|source| Source {
+                used: LsnRange::new(source.used.start.max(start), source.used.end),
+                ..*source
+            })
+            .collect();
+        let bar = Bar::bytes("reading WAL", wanted.iter().map(|source| source.used.len()).sum());
+        let mut read = stream::iter(&wanted)
+            .map(|source| self.plain(source))
+            .buffered(READ_AHEAD);
+        while let Some(bytes) = read.next().await {
+            let bytes = bytes?;
+            bar.add(bytes.len() as u64);
+            match trace.feed(&bytes, &mut on) {
+                Ok(Flow::Continue) => {}
+                Ok(Flow::Stop) => return Ok(()),
+                Err(damage) if damage.is_end_of_wal() => return Ok(()),
+                Err(damage) => {
+                    let message = format!(
+                        "{damage} (timeline {}); recovery would end there without a word, so nothing is planned past it: \
+                         run `highwater-restore verify`, and restore to before it with --to-lsn",
+                        path.span.timeline
+                    );
+                    return Err(RestoreError::failed(Exit::Damage, message));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the timeline that an object belongs to was left by the chain.
+fn leg_end(history: &History, source: &Source) -> Lsn {
+    history.switch_of(source.timeline).unwrap_or(Lsn::MAX)
+}
