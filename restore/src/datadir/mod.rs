@@ -1,0 +1,366 @@
+//! The data directory that a restore builds.
+//!
+//! Owns: the refusals before the first byte, where every file goes, directories, modes, owners, links, the mark of an
+//! unfinished restore, and the order at the end. Does not own: the content of files (see [`crate::fetch`]) and
+//! recovery settings (see [`crate::recovery`]).
+//!
+//! The invariant it keeps: **a directory that is not finished cannot be started.** `global/pg_control` is written under
+//! another name and renamed when everything else is on disk; a server finds no cluster before that. Until then
+//! the directory carries a mark by which the same command recognises it and starts over.
+//!
+//! Use: [`DataDir::prepare`] (looks, decides, refuses, writes nothing), [`DataDir::begin`], then the content,
+//! then [`DataDir::finish`].
+
+pub mod error;
+pub mod finish;
+pub mod marker;
+pub mod occupied;
+pub mod owner;
+pub mod paths;
+pub mod space;
+pub mod tablespace;
+pub mod tree;
+
+use std::path::{Path, PathBuf};
+
+use highwater_format::manifest::{Entry, EntryKind, Extent, Manifest};
+use highwater_format::records::Backup;
+
+pub use error::DataDirError;
+pub use owner::Owner;
+pub use tablespace::Remap;
+
+use marker::{Lock, Marker};
+use occupied::Found;
+use paths::{Paths, Place};
+use space::Space;
+use tablespace::Tablespaces;
+use tree::{Access, Tree};
+
+/// Files without which a backup must not be restored: without the label a server starts from the wrong checkpoint
+/// and is corrupt without a word.
+const INDISPENSABLE: [&str; 3] = ["backup_label", paths::CONTROL, "PG_VERSION"];
+
+/// What the operator asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The data directory to build.
+    pub into: &'a Path,
+    /// The backup to build it from.
+    pub backup: &'a Backup,
+    /// Tablespaces that go elsewhere.
+    pub tablespaces: &'a [Remap],
+    /// `--owner`.
+    pub owner: Option<&'a str>,
+    /// Bytes of WAL that lie in the directory at once while it is replayed.
+    pub wal_bytes: u64,
+}
+
+/// A file with content, and where its content lies in the packs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileToWrite {
+    /// Its path in the manifest.
+    pub name: String,
+    /// Where it is written.
+    pub path: PathBuf,
+    /// Its mode on the source.
+    pub mode: u32,
+    /// Its length.
+    pub size: u64,
+    /// In order; together `size` bytes.
+    pub extents: Vec<Extent>,
+}
+
+/// A data directory that has been looked at and decided on.
+#[derive(Debug)]
+pub struct DataDir {
+    paths: Paths,
+    access: Access,
+    tree: Tree,
+    files: Vec<FileToWrite>,
+    marker: Marker,
+    leftover: Option<Marker>,
+    root_mode: u32,
+    names: Names,
+}
+
+/// Which of the files that matter later are in the backup.
+#[derive(Debug, Default)]
+struct Names {
+    configuration: Vec<&'static str>,
+    pg_manifest: bool,
+    tablespace_map: bool,
+}
+
+impl DataDir {
+    /// Decides where everything goes. Looks and refuses; writes nothing.
+    ///
+    /// # Errors
+    /// The directory or a tablespace may not be written, the owner is unknown, there is no room, or the manifest
+    /// asks for something that is never done.
+    pub fn prepare(request: &Request<'_>, manifest: Manifest) -> Result<Self, DataDirError> {
+        let root = std::path::absolute(request.into).map_err(DataDirError::io("find", request.into))?;
+        let leftover = look(&root, request.backup)?;
+        let owner = Owner::decide(&root, request.owner)?;
+        let tablespaces = Tablespaces::place(&root, &request.backup.tablespaces, request.tablespaces)?;
+        for placed in tablespaces.outside() {
+            look(&placed.directory, request.backup)?;
+        }
+        let marker = Marker::new(
+            request.backup.id.to_string(),
+            request.backup.system_id.to_string(),
+            tablespaces
+                .outside()
+                .map(|placed| placed.directory.clone())
+                .collect(),
+        );
+        let mut this = Self {
+            paths: Paths::new(root, tablespaces),
+            access: Access::new(owner),
+            tree: Tree::default(),
+            files: Vec::with_capacity(manifest.entries.len()),
+            marker,
+            leftover,
+            root_mode: root_mode(&manifest.entries),
+            names: Names::default(),
+        };
+        this.refuse_incomplete(&manifest.entries)?;
+        for placed in this.paths.tablespaces().outside() {
+            let link = this.paths.root().join("pg_tblspc").join(placed.oid.to_string());
+            this.tree.add_link(link, placed.directory.clone());
+        }
+        for entry in manifest.entries {
+            this.add(entry)?;
+        }
+        // Room is asked for only when there is no leftover: clearing it gives back what it took.
+        if this.leftover.is_none() {
+            this.space(request.wal_bytes)?.check()?;
+        }
+        Ok(this)
+    }
+
+    fn refuse_incomplete(&self, entries: &[Entry]) -> Result<(), DataDirError> {
+        for name in INDISPENSABLE {
+            if !entries
+                .iter()
+                .any(|entry| entry.path == name && entry.kind == EntryKind::File)
+            {
+                return Err(self.hostile(name, "it is missing, and a cluster without it is not restored"));
+            }
+        }
+        Ok(())
+    }
+
+    fn hostile(&self, path: &str, problem: impl Into<String>) -> DataDirError {
+        DataDirError::Hostile {
+            backup: self.marker.backup.clone(),
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), DataDirError> {
+        let place = self
+            .paths
+            .place(&entry.path)
+            .map_err(|problem| self.hostile(&entry.path, problem))?;
+        self.names.note(&entry.path);
+        match (place, entry.kind) {
+            (Place::LeftOut, _) | (Place::Link(_), EntryKind::Symlink | EntryKind::Directory) => Ok(()),
+            (Place::At(path), EntryKind::Directory) => {
+                if path != self.paths.root() {
+                    self.tree.add_directory(path, entry.mode);
+                }
+                Ok(())
+            }
+            (Place::At(path), EntryKind::File) => self.add_file(path, entry),
+            (Place::At(_) | Place::Link(_), _) => {
+                Err(self.hostile(&entry.path, "links and files are not restored there"))
+            }
+        }
+    }
+
+    fn add_file(&mut self, path: PathBuf, entry: Entry) -> Result<(), DataDirError> {
+        let held = entry
+            .extents
+            .iter()
+            .try_fold(0u64, |sum, extent| sum.checked_add(extent.len));
+        if held != Some(entry.size) {
+            let problem = format!(
+                "it has {} bytes and its extents do not add up to that",
+                entry.size
+            );
+            return Err(self.hostile(&entry.path, problem));
+        }
+        let root = self.root_of(&path).to_owned();
+        self.tree.add_parents(&root, &path, self.root_mode);
+        if entry.size == 0 {
+            self.tree.add_empty_file(path, entry.mode);
+            return Ok(());
+        }
+        let Entry {
+            path: name,
+            mode,
+            size,
+            extents,
+            ..
+        } = entry;
+        self.files.push(FileToWrite {
+            name,
+            path,
+            mode,
+            size,
+            extents,
+        });
+        Ok(())
+    }
+
+    /// The data directory or tablespace that `path` lies in.
+    fn root_of(&self, path: &Path) -> &Path {
+        let mut outside = self.paths.tablespaces().outside();
+        outside
+            .find(|placed| path.starts_with(&placed.directory))
+            .map_or(self.paths.root(), |placed| &placed.directory)
+    }
+
+    fn space(&self, wal_bytes: u64) -> Result<Space, DataDirError> {
+        let mut space = Space::default();
+        for (root, bytes) in self.bytes_per_root() {
+            space.add_files(root, bytes)?;
+        }
+        space.add_wal(self.paths.root(), wal_bytes)?;
+        Ok(space)
+    }
+
+    fn bytes_per_root(&self) -> std::collections::BTreeMap<&Path, u64> {
+        let mut bytes = std::collections::BTreeMap::new();
+        for file in &self.files {
+            *bytes.entry(self.root_of(&file.path)).or_default() += space::rounded(file.size);
+        }
+        bytes
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.paths.root()
+    }
+
+    /// Modes and owner for files written later.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The files whose content is to be written.
+    #[must_use]
+    pub fn files(&self) -> &[FileToWrite] {
+        &self.files
+    }
+
+    /// The bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+
+    /// Whether an interrupted restore is about to be started over.
+    #[must_use]
+    pub fn starts_over(&self) -> bool {
+        self.leftover.is_some()
+    }
+
+    /// Whether the backup brings PostgreSQL's own manifest to check against.
+    #[must_use]
+    pub fn has_pg_manifest(&self) -> bool {
+        self.names.pg_manifest
+    }
+
+    /// Configuration files that the backup does not have, because they lay outside the data directory.
+    #[must_use]
+    pub fn missing_configuration(&self) -> Vec<&'static str> {
+        let had = &self.names.configuration;
+        CONFIGURATION
+            .into_iter()
+            .filter(|name| !had.contains(name))
+            .collect()
+    }
+
+    /// The first write: directories, marks, links and empty files. An earlier, interrupted restore is cleared.
+    ///
+    /// # Errors
+    /// The operating system refuses, or somebody else was faster.
+    pub fn begin(&self) -> Result<Lock, DataDirError> {
+        let root = self.paths.root();
+        if let Some(parent) = root.parent() {
+            std::fs::create_dir_all(parent).map_err(DataDirError::io("create the directory", parent))?;
+        }
+        self.make(root)?;
+        let lock = marker::lock(root)?;
+        // Looked at again under the lock, so that of two restores started at once one is refused.
+        if let Found::Leftover(leftover) = occupied::look(root)? {
+            self.clear(&leftover)?;
+        }
+        self.marker.write(root)?;
+        for placed in self.paths.tablespaces().outside() {
+            let directory = &placed.directory;
+            std::fs::create_dir_all(directory)
+                .map_err(DataDirError::io("create the directory", directory))?;
+            self.make(directory)?;
+            self.marker.write(directory)?;
+        }
+        self.tree.create(&self.access)?;
+        Ok(lock)
+    }
+
+    fn make(&self, directory: &Path) -> Result<(), DataDirError> {
+        let made = self.access.directory(directory, self.root_mode);
+        made.map_err(DataDirError::io("create the directory", directory))
+    }
+
+    fn clear(&self, leftover: &Marker) -> Result<(), DataDirError> {
+        marker::clear(self.paths.root())?;
+        for directory in &leftover.tablespaces {
+            if matches!(occupied::look(directory), Ok(Found::Leftover(_))) {
+                marker::clear(directory)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+impl Names {
+    fn note(&mut self, path: &str) {
+        self.configuration
+            .extend(CONFIGURATION.iter().filter(|name| **name == path));
+        self.pg_manifest |= path == crate::fetch::PG_MANIFEST;
+        self.tablespace_map |= path == "tablespace_map";
+    }
+}
+
+/// Looks at a directory; a leftover must be of the same system.
+fn look(directory: &Path, backup: &Backup) -> Result<Option<Marker>, DataDirError> {
+    let found = match occupied::look(directory)? {
+        Found::Empty => return Ok(None),
+        Found::Leftover(marker) => marker,
+    };
+    let wanted = backup.system_id.to_string();
+    if found.system_id != wanted {
+        return Err(DataDirError::OtherSystem {
+            path: directory.to_owned(),
+            found: found.system_id,
+            wanted,
+        });
+    }
+    Ok(Some(found))
+}
+
+/// 0750 when the source's files could be read by the group, else 0700.
+fn root_mode(entries: &[Entry]) -> u32 {
+    let group = entries
+        .iter()
+        .any(|entry| entry.path == "PG_VERSION" && entry.mode & 0o040 != 0);
+    if group { 0o750 } else { 0o700 }
+}

@@ -1,0 +1,208 @@
+//! `run`: carries a plan out. Refuse, or fetch, set up recovery, and with `--start` replay, wait and report.
+//!
+//! Owns: the order of the steps and their report. Does not own: choosing (the plan is a value that was shown before) and
+//! any of the steps. Everything that can be refused is refused before the first byte is written: the server program,
+//! what its account may read, the directories, the room.
+
+pub mod control;
+pub mod job;
+pub mod permissions;
+pub mod progress;
+pub mod reached;
+pub mod report;
+pub mod server;
+pub mod serverlog;
+pub mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use highwater_config::{Config, Exit};
+use highwater_format::Identity;
+
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::datadir::{DataDir, DataDirError, Remap, Request};
+use crate::error::RestoreError;
+use crate::fetch::{self, FetchError, Fetched, Job, Limits, Nowhere, Progress, Sources};
+use crate::plan::Plan;
+use crate::recovery::{self, Setup};
+use crate::regions::Region;
+use crate::target::Action;
+use report::{End, Phases, Report};
+use server::{Postgres, StartOptions};
+use watch::Wanted;
+
+/// What the plan was made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Its file, where there is one.
+    pub config_file: Option<&'a std::path::Path>,
+    /// The regions, with the catalog's indices.
+    pub regions: &'a [Region],
+    /// What they hold.
+    pub catalog: &'a Catalog,
+    /// What is to be done.
+    pub plan: &'a Plan,
+}
+
+/// What the operator asked for besides the target.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `--into`.
+    pub into: PathBuf,
+    /// `--tablespace`.
+    pub tablespaces: Vec<Remap>,
+    /// `--owner`.
+    pub owner: Option<String>,
+    /// `--start`, with how.
+    pub start: Option<StartOptions>,
+    /// Where elapsed time comes from.
+    pub clock: Clock,
+}
+
+/// Restores.
+///
+/// # Errors
+/// A refusal (nothing was written), or a step that failed: the directory is then marked as unfinished and the same
+/// command starts over.
+pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreError> {
+    let identity = &input.catalog.identity;
+    let postgres = match &options.start {
+        Some(start) => Some(find_postgres(identity, start)?),
+        None => None,
+    };
+    let program = std::env::current_exe().map_err(|source| RestoreError::Local {
+        action: "find",
+        path: PathBuf::from("this program"),
+        source,
+    })?;
+    let backup = &input.plan.backup;
+    let sources = job::sources(input.plan, input.regions);
+    let mut manifest = fetch::manifest(&sources, &input.catalog.layout, backup).await?;
+    let packs = std::mem::take(&mut manifest.packs);
+    let into = DataDir::prepare(
+        &Request {
+            into: &options.into,
+            backup,
+            tablespaces: &options.tablespaces,
+            owner: options.owner.as_deref(),
+            wal_bytes: job::wal_room(input.plan, input.config),
+        },
+        manifest,
+    )?;
+    let facts = job::facts(&input);
+    permissions::check(into.access().owner(), &program, &facts, input.config)?;
+
+    let mut phases = Phases::default();
+    let watch = options.clock.start();
+    let unfinished = into.begin()?;
+    let fetched = fetch_all(&input, &sources, &into, packs).await?;
+    phases.fetch = watch.elapsed();
+
+    let watch = options.clock.start();
+    let setup = Setup {
+        program: &program,
+        facts: &facts,
+        target: &input.plan.target.settings,
+        action: input.plan.target.action,
+        generate_configuration: options.start.is_some(),
+    };
+    recovery::write(&into, &setup)?;
+    into.finish()?;
+    drop(unfinished);
+    phases.finish = watch.elapsed();
+
+    let mut report = report::of(&input, &into, &fetched, options);
+    if let (Some(postgres), Some(start)) = (&postgres, &options.start) {
+        let watch = options.clock.start();
+        report.end = replay(&input, &into, postgres, start).await?;
+        phases.replay = Some(watch.elapsed());
+    }
+    report.set_phases(phases);
+    Ok(report)
+}
+
+fn find_postgres(identity: &Identity, start: &StartOptions) -> Result<Postgres, RestoreError> {
+    Postgres::find(identity.major(), start.bin.as_deref())
+        .map_err(|error| RestoreError::failed(Exit::Usage, error.to_string()))
+}
+
+async fn fetch_all(
+    input: &Input<'_>,
+    sources: &Sources,
+    into: &DataDir,
+    packs: Vec<highwater_format::manifest::PackInfo>,
+) -> Result<Fetched, RestoreError> {
+    let progress = Arc::new(Progress::default());
+    let job = Job {
+        sources,
+        layout: &input.catalog.layout,
+        backup: &input.plan.backup,
+        packs,
+        into,
+        limits: Limits {
+            packs: input.config.restore.parallel,
+            ..Limits::default()
+        },
+        progress: progress.clone(),
+    };
+    let fetching = fetch::fetch(job);
+    Ok(progress::shown(fetching, &progress, into.bytes()).await?)
+}
+
+/// Starts the server and waits for its verdict.
+async fn replay(
+    input: &Input<'_>,
+    into: &DataDir,
+    postgres: &Postgres,
+    start: &StartOptions,
+) -> Result<End, RestoreError> {
+    let (root, access) = (into.root(), into.access());
+    let started = server::start(postgres, root, access, start);
+    let mut child = started.map_err(|source| RestoreError::Local {
+        action: "start",
+        path: postgres.program.clone(),
+        source,
+    })?;
+    let target = &input.plan.target;
+    let wanted = Wanted {
+        target: &target.asked,
+        action: target.action,
+        end: target.stop.lsn,
+        timeline: input.plan.timeline,
+        segment_size: input.catalog.identity.segment_size,
+    };
+    let mut shown = progress::Replay::new(root);
+    let log = root.join(server::LOG);
+    let waited = watch::wait(&mut child, root, &log, 0, &wanted, |_| shown.show()).await;
+    let reached = waited.map_err(|error| RestoreError::failed(error.exit, error.to_string()))?;
+    if target.action == Action::Promote {
+        recovery::clear(root, access)?;
+    }
+    Ok(End::of(reached, postgres))
+}
+
+impl From<DataDirError> for RestoreError {
+    fn from(error: DataDirError) -> Self {
+        Self::failed(error.exit(), error.to_string())
+    }
+}
+
+impl From<Nowhere> for RestoreError {
+    fn from(error: Nowhere) -> Self {
+        Self::failed(error.exit(), error.to_string())
+    }
+}
+
+impl From<FetchError> for RestoreError {
+    fn from(error: FetchError) -> Self {
+        let exit = error.exit();
+        Self::failed(
+            exit,
+            format!("{error}; the directory cannot be started, and the same command starts over"),
+        )
+    }
+}

@@ -1,0 +1,262 @@
+//! The server of the restored cluster: finding the right program and starting it.
+//!
+//! Owns: which `postgres` is used (the major version of the backup, and no other), the account it runs under, what it is
+//! told on its command line, and where it logs. Does not own: waiting for it (see [`super::watch`]).
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::{Uid, User};
+
+use super::serverlog;
+use crate::datadir::tree::Access;
+
+/// The server's log while it recovers, in the data directory.
+pub const LOG: &str = "highwater-recovery.log";
+
+/// A `postgres` of the right major version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgres {
+    /// The program.
+    pub program: PathBuf,
+    /// What it says about itself, such as `15.20`.
+    pub version: String,
+}
+
+/// There is no program to start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoPostgres {
+    /// The directory given has another version, or none.
+    #[error("--pg-bin {directory}: {problem}; the backup needs PostgreSQL {major}")]
+    Given {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What is needed.
+        major: u32,
+    },
+    /// Nothing suitable was found.
+    #[error(
+        "no PostgreSQL {major} found in PATH, /usr/lib/postgresql/{major}/bin or /usr/pgsql-{major}/bin{others}; \
+         install it, name its directory with --pg-bin, or restore without --start"
+    )]
+    NotFound {
+        /// What is needed.
+        major: u32,
+        /// What was found instead.
+        others: String,
+    },
+}
+
+impl Postgres {
+    /// Finds a `postgres` of `major`: in `given` only, if it is given.
+    ///
+    /// # Errors
+    /// None, or the one given has another major version.
+    pub fn find(major: u32, given: Option<&Path>) -> Result<Self, NoPostgres> {
+        if let Some(directory) = given {
+            return Self::in_directory(directory, major).map_err(|problem| NoPostgres::Given {
+                directory: directory.to_owned(),
+                problem,
+                major,
+            });
+        }
+        let mut others = Vec::new();
+        for directory in usual_places(major) {
+            if !directory.join("postgres").exists() {
+                continue;
+            }
+            match Self::in_directory(&directory, major) {
+                Ok(found) => return Ok(found),
+                Err(problem) => others.push(format!("{}: {problem}", directory.display())),
+            }
+        }
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", others.join("; "))
+        };
+        Err(NoPostgres::NotFound { major, others })
+    }
+
+    fn in_directory(directory: &Path, major: u32) -> Result<Self, String> {
+        let program = directory.join("postgres");
+        let output = Command::new(&program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output();
+        let output = output.map_err(|error| format!("cannot run {}: {error}", program.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = version_in(&text).ok_or_else(|| format!("its postgres says {:?}", text.trim()))?;
+        if major_of(&version) == Some(major) {
+            Ok(Self { program, version })
+        } else {
+            Err(format!("its postgres is {version}"))
+        }
+    }
+}
+
+/// `PATH` first: it is what the operator chose.
+fn usual_places(major: u32) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let fixed = [
+        format!("/usr/lib/postgresql/{major}/bin"),
+        format!("/usr/pgsql-{major}/bin"),
+        format!("/opt/homebrew/opt/postgresql@{major}/bin"),
+        "/usr/local/pgsql/bin".to_owned(),
+        "/usr/local/bin".to_owned(),
+    ];
+    std::env::split_paths(&path)
+        .chain(fixed.into_iter().map(PathBuf::from))
+        .collect()
+}
+
+/// `15.20` out of `postgres (PostgreSQL) 15.20 (Debian 15.20-1)`.
+fn version_in(text: &str) -> Option<String> {
+    let version = text.split(") ").nth(1)?.split_whitespace().next()?;
+    version
+        .starts_with(|c: char| c.is_ascii_digit())
+        .then(|| version.to_owned())
+}
+
+fn major_of(version: &str) -> Option<u32> {
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// How the server is started.
+#[derive(Debug, Clone, Default)]
+pub struct StartOptions {
+    /// Where `postgres` is.
+    pub bin: Option<PathBuf>,
+    /// Another port than the configuration's.
+    pub port: Option<u16>,
+    /// Another directory for the Unix socket than the configuration's.
+    pub socket_directory: Option<PathBuf>,
+    /// Further settings.
+    pub settings: Vec<(String, String)>,
+}
+
+/// Starts the server on `root`. It keeps running when this program ends.
+///
+/// # Errors
+/// The log cannot be made or the program not started.
+pub fn start(postgres: &Postgres, root: &Path, access: &Access, options: &StartOptions) -> io::Result<Child> {
+    let path = root.join(LOG);
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)?;
+    access.apply(&log, 0o600)?;
+    let mut command = Command::new(&postgres.program);
+    command.arg("-D").arg(root);
+    for (name, value) in settings(options) {
+        command.arg("-c").arg(format!("{name}={value}"));
+    }
+    command
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // They name the original for a client, and would name the port and data directory for this server.
+    for name in ["PGDATA", "PGPORT", "PGHOST"] {
+        command.env_remove(name);
+    }
+    // A group of its own: an interrupt at the terminal ends this program's waiting and not the server.
+    command.process_group(0);
+    let owner = access.owner();
+    if owner.give {
+        // The standard library drops supplementary groups with it.
+        command
+            .gid(owner.gid)
+            .uid(owner.uid)
+            .env("USER", &owner.name)
+            .env("LOGNAME", &owner.name);
+        if let Ok(Some(user)) = User::from_uid(Uid::from_raw(owner.uid)) {
+            command.env("HOME", user.dir);
+        }
+    }
+    command.spawn()
+}
+
+/// What is told on the command line, above the configuration: a log that can be read here.
+fn settings(options: &StartOptions) -> Vec<(String, String)> {
+    let fixed = [
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+        ("log_min_messages", "info"),
+        ("log_line_prefix", serverlog::PREFIX),
+        ("lc_messages", "C"),
+    ];
+    let mut settings: Vec<_> = fixed
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    if let Some(port) = options.port {
+        settings.push(("port".to_owned(), port.to_string()));
+    }
+    if let Some(directory) = &options.socket_directory {
+        settings.push((
+            "unix_socket_directories".to_owned(),
+            directory.to_string_lossy().into_owned(),
+        ));
+    }
+    settings.extend(options.settings.iter().cloned());
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn fake(directory: &Path, says: &str) {
+        let program = directory.join("postgres");
+        std::fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn versions_are_read_from_all_the_ways_it_is_said() {
+        for (text, major) in [
+            ("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)", 15),
+            ("postgres (PostgreSQL) 18.4", 18),
+            ("postgres (PostgreSQL) 19beta1", 19),
+        ] {
+            assert_eq!(
+                version_in(text).as_deref().and_then(major_of),
+                Some(major),
+                "{text}"
+            );
+        }
+        assert_eq!(version_in("rubbish"), None);
+    }
+
+    #[test]
+    fn fault_70_another_major_version_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        fake(dir.path(), "postgres (PostgreSQL) 17.10");
+        let error = Postgres::find(15, Some(dir.path())).unwrap_err().to_string();
+        assert!(
+            error.contains("17.10") && error.contains("PostgreSQL 15"),
+            "{error}"
+        );
+        assert_eq!(Postgres::find(17, Some(dir.path())).unwrap().version, "17.10");
+    }
+
+    #[test]
+    fn an_absent_version_names_where_it_was_looked_for() {
+        let error = Postgres::find(99, None).unwrap_err().to_string();
+        assert!(
+            error.contains("/usr/lib/postgresql/99/bin") && error.contains("--pg-bin"),
+            "{error}"
+        );
+    }
+}

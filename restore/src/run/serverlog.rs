@@ -1,0 +1,151 @@
+//! What the restored server says while it recovers.
+//!
+//! Owns: recognising the lines that tell how recovery went. The server is started with `lc_messages=C` and a known
+//! prefix, so the texts are PostgreSQL's own (`xlogrecovery.c`, `xlog.c`, `postmaster.c`), equal from 14 to 18. A
+//! line that is not recognised is only kept for the report; success never rests on the log alone.
+
+use std::collections::VecDeque;
+
+use highwater_format::{Lsn, TimelineId};
+
+/// Lines kept to be shown when something goes wrong.
+const KEPT: usize = 12;
+
+/// Log line prefix given to the server.
+pub const PREFIX: &str = "%m [%p] ";
+
+/// What has been said so far.
+#[derive(Debug, Clone, Default)]
+pub struct ServerLog {
+    partial: String,
+    last: VecDeque<String>,
+    /// Replay has begun.
+    pub redo_from: Option<Lsn>,
+    /// Consistency was reached there.
+    pub consistent_at: Option<Lsn>,
+    /// "recovery stopping ...": where and why.
+    pub stopped: Option<String>,
+    /// Replay has ended there.
+    pub redo_done: Option<Lsn>,
+    /// When the last replayed transaction ended, in the server's time zone.
+    pub last_completed: Option<String>,
+    /// The timeline chosen at the end.
+    pub new_timeline: Option<TimelineId>,
+    /// It waits at its target.
+    pub paused: bool,
+    /// It stopped at its target.
+    pub shut_down_at_target: bool,
+    /// It is open.
+    pub ready: bool,
+    /// The last FATAL or PANIC.
+    pub fatal: Option<String>,
+}
+
+impl ServerLog {
+    /// Takes in what was appended to the log file.
+    pub fn feed(&mut self, text: &str) {
+        self.partial.push_str(text);
+        while let Some(end) = self.partial.find('\n') {
+            let line: String = self.partial.drain(..=end).collect();
+            self.line(line.trim_end());
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        self.note(line);
+        if line.trim().is_empty() {
+            return;
+        }
+        self.last.push_back(line.to_owned());
+        if self.last.len() > KEPT {
+            self.last.pop_front();
+        }
+    }
+
+    fn note(&mut self, line: &str) {
+        if let Some((_, text)) = line.split_once("LOG:  ") {
+            self.note_log(text);
+        } else if let Some((_, text)) = line
+            .split_once("FATAL:  ")
+            .or_else(|| line.split_once("PANIC:  "))
+        {
+            self.fatal = Some(text.to_owned());
+        }
+    }
+
+    fn note_log(&mut self, text: &str) {
+        if let Some(lsn) = text.strip_prefix("redo starts at ") {
+            self.redo_from = lsn.parse().ok();
+        } else if let Some(rest) = text.strip_prefix("consistent recovery state reached at ") {
+            self.consistent_at = rest.split_whitespace().next().and_then(|lsn| lsn.parse().ok());
+        } else if text.starts_with("recovery stopping ") {
+            self.stopped = Some(text.to_owned());
+        } else if let Some(rest) = text.strip_prefix("redo done at ") {
+            self.redo_done = rest.split_whitespace().next().and_then(|lsn| lsn.parse().ok());
+        } else if let Some(time) = text.strip_prefix("last completed transaction was at log time ") {
+            self.last_completed = Some(time.to_owned());
+        } else if let Some(id) = text.strip_prefix("selected new timeline ID: ") {
+            self.new_timeline = id.trim().parse().ok().and_then(TimelineId::new);
+        } else if text.starts_with("pausing at the end of recovery")
+            || text.starts_with("recovery has paused")
+        {
+            self.paused = true;
+        } else if text.starts_with("shutdown at recovery target") {
+            self.shut_down_at_target = true;
+        } else if text.starts_with("database system is ready to accept connections") {
+            self.ready = true;
+        }
+    }
+
+    /// The last lines, for a report of failure.
+    #[must_use]
+    pub fn last_lines(&self) -> Vec<String> {
+        self.last.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+2026-11-20 15:00:00.000 UTC [10] LOG:  starting point-in-time recovery to WAL location (LSN) \"0/5000060\"
+2026-11-20 15:00:00.100 UTC [10] LOG:  redo starts at 0/2000028
+2026-11-20 15:00:00.200 UTC [10] LOG:  consistent recovery state reached at 0/2000100
+2026-11-20 15:00:01.000 UTC [10] LOG:  recovery stopping after WAL location (LSN) \"0/5000060\"
+2026-11-20 15:00:01.000 UTC [10] LOG:  redo done at 0/5000060 system usage: CPU: user: 0.00 s, system: 0.00 s, elapsed: 0.01 s
+2026-11-20 15:00:01.000 UTC [10] LOG:  last completed transaction was at log time 2026-11-20 14:59:58.123456+00
+2026-11-20 15:00:01.100 UTC [10] LOG:  selected new timeline ID: 2
+2026-11-20 15:00:01.200 UTC [9] LOG:  database system is ready to accept connections
+";
+
+    #[test]
+    fn a_recovery_is_followed_however_the_text_is_cut() {
+        for cut in [1, 7, 80, 10_000] {
+            let mut log = ServerLog::default();
+            let bytes: Vec<char> = LOG.chars().collect();
+            for part in bytes.chunks(cut) {
+                log.feed(&part.iter().collect::<String>());
+            }
+            assert_eq!(log.redo_from, Some(Lsn(0x0200_0028)));
+            assert_eq!(log.redo_done, Some(Lsn(0x0500_0060)));
+            assert_eq!(
+                log.last_completed.as_deref(),
+                Some("2026-11-20 14:59:58.123456+00")
+            );
+            assert_eq!(log.new_timeline.map(TimelineId::get), Some(2));
+            assert!(log.ready && log.fatal.is_none() && log.stopped.is_some());
+        }
+    }
+
+    #[test]
+    fn a_fatal_end_is_kept_with_the_last_lines() {
+        let mut log = ServerLog::default();
+        log.feed("x [1] FATAL:  recovery ended before configured recovery target was reached\n");
+        assert_eq!(
+            log.fatal.as_deref(),
+            Some("recovery ended before configured recovery target was reached")
+        );
+        assert_eq!(log.last_lines().len(), 1);
+    }
+}

@@ -1,0 +1,284 @@
+//! Waiting until the restored server has reached its target, or has not.
+//!
+//! Owns: reading its log as it grows, noticing its end, and the verdict. Never says success for less: the server must be
+//! open (or wait, or have stopped, as asked), and the end of recovery must be the planned one.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
+
+use highwater_config::Exit;
+use highwater_format::{Lsn, SegmentSize, TimelineId};
+
+use super::reached;
+use super::serverlog::ServerLog;
+use crate::target::{Action, Target};
+
+/// How often the log is read.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What was asked and planned.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The target.
+    pub target: &'a Target,
+    /// What happens at it.
+    pub action: Action,
+    /// Where replay ends.
+    pub end: Lsn,
+    /// On which timeline.
+    pub timeline: TimelineId,
+    /// Of the lineage.
+    pub segment_size: SegmentSize,
+}
+
+/// How recovery ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// Replay ended here.
+    pub lsn: Lsn,
+    /// On this timeline.
+    pub replayed_timeline: TimelineId,
+    /// The timeline the server is on now.
+    pub timeline: TimelineId,
+    /// When the last replayed transaction ended, as the server says it.
+    pub last_transaction: Option<String>,
+    /// The server runs.
+    pub running: bool,
+}
+
+/// Recovery did not end as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}; {next}{}", log.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+pub struct NotReached {
+    /// What happened.
+    pub what: String,
+    /// What to do.
+    pub next: String,
+    /// The last lines of the server's log.
+    pub log: Vec<String>,
+    /// How the program ends.
+    pub exit: Exit,
+}
+
+/// Waits. `show` is called now and then, for progress.
+///
+/// # Errors
+/// The server ended, or reached something else.
+pub async fn wait(
+    child: &mut Child,
+    root: &Path,
+    log_path: &Path,
+    log_from: u64,
+    wanted: &Wanted<'_>,
+    mut show: impl FnMut(&ServerLog),
+) -> Result<Reached, NotReached> {
+    let mut log = ServerLog::default();
+    let mut tail = Tail {
+        path: log_path.to_owned(),
+        at: log_from,
+        rest: Vec::new(),
+    };
+    loop {
+        // In this order: what a server said before it ended is read after its end was seen.
+        let ended = child.try_wait().ok().flatten();
+        if let Ok(text) = tail.read() {
+            log.feed(&text);
+        }
+        show(&log);
+        if let Some(status) = ended {
+            return at_exit(status, &log, wanted);
+        }
+        match wanted.action {
+            Action::Promote if log.ready => return promoted(root, &log, wanted),
+            Action::Pause if log.paused => return stopped_at_target(&log, wanted, true),
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+fn promoted(root: &Path, log: &ServerLog, wanted: &Wanted<'_>) -> Result<Reached, NotReached> {
+    let fail = |what: String| {
+        failed(
+            what,
+            log,
+            Exit::Damage,
+            "the server runs; do not use it before this is explained",
+        )
+    };
+    let timeline = log
+        .new_timeline
+        .ok_or_else(|| fail("the server opened and did not say on which timeline".to_owned()))?;
+    let path = root.join("pg_wal").join(format!("{}.history", timeline.hex8()));
+    let history =
+        std::fs::read(&path).map_err(|error| fail(format!("cannot read {}: {error}", path.display())))?;
+    let (replayed_timeline, lsn) = reached::end_of_recovery(timeline, &history)
+        .ok_or_else(|| fail(format!("{} does not say where recovery ended", path.display())))?;
+    reached::check(wanted.target, wanted.end, lsn, wanted.segment_size).map_err(fail)?;
+    let fits = replayed_timeline == wanted.timeline
+        || wanted.target == &Target::Latest && replayed_timeline > wanted.timeline;
+    if !fits {
+        return Err(fail(format!(
+            "recovery ended on timeline {replayed_timeline}, and {} was asked for",
+            wanted.timeline
+        )));
+    }
+    Ok(Reached {
+        lsn,
+        replayed_timeline,
+        timeline,
+        last_transaction: log.last_completed.clone(),
+        running: true,
+    })
+}
+
+/// At a pause or shutdown nothing is written that names the end; PostgreSQL stops there only if it met its target.
+fn stopped_at_target(log: &ServerLog, wanted: &Wanted<'_>, running: bool) -> Result<Reached, NotReached> {
+    if log.stopped.is_none() {
+        let what = "the server stopped replaying and did not say that it met its target".to_owned();
+        return Err(failed(what, log, Exit::Damage, "see its log"));
+    }
+    Ok(Reached {
+        lsn: wanted.end,
+        replayed_timeline: wanted.timeline,
+        timeline: wanted.timeline,
+        last_transaction: log.last_completed.clone(),
+        running,
+    })
+}
+
+fn at_exit(status: ExitStatus, log: &ServerLog, wanted: &Wanted<'_>) -> Result<Reached, NotReached> {
+    if wanted.action == Action::Shutdown && status.success() && log.shut_down_at_target {
+        return stopped_at_target(log, wanted, false);
+    }
+    let fatal = log
+        .fatal
+        .clone()
+        .unwrap_or_else(|| format!("no reason given, {status}"));
+    let (exit, next) = advice(&fatal, log);
+    Err(failed(
+        format!("the server ended before it reached {}: {fatal}", wanted.target),
+        log,
+        exit,
+        next,
+    ))
+}
+
+/// What a dying server means. By the text of its last words, which are kept untranslated (`lc_messages=C`); what is
+/// not known ends with the general answer.
+fn advice(fatal: &str, log: &ServerLog) -> (Exit, &'static str) {
+    let fetch_failed = log
+        .last_lines()
+        .iter()
+        .any(|line| line.contains("is not proven to lie past the end"));
+    if fetch_failed || fatal.starts_with("could not restore file") {
+        return (
+            Exit::Trouble,
+            "start the server again when the regions answer: recovery goes on where it stopped",
+        );
+    }
+    if fatal.starts_with("recovery ended before configured recovery target") {
+        return (
+            Exit::Damage,
+            "the archive holds less than its listing said; run `highwater-restore verify`",
+        );
+    }
+    if fatal.starts_with("requested recovery stop point is before consistent recovery point") {
+        return (Exit::No, "choose a later target or an older backup");
+    }
+    (
+        Exit::Trouble,
+        "mend what the log says and start the server again: recovery goes on where it stopped",
+    )
+}
+
+fn failed(what: String, log: &ServerLog, exit: Exit, next: &str) -> NotReached {
+    NotReached {
+        what,
+        next: next.to_owned(),
+        log: log.last_lines(),
+        exit,
+    }
+}
+
+/// Reads a file as it grows, in whole characters.
+struct Tail {
+    path: PathBuf,
+    at: u64,
+    rest: Vec<u8>,
+}
+
+impl Tail {
+    fn read(&mut self) -> io::Result<String> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.at))?;
+        self.at += file.read_to_end(&mut self.rest)? as u64;
+        let whole = self
+            .rest
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last + 1);
+        let text: Vec<u8> = self.rest.drain(..whole).collect();
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(target: &Target, action: Action) -> Wanted<'_> {
+        let (end, timeline) = (Lsn(0x300_0100), TimelineId::FIRST);
+        Wanted {
+            target,
+            action,
+            end,
+            timeline,
+            segment_size: SegmentSize::DEFAULT,
+        }
+    }
+
+    fn promoted_with(history: &str, target: &Target) -> Result<Reached, NotReached> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        std::fs::write(dir.path().join("pg_wal/00000002.history"), history).unwrap();
+        let mut log = ServerLog::default();
+        log.feed("x LOG:  selected new timeline ID: 2\n");
+        promoted(dir.path(), &log, &wanted(target, Action::Promote))
+    }
+
+    #[test]
+    fn an_open_server_is_success_only_at_the_planned_end() {
+        let good = promoted_with("1\t0/3000100\tno recovery target specified\n", &Target::Latest).unwrap();
+        assert_eq!((good.lsn, good.timeline.get()), (Lsn(0x300_0100), 2));
+        let short =
+            promoted_with("1\t0/30000E8\tno recovery target specified\n", &Target::Latest).unwrap_err();
+        assert_eq!(short.exit, Exit::Damage);
+        assert!(promoted_with("", &Target::Latest).is_err(), "no end named");
+    }
+
+    #[test]
+    fn dying_words_decide_the_exit_code() {
+        let mut log = ServerLog::default();
+        assert_eq!(
+            advice(
+                "recovery ended before configured recovery target was reached",
+                &log
+            )
+            .0,
+            Exit::Damage
+        );
+        assert_eq!(advice("something else", &log).0, Exit::Trouble);
+        log.feed("x cannot be had, and is not proven to lie past the end: time-out\n");
+        assert_eq!(
+            advice(
+                "recovery ended before configured recovery target was reached",
+                &log
+            )
+            .0,
+            Exit::Trouble
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! `wal-fetch`: the `restore_command`, and the prefetcher that keeps replay from waiting.
+//!
+//! Owns: the three answers PostgreSQL understands. 0: the file is there, whole and verified. 1: it is proven to lie
+//! past the end (see [`prove`]). Above 125: anything else, at which PostgreSQL stops recovery instead of opening
+//! the cluster with data missing. PostgreSQL takes every other number for "the archive has ended".
+//!
+//! One process runs per segment, so what is fast comes first: a segment that waits in the spool is renamed into place
+//! before a configuration is read, a runtime built or a connection made.
+
+pub mod feed;
+pub(crate) mod place;
+pub mod prefetch;
+pub mod prove;
+pub mod spool;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use highwater_config::{Config, Overrides};
+use highwater_format::walname::{WalFile, WalName};
+use highwater_store::RegionConfig;
+
+use crate::recovery::facts::Facts;
+use feed::{Answer, Feed};
+use spool::{Spool, Standing};
+
+/// The file is there.
+const DONE: u8 = 0;
+/// Proven to lie past the end.
+const PAST_END: u8 = 1;
+/// Stop recovery.
+const STOP: u8 = 255;
+
+/// A segment that is being fetched is waited for this long before it is fetched a second time.
+const WAIT_FOR_PREFETCH: Duration = Duration::from_secs(60);
+/// How often the spool is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(1);
+/// A whole answer takes at most this long; recovery must not hang on a store that accepts and never answers.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// What `wal-fetch` ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The exit code for PostgreSQL.
+    pub code: u8,
+    /// For the server's log.
+    pub message: Option<String>,
+}
+
+impl Reply {
+    fn done() -> Self {
+        Self {
+            code: DONE,
+            message: None,
+        }
+    }
+
+    /// Recovery must stop.
+    #[must_use]
+    pub fn stop(message: impl Into<String>) -> Self {
+        Self {
+            code: STOP,
+            message: Some(message.into()),
+        }
+    }
+
+    fn of(name: &str, answer: Answer) -> Self {
+        match answer {
+            Answer::Done => Self::done(),
+            Answer::PastEnd(proof) => Self {
+                code: PAST_END,
+                message: Some(format!("{name} lies past the end of the archive: {proof}")),
+            },
+            Answer::Failed(reason) => {
+                let next = "recovery stops here and goes on when the server is started again";
+                Self::stop(format!(
+                    "{name} cannot be had, and is not proven to lie past the end: {reason}; {next}"
+                ))
+            }
+        }
+    }
+}
+
+/// Answers for the file `name`, to be put at `to`, by the facts in the file `plan` (which lies in the data
+/// directory). Blocking; builds a runtime only if it must.
+#[must_use]
+pub fn fetch(plan: &Path, name: &str, to: &Path) -> Reply {
+    let file = match WalFile::parse(name) {
+        Ok(file) => file,
+        Err(error) => return Reply::stop(error.to_string()),
+    };
+    let segment = match file {
+        WalFile::Segment(segment) => Some(segment),
+        WalFile::History(_) => None,
+        WalFile::Partial(_) | WalFile::BackupHistory(..) => {
+            return Reply::stop(format!(
+                "{name} is never needed for recovery, and is not archived"
+            ));
+        }
+    };
+    let spool = Spool::of(plan.parent().unwrap_or(Path::new(".")));
+    if let Some(segment) = segment {
+        match from_spool(&spool, plan, segment, to) {
+            Ok(true) => return Reply::done(),
+            Ok(false) => {}
+            Err(error) => return Reply::stop(format!("cannot move {name} from the spool: {error}")),
+        }
+    }
+    slowly(plan, file, name, to)
+}
+
+/// Takes a segment from the spool, waiting for it if it is on its way. Starts a prefetcher where none runs.
+fn from_spool(spool: &Spool, plan: &Path, segment: WalName, to: &Path) -> std::io::Result<bool> {
+    if !spool.is_served() {
+        // Without one everything still works, only slower; and a directory that cannot be written to will be told
+        // of when the segment itself is written.
+        let _ = prefetch::spawn(plan, segment);
+        return Ok(false);
+    }
+    let _ = spool.note_asked(segment);
+    let since = Instant::now();
+    loop {
+        match spool.standing(segment) {
+            Standing::Ready => return spool.take(segment, to),
+            Standing::Absent => return Ok(false),
+            Standing::Coming if since.elapsed() > WAIT_FOR_PREFETCH || !spool.is_served() => {
+                return Ok(false);
+            }
+            // A plain process with nothing else to do: there is no runtime yet whose thread this could block.
+            Standing::Coming => std::thread::park_timeout(LOOK),
+        }
+    }
+}
+
+fn slowly(plan: &Path, file: WalFile, name: &str, to: &Path) -> Reply {
+    let facts = match Facts::read(plan) {
+        Ok(facts) => facts,
+        Err(error) => return Reply::stop(error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Reply::stop(format!("cannot start: {error}")),
+    };
+    let answer = runtime.block_on(async {
+        let work = async {
+            let feed = open(facts).await;
+            answer(&feed, file, to).await
+        };
+        match tokio::time::timeout(DEADLINE, work).await {
+            Ok(answer) => answer,
+            Err(_) => Answer::Failed(format!(
+                "the regions did not answer within {} s",
+                DEADLINE.as_secs()
+            )),
+        }
+    });
+    // A blocking thread may hang in a dead file system; the answer does not wait for it.
+    runtime.shutdown_background();
+    Reply::of(name, answer)
+}
+
+/// Answers from an open feed.
+pub async fn answer(feed: &Feed, file: WalFile, to: &Path) -> Answer {
+    match file {
+        WalFile::Segment(name) => match name.resolve(feed.facts().segments()) {
+            Some(segment) => feed.segment(segment, to).await,
+            None => {
+                let size = feed.facts().segment_size;
+                Answer::Failed(format!("no segment of {size} bytes has the name {name}"))
+            }
+        },
+        WalFile::History(timeline) => feed.history(timeline, to).await,
+        other => Answer::Failed(format!(
+            "{other} is never needed for recovery, and is not archived"
+        )),
+    }
+}
+
+/// Opens the feed of `facts`, with credentials from the configuration file where it can be read.
+pub async fn open(facts: Facts) -> Feed {
+    let configured = credentials(facts.config.as_deref());
+    Feed::open(facts, &configured).await
+}
+
+/// The regions as configured, for their credentials only. A configuration that cannot be read is no error here:
+/// credentials may come from the standard chain, and if they do not, the region says so.
+fn credentials(path: Option<&Path>) -> Vec<RegionConfig> {
+    match Config::load(path, |name| std::env::var(name).ok(), &Overrides::default()) {
+        Ok(config) => config.regions,
+        Err(error) => {
+            tracing::debug!(%error, "the configuration is not used; credentials come from the standard chain");
+            Vec::new()
+        }
+    }
+}
+
+/// The prefetcher's own process. Ends with 0 unless it could not work at all.
+#[must_use]
+pub fn prefetch(plan: &Path, after: &str) -> u8 {
+    let root: PathBuf = plan.parent().unwrap_or(Path::new(".")).to_owned();
+    let (Some(asked), Ok(facts)) = (WalName::parse(after), Facts::read(plan)) else {
+        return STOP;
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return STOP;
+    };
+    let served = runtime.block_on(async { prefetch::serve(&root, open(facts).await, asked).await });
+    runtime.shutdown_background();
+    if served.is_ok() { DONE } else { STOP }
+}

@@ -1,0 +1,143 @@
+use highwater_format::coverage::PieceKind;
+use highwater_format::timeline::TimelineId;
+
+use super::*;
+
+const SEGMENT: LsnRange = LsnRange {
+    start: Lsn(0x200),
+    end: Lsn(0x300),
+};
+
+fn tail(start: u64, end: u64) -> Piece {
+    Piece {
+        range: LsnRange::new(Lsn(start), Lsn(end)),
+        kind: PieceKind::Tail,
+        size: 1,
+    }
+}
+
+fn lists(pieces: &[Piece], later: Option<u64>) -> Seen {
+    Seen {
+        region: "a".to_owned(),
+        was_read: true,
+        listed: Ok(Listed {
+            pieces: pieces.to_vec(),
+            later: later.map(Lsn),
+        }),
+    }
+}
+
+fn silent(was_read: bool) -> Seen {
+    Seen {
+        region: "b".to_owned(),
+        was_read,
+        listed: Err("time-out".to_owned()),
+    }
+}
+
+fn planned(end: u64) -> Option<TimelineFacts> {
+    Some(TimelineFacts {
+        timeline: TimelineId::FIRST,
+        begin: Lsn(0),
+        end: Lsn(end),
+    })
+}
+
+fn verdict(known: Option<TimelineFacts>, seen: &[Seen]) -> Verdict {
+    let pieces = seen
+        .iter()
+        .filter_map(|seen| seen.listed.as_ref().ok())
+        .flat_map(|listed| listed.pieces.clone());
+    judge(SEGMENT, known.as_ref(), seen, &pieces.collect())
+}
+
+fn served_until(verdict: &Verdict) -> Option<u64> {
+    match verdict {
+        Verdict::Serve { until, .. } => Some(until.0),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_newest_segment_is_served_up_to_the_proven_end() {
+    let seen = [lists(&[tail(0x200, 0x210), tail(0x210, 0x280)], None)];
+    assert_eq!(served_until(&verdict(planned(0x280), &seen)), Some(0x280));
+    assert_eq!(
+        served_until(&verdict(planned(0x250), &seen)),
+        Some(0x280),
+        "the archive has grown"
+    );
+    assert_eq!(served_until(&verdict(None, &seen)), Some(0x280));
+}
+
+#[test]
+fn two_regions_fill_each_others_holes() {
+    let seen = [
+        lists(&[tail(0x200, 0x240)], None),
+        lists(&[tail(0x230, 0x300)], None),
+    ];
+    assert_eq!(served_until(&verdict(planned(0x900), &seen)), Some(0x300));
+}
+
+#[test]
+fn a_segment_that_the_plan_had_is_never_past_the_end() {
+    for seen in [
+        vec![lists(&[], None)],
+        vec![lists(&[], None), silent(true)],
+        vec![silent(true)],
+    ] {
+        assert!(
+            matches!(verdict(planned(0x280), &seen), Verdict::Refuse(_)),
+            "{seen:?}"
+        );
+    }
+    let short = [lists(&[tail(0x200, 0x240)], None)];
+    assert!(
+        matches!(verdict(planned(0x280), &short), Verdict::Refuse(_)),
+        "an end before the proven one"
+    );
+    let holed = [lists(&[tail(0x210, 0x300)], None)];
+    assert!(
+        matches!(verdict(planned(0x900), &holed), Verdict::Refuse(_)),
+        "a hole at its start"
+    );
+}
+
+#[test]
+fn past_the_end_needs_every_region_or_the_plan() {
+    let nothing = [lists(&[], None)];
+    assert!(matches!(verdict(planned(0x200), &nothing), Verdict::PastEnd(_)));
+    assert!(matches!(verdict(None, &nothing), Verdict::PastEnd(_)));
+    let one_silent = [lists(&[], None), silent(true)];
+    assert!(
+        matches!(verdict(planned(0x200), &one_silent), Verdict::PastEnd(_)),
+        "the plan read it"
+    );
+    assert!(
+        matches!(verdict(None, &one_silent), Verdict::Refuse(_)),
+        "nobody read it"
+    );
+    assert!(
+        matches!(verdict(planned(0x200), &[silent(true)]), Verdict::Refuse(_)),
+        "no region answers at all"
+    );
+}
+
+#[test]
+fn something_newer_anywhere_is_a_hole_and_not_the_end() {
+    let newer = [lists(&[], None), lists(&[], Some(0x400))];
+    assert!(matches!(verdict(planned(0x200), &newer), Verdict::Refuse(_)));
+    assert!(matches!(verdict(None, &newer), Verdict::Refuse(_)));
+    let half = [lists(&[tail(0x200, 0x240)], Some(0x400))];
+    assert!(matches!(verdict(None, &half), Verdict::Refuse(_)));
+}
+
+#[test]
+fn a_timeline_without_wal_of_its_own_sends_postgresql_to_its_parent() {
+    let known = Some(TimelineFacts {
+        timeline: TimelineId::FIRST,
+        begin: Lsn(0x280),
+        end: Lsn(0x280),
+    });
+    assert!(matches!(verdict(known, &[lists(&[], None)]), Verdict::PastEnd(_)));
+}

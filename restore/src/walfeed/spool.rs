@@ -1,0 +1,277 @@
+//! The place where fetched segments wait for PostgreSQL: `highwater-prefetch/` in the data directory, on the file
+//! system of `pg_wal`, so that a segment is moved into place and never copied.
+//!
+//! Owns: the names in it and what each of them means; the protocol between one `wal-fetch` per segment and the one
+//! prefetcher:
+//!
+//! - `lock` is held by a running prefetcher. Only while it is held is anything here trusted: a segment is renamed to its
+//!   name when it is verified and whole, but not yet synced, and after a crash of the machine it may be neither.
+//! - `asked` holds the name that PostgreSQL asked for last: the prefetcher keeps the segments after it.
+//! - `<segment>.part` is being fetched: worth waiting for.
+//! - `<segment>` is ready.
+//!
+//! PostgreSQL itself syncs a restored segment before it relies on it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use highwater_format::walname::WalName;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Its name in the data directory.
+pub const DIRECTORY: &str = "highwater-prefetch";
+
+const PART: &str = ".part";
+
+/// The spool of one data directory.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    directory: PathBuf,
+}
+
+/// Where a segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Ready to be moved.
+    Ready,
+    /// Being fetched.
+    Coming,
+    /// Neither.
+    Absent,
+}
+
+impl Spool {
+    /// The spool in the data directory `root`.
+    #[must_use]
+    pub fn of(root: &Path) -> Self {
+        Self {
+            directory: root.join(DIRECTORY),
+        }
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn segment(&self, name: WalName) -> PathBuf {
+        self.directory.join(name.to_string())
+    }
+
+    fn part(&self, name: WalName) -> PathBuf {
+        self.directory.join(format!("{name}{PART}"))
+    }
+
+    /// Whether a prefetcher runs.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        let Ok(file) = File::open(self.directory.join("lock")) else {
+            return false;
+        };
+        matches!(
+            Flock::lock(file, FlockArg::LockSharedNonblock),
+            Err((_, nix::errno::Errno::EWOULDBLOCK))
+        )
+    }
+
+    /// Notes what PostgreSQL asked for.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn note_asked(&self, name: WalName) -> io::Result<()> {
+        fs::write(self.directory.join("asked"), name.to_string())
+    }
+
+    /// What PostgreSQL asked for last; `None` while the note is being rewritten.
+    #[must_use]
+    pub fn asked(&self) -> Option<WalName> {
+        WalName::parse(&fs::read_to_string(self.directory.join("asked")).ok()?)
+    }
+
+    /// Moves a ready segment to `path`; `false` if it is not ready.
+    ///
+    /// # Errors
+    /// It is there and cannot be moved.
+    pub fn take(&self, name: WalName, path: &Path) -> io::Result<bool> {
+        match fs::rename(self.segment(name), path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where `name` is.
+    #[must_use]
+    pub fn standing(&self, name: WalName) -> Standing {
+        // In this order: between the two looks a part may become a segment, but never the other way.
+        let coming = self.part(name).exists();
+        if self.segment(name).exists() {
+            Standing::Ready
+        } else if coming {
+            Standing::Coming
+        } else {
+            Standing::Absent
+        }
+    }
+
+    /// For the prefetcher: makes the spool its own and empties it. `None` if another prefetcher has it.
+    ///
+    /// # Errors
+    /// The directory cannot be made or locked.
+    pub fn claim(&self) -> io::Result<Option<Claim>> {
+        match fs::create_dir(&self.directory) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let path = self.directory.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let claim = Claim {
+                    spool: self.clone(),
+                    _lock: lock,
+                };
+                claim.retain(|_| false)?;
+                Ok(Some(claim))
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Removes the whole spool, if no prefetcher has it. For after recovery.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match self.claim() {
+            Ok(Some(claim)) => claim.leave(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The prefetcher's hold on the spool.
+#[derive(Debug)]
+pub struct Claim {
+    spool: Spool,
+    _lock: Flock<File>,
+}
+
+impl Claim {
+    /// The spool.
+    #[must_use]
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// Announces that `name` is being fetched, and opens the file for it.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn begin(&self, name: WalName) -> io::Result<PathBuf> {
+        let part = self.spool.part(name);
+        File::create(&part)?;
+        Ok(part)
+    }
+
+    /// The segment is whole: gives it its name.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn ready(&self, name: WalName) -> io::Result<()> {
+        fs::rename(self.spool.part(name), self.spool.segment(name))
+    }
+
+    /// It will not come.
+    pub fn give_up(&self, name: WalName) {
+        let _ = fs::remove_file(self.spool.part(name));
+    }
+
+    /// Removes ready segments, and parts, that are not wanted.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file not removed.
+    pub fn retain(&self, wanted: impl Fn(WalName) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.spool.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let segment = WalName::parse(name.strip_suffix(PART).unwrap_or(name));
+            if segment.is_some_and(|segment| !wanted(segment)) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties and removes the spool.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn leave(self) -> io::Result<()> {
+        self.retain(|_| false)?;
+        remove_if_there(&self.spool.directory.join("asked"))?;
+        remove_if_there(&self.spool.directory.join("lock"))?;
+        fs::remove_dir(&self.spool.directory)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> WalName {
+        WalName::parse("000000010000000000000002").unwrap()
+    }
+
+    #[test]
+    fn a_segment_goes_through_its_standings_and_is_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::of(dir.path());
+        assert!(!spool.is_served());
+        let claim = spool.claim().unwrap().unwrap();
+        assert!(spool.is_served());
+        assert!(spool.claim().unwrap().is_none(), "two prefetchers");
+        assert_eq!(spool.standing(name()), Standing::Absent);
+        fs::write(claim.begin(name()).unwrap(), "wal").unwrap();
+        assert_eq!(spool.standing(name()), Standing::Coming);
+        claim.ready(name()).unwrap();
+        assert_eq!(spool.standing(name()), Standing::Ready);
+        let to = dir.path().join("RECOVERYXLOG");
+        assert!(spool.take(name(), &to).unwrap());
+        assert_eq!(fs::read(&to).unwrap(), b"wal");
+        assert!(!spool.take(name(), &to).unwrap());
+        spool.note_asked(name()).unwrap();
+        assert_eq!(spool.asked(), Some(name()));
+        claim.leave().unwrap();
+        assert!(!spool.directory().exists() && !spool.is_served());
+    }
+
+    #[test]
+    fn what_a_dead_prefetcher_left_is_cleared_and_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::of(dir.path());
+        let claim = spool.claim().unwrap().unwrap();
+        claim.begin(name()).unwrap();
+        claim.ready(name()).unwrap();
+        drop(claim);
+        assert!(!spool.is_served());
+        let _claim = spool.claim().unwrap().unwrap();
+        assert_eq!(spool.standing(name()), Standing::Absent);
+    }
+}
