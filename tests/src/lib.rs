@@ -11,6 +11,7 @@
     reason = "a harness that cannot go on fails its test, and a panic is how a test fails"
 )]
 
+pub mod archive;
 pub mod clock;
 pub mod dir;
 pub mod ledger;
@@ -19,6 +20,7 @@ pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod s3;
+pub mod site;
 pub mod tap;
 
 pub use dir::TestDir;
