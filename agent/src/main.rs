@@ -1,15 +1,21 @@
 //! `highwater-agent`: see the library.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use highwater_agent::cli::{Cli, Command, LogFormat, Output};
 use highwater_agent::error::{AgentError, Result};
+use highwater_agent::clock::Clock;
 use highwater_agent::run::{self, Options};
+use highwater_agent::{backup, check, decommission, status};
 use highwater_config::{Config, Exit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// Shape of the JSON answers; it grows when a field changes its meaning or goes.
+const OUTPUT_VERSION: u32 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -63,11 +69,59 @@ async fn command(command: Command, config: Config, output: Output, cancel: Cance
             tracing::info!("stopped");
             Ok(Exit::Done)
         }
-        _ => {
-            let _ = output;
-            Err(AgentError::Bug("unwired".into()))
+        Command::Check { new_lineage } => {
+            let report = check::run(&config, new_lineage).await;
+            print(output, &report)?;
+            Ok(report.exit())
+        }
+        Command::Backup { spread_checkpoint } => {
+            print(output, &backup::command::backup(&config, spread_checkpoint, cancel).await?)?;
+            Ok(Exit::Done)
+        }
+        Command::Status => {
+            let status = status::run(&config, &Clock::system()).await?;
+            print(output, &status)?;
+            Ok(status.exit())
+        }
+        Command::Decommission { force } => {
+            let done = decommission::run(&config, force).await?;
+            print(output, &done)?;
+            Ok(done.exit())
         }
     }
+}
+
+/// The answer to a command: text for people, or one JSON document with the version of its shape.
+fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -> Result<()> {
+    #[derive(serde::Serialize)]
+    struct Versioned<'a, T> {
+        version: u32,
+        #[serde(flatten)]
+        answer: &'a T,
+    }
+    let text = match output {
+        Output::Text => answer.to_string(),
+        Output::Json => serde_json::to_string_pretty(&Versioned { version: OUTPUT_VERSION, answer })
+            .map_err(|error| AgentError::Bug(format!("the answer cannot be written as JSON: {error}")))?,
+    };
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone away needs no answer.
+    drop(writeln!(out, "{}", text.trim_end()));
+    Ok(())
+}
+
+/// Prints an answer to standard output, which holds nothing else.
+fn answer(output: Output, value: &(impl std::fmt::Display + serde::Serialize)) -> Result<()> {
+    use std::io::Write as _;
+    let text = match output {
+        Output::Text => value.to_string(),
+        Output::Json => serde_json::to_string_pretty(value)
+            .map_err(|error| AgentError::Bug(format!("the answer cannot be written as JSON: {error}")))?,
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(|error| AgentError::Trouble {
+        what: format!("the answer could not be printed: {error}"),
+        next: "Whatever was asked for was done; look at the log".into(),
+    })
 }
 
 /// The first SIGTERM or SIGINT asks everything to stop in good order; a second one is left to the system.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::BackupOptions;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::encoder::Encoder;
@@ -25,6 +26,7 @@ use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
 use crate::resume::{Resume, ServerView, resume};
+use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::Rules;
 use crate::state::State;
@@ -54,6 +56,7 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
     let state = State::new(config.regions.iter().map(|region| region.display_name().to_owned()));
     state.update(|snapshot| snapshot.started_at = Some(clock.now()));
     let conninfo = connection(&config)?;
+    let schedule = config.backup.schedule.as_deref().map(str::parse).transpose()?;
     let regions = crate::region::open(&config, &state).await?;
     let mut tasks = JoinSet::new();
     let services = CancellationToken::new();
@@ -65,7 +68,7 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
         () = cancel.cancelled() => return Ok(()),
         started = start(&config, options, conninfo, regions, state, clock) => started?,
     };
-    started.supervise(config, tasks, services, cancel).await
+    started.supervise(config, schedule, tasks, services, cancel).await
 }
 
 /// The connection parameters: those of the configuration, or libpq's own environment.
@@ -189,6 +192,7 @@ impl Started {
     async fn supervise(
         self,
         config: Config,
+        schedule: Option<Schedule>,
         mut tasks: JoinSet<Result<()>>,
         services: CancellationToken,
         cancel: CancellationToken,
@@ -210,6 +214,18 @@ impl Started {
                 pulse.await;
                 Ok(())
             });
+        }
+        if let Some(schedule) = schedule {
+            let scheduled = Scheduled {
+                schedule,
+                conn: self.conninfo.clone().with_application_name("highwater backup"),
+                archive: Arc::new(shared.archive.clone()),
+                options: BackupOptions::from_config(&config),
+                state: shared.state.clone(),
+                clock: self.clock.clone(),
+                cancel: cancel.clone(),
+            };
+            tasks.spawn(scheduled.run());
         }
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_format::Lsn;
-use highwater_pgwire::{Connection, StatusWriter, StreamEnd, StreamMessage, WalReader};
+use highwater_pgwire::{Connection, PgError, StatusWriter, StreamEnd, StreamMessage, WalReader};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,9 @@ use crate::state;
 
 /// The snapshot is refreshed at most this often while WAL arrives.
 const REFRESH: Duration = Duration::from_millis(100);
+
+/// How long a stream whose sending half failed may still deliver what is on its way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -63,12 +66,16 @@ impl<'a> Stream<'a> {
     pub(super) async fn run(&mut self, mut reader: WalReader, writer: StatusWriter, floor: Lsn) -> Result<Ended> {
         let (signals, feedback) = self.feedback(writer, floor);
         let mut feedback = AbortOnDropHandle::new(tokio::spawn(feedback.run()));
-        let end = tokio::select! {
-            end = self.read(&mut reader, &signals) => end,
-            failed = &mut feedback => {
-                let error = failed.map_err(|error| AgentError::Bug(format!("status messages: {error}")));
-                self.intake.seal().await?;
-                return Err(match error { Ok(Err(error)) => error.into(), Ok(Ok(_)) => AgentError::Cancelled, Err(bug) => bug });
+        let end = {
+            let read = self.read(&mut reader, &signals);
+            tokio::pin!(read);
+            tokio::select! {
+                end = &mut read => end,
+                // What the server sent before the connection broke can still be read, its good-bye among it.
+                failed = &mut feedback => match tokio::time::timeout(LAST_WORDS, &mut read).await {
+                    Ok(Ok(end)) => Ok(end),
+                    _ => Err(feedback_error(failed)),
+                },
             }
         };
         self.intake.seal().await?;
@@ -78,13 +85,13 @@ impl<'a> Stream<'a> {
             self.wait_until_durable().await;
         }
         signals.done.cancel();
+        let Some(StreamEnd::Timeline(next)) = end else {
+            // The last word: it is lost if the server is gone already.
+            drop(feedback.await);
+            return Ok(Ended::Closed);
+        };
         let writer = feedback.await.map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
-        match end {
-            Some(StreamEnd::Timeline(next)) => {
-                Ok(Ended::Timeline(Box::new(reader.into_connection(writer)?), next))
-            }
-            Some(StreamEnd::Shutdown) | None => Ok(Ended::Closed),
-        }
+        Ok(Ended::Timeline(Box::new(reader.into_connection(writer)?), next))
     }
 
     fn feedback(&self, writer: StatusWriter, floor: Lsn) -> (Signals, Feedback) {
@@ -211,5 +218,15 @@ impl<'a> Stream<'a> {
                 snapshot.current_at = Some(now);
             }
         });
+    }
+}
+
+type FeedbackResult = std::result::Result<std::result::Result<StatusWriter, PgError>, tokio::task::JoinError>;
+
+fn feedback_error(ended: FeedbackResult) -> AgentError {
+    match ended {
+        Ok(Ok(_)) => AgentError::Cancelled,
+        Ok(Err(error)) => error.into(),
+        Err(error) => AgentError::Bug(format!("status messages: {error}")),
     }
 }
