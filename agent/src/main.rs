@@ -110,20 +110,6 @@ fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -
     Ok(())
 }
 
-/// Prints an answer to standard output, which holds nothing else.
-fn answer(output: Output, value: &(impl std::fmt::Display + serde::Serialize)) -> Result<()> {
-    use std::io::Write as _;
-    let text = match output {
-        Output::Text => value.to_string(),
-        Output::Json => serde_json::to_string_pretty(value)
-            .map_err(|error| AgentError::Bug(format!("the answer cannot be written as JSON: {error}")))?,
-    };
-    writeln!(std::io::stdout(), "{text}").map_err(|error| AgentError::Trouble {
-        what: format!("the answer could not be printed: {error}"),
-        next: "Whatever was asked for was done; look at the log".into(),
-    })
-}
-
 /// The first SIGTERM or SIGINT asks everything to stop in good order; a second one is left to the system.
 async fn stop_on_signal(cancel: CancellationToken) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
