@@ -14,9 +14,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// Shape of the JSON answers; it grows when a field changes its meaning or goes.
-const OUTPUT_VERSION: u32 = 1;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.global.log_format);
@@ -91,17 +88,11 @@ async fn command(command: Command, config: Config, output: Output, cancel: Cance
     }
 }
 
-/// The answer to a command: text for people, or one JSON document with the version of its shape.
+/// The answer to a command: text for people, or one JSON document.
 fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -> Result<()> {
-    #[derive(serde::Serialize)]
-    struct Versioned<'a, T> {
-        version: u32,
-        #[serde(flatten)]
-        answer: &'a T,
-    }
     let text = match output {
         Output::Text => answer.to_string(),
-        Output::Json => serde_json::to_string_pretty(&Versioned { version: OUTPUT_VERSION, answer })
+        Output::Json => serde_json::to_string_pretty(answer)
             .map_err(|error| AgentError::Bug(format!("the answer cannot be written as JSON: {error}")))?,
     };
     let mut out = std::io::stdout().lock();

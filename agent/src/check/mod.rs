@@ -146,14 +146,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at everything. Trouble with one thing is a finding and does not stop the rest.
-pub async fn run(config: &Config) -> Report {
+/// Looks at everything. Trouble with one thing is a finding and does not stop the rest. `new_lineage` accepts
+/// regions in which the cluster name belongs to another system identifier.
+pub async fn run(config: &Config, new_lineage: bool) -> Report {
     let mut findings = vec![Finding::ok("configuration", configured(config))];
     findings.extend(schedule(config));
     let facts = server::look(config).await;
     let system_id = facts.system_id();
     findings.extend(judge::server(&facts, &config.cluster.slot));
-    findings.extend(regions::look(config, system_id).await);
+    findings.extend(regions::look(config, system_id.filter(|_| !new_lineage)).await);
     Report::new(findings)
 }
 
