@@ -1,0 +1,165 @@
+//! Agent and primary are killed at random moments under load, and the disk is gone: what PostgreSQL
+//! was told to be safe must come back from either region alone, as it was at that moment.
+//!
+//! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::archive;
+use highwater_tests::ledger::Expect;
+use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
+use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, S3Snapshot, lsn};
+
+/// The state of both regions at the moment of the last status message, and what it promised.
+#[derive(Clone, Default)]
+struct Witness {
+    flush: u64,
+    regions: [S3Snapshot; 2],
+    violation: Option<String>,
+}
+
+/// Notes at every status message, before PostgreSQL reads it, what the regions hold.
+fn witness(site: &Site) -> Arc<Mutex<Witness>> {
+    let witness = Arc::new(Mutex::new(Witness::default()));
+    let (noted, regions, segment) = (Arc::clone(&witness), site.regions.clone(), site.segment_size());
+    site.tap.on_feedback(move |feedback| {
+        let mut noted = noted.lock().unwrap();
+        if feedback.flush < noted.flush && feedback.flush != 0 {
+            noted.violation = Some(format!("flush went back to {}", lsn::show(feedback.flush)));
+        }
+        if feedback.flush <= noted.flush {
+            return;
+        }
+        noted.flush = feedback.flush;
+        noted.regions = [regions[0].snapshot(), regions[1].snapshot()];
+        for (name, snapshot) in REGIONS.iter().zip(&noted.regions) {
+            let end = archive::wal_end(snapshot, BUCKET, 1, segment);
+            if end < feedback.flush {
+                let flush = lsn::show(feedback.flush);
+                noted.violation = Some(format!("flush {flush} reported, {name} holds {}", lsn::show(end)));
+                return;
+            }
+        }
+    });
+    witness
+}
+
+/// A small generator of random numbers: the moments only have to differ.
+struct Dice(u64);
+
+impl Dice {
+    fn thrown() -> Self {
+        let seed = std::env::var("HIGHWATER_TEST_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        Self(seed.unwrap_or_else(|| {
+            highwater_tests::clock::unix_micros(highwater_tests::clock::now()).unsigned_abs()
+        }))
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Duration::from_millis(from + self.0 % (to - from))
+    }
+}
+
+async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
+    let witness = witness(&site);
+    let ledger = Ledger::start(&site.primary, 4).await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    for _ in 0..4 {
+        tokio::time::sleep(dice.millis(50, 900)).await;
+        agent.kill9();
+        tokio::time::sleep(dice.millis(0, 300)).await;
+        agent = site.start_agent().await?;
+    }
+    tokio::time::sleep(dice.millis(100, 900)).await;
+    site.primary.kill9();
+    tokio::time::sleep(dice.millis(0, 50)).await;
+    agent.kill9();
+    site.primary.lose_disk()?;
+    let log = ledger.stop().await;
+
+    let seen = witness.lock().unwrap().clone();
+    ensure!(seen.violation.is_none(), "{}", seen.violation.unwrap_or_default());
+    let promised = log
+        .entries
+        .iter()
+        .filter(|entry| entry.after.is_some_and(|after| after <= seen.flush))
+        .count();
+    ensure!(
+        promised > 20,
+        "only {promised} commits were promised: the test proves little"
+    );
+    for (name, snapshot) in REGIONS.iter().zip(seen.regions) {
+        let frozen = S3Server::serve(snapshot).await?;
+        let place = RestoreSite::new(version, &[(name, &frozen)])?;
+        let restored = place
+            .recovered("data", &[])
+            .await
+            .with_context(|| format!("from {name}"))?;
+        log.check(&restored, Expect::held_through(seen.flush))
+            .await
+            .with_context(|| format!("from {name}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_promised_survives_kill9_of_agent_and_primary() -> Result<()> {
+    let mut dice = Dice::thrown();
+    let seed = dice.0;
+    killed_at_random(PgVersion::V15, 16, &mut dice)
+        .await
+        .with_context(|| format!("HIGHWATER_TEST_SEED={seed}"))
+}
+
+#[tokio::test]
+async fn what_was_promised_survives_kill9_with_small_segments() -> Result<()> {
+    let mut dice = Dice::thrown();
+    let seed = dice.0;
+    killed_at_random(PgVersion::V17, 1, &mut dice)
+        .await
+        .with_context(|| format!("HIGHWATER_TEST_SEED={seed}"))
+}
+
+/// The primary crashes and recovers by itself; the agent goes on where the archive ends.
+#[tokio::test]
+async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let witness = witness(&site);
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    ledger.grow(50).await?;
+    site.primary.kill9();
+    let before = ledger.stop().await;
+    site.primary.start_again().await?;
+    let ledger = Ledger::resume(
+        &site.primary,
+        highwater_tests::ledger::Pace {
+            clients: 2,
+            ..Default::default()
+        },
+        before,
+    )
+    .await?;
+    ledger.grow(50).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    ensure!(agent.is_running(), "the agent has left:\n{}", agent.stderr());
+    drop(agent);
+    let violation = witness.lock().unwrap().violation.clone();
+    ensure!(violation.is_none(), "{}", violation.unwrap_or_default());
+
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let restored = place.recovered("data", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! The main path on every supported major: stream, take a base backup, lose the machine, restore
+//! to the end, to a position and to a time, from either region alone.
+
+use anyhow::{Context, Result, ensure};
+use highwater_format::Time;
+use highwater_tests::clock;
+use highwater_tests::ledger::{Expect, LedgerLog};
+use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::{Ledger, PgCluster, PgVersion, lsn};
+
+/// What was written before the machine was lost, and the points to go back to.
+struct Story {
+    site: Site,
+    log: LedgerLog,
+    flushed: u64,
+    target_lsn: u64,
+    target_time: String,
+    target_at: std::time::SystemTime,
+}
+
+/// Runs a site until its primary and disk are lost: a backup under load, a marked point, more load.
+async fn until_the_machine_is_lost(version: PgVersion, segment_mb: u32) -> Result<Story> {
+    let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
+    let ledger = Ledger::start(&site.primary, 3).await?;
+    let mut agent = site.start_agent().await?;
+    ledger.grow(100).await?;
+    site.backup().await?;
+    ledger.grow(100).await?;
+
+    // A point with commits on both sides of it and, for the time, a moment without any.
+    let target_lsn = site.position().await?;
+    ledger.grow(50).await?;
+    let target_at = clock::now();
+    let target_time = Time::from_unix_micros(clock::unix_micros(target_at)).to_string();
+    ledger.grow(50).await?;
+    // Complete segments beside the tail chunks.
+    site.primary.sql("SELECT pg_switch_wal()").await?;
+    ledger.grow(100).await?;
+    let log = ledger.stop().await;
+    let flushed = site.all_durable().await?;
+
+    agent.terminate();
+    let code = agent.wait_exit(PATIENCE).await?;
+    ensure!(code == 0, "the agent left with {code}:\n{}", agent.stderr());
+    site.primary.kill9();
+    site.primary.lose_disk()?;
+    Ok(Story {
+        site,
+        log,
+        flushed,
+        target_lsn,
+        target_time,
+        target_at,
+    })
+}
+
+async fn restores(version: PgVersion, segment_mb: u32) -> Result<()> {
+    let story = until_the_machine_is_lost(version, segment_mb).await?;
+    for (name, end) in REGIONS.iter().zip(story.site.stored_ends()) {
+        ensure!(
+            end >= story.flushed,
+            "{name} holds WAL up to {} only",
+            lsn::show(end)
+        );
+    }
+    let [north, south] = &story.site.regions;
+    let from_north = RestoreSite::new(version, &[(REGIONS[0], north.as_ref())])?;
+    let from_south = RestoreSite::new(version, &[(REGIONS[1], south.as_ref())])?;
+
+    let latest = from_north
+        .recovered("latest", &[])
+        .await
+        .context("to the end, from the first region")?;
+    story
+        .log
+        .check(&latest, Expect::everything())
+        .await
+        .context("to the end")?;
+    ensure!(latest.value("SELECT count(*) FROM ledger").await? != "0");
+    latest
+        .sql("INSERT INTO ledger VALUES (99, 1, 'writable again')")
+        .await?;
+    drop(latest);
+
+    let at_lsn = from_south
+        .recovered("lsn", &["--to-lsn", &lsn::show(story.target_lsn)])
+        .await
+        .context("to a position")?;
+    let report = story
+        .log
+        .check(&at_lsn, Expect::at_lsn(story.target_lsn))
+        .await
+        .context("to a position")?;
+    ensure!(
+        report.missing > 0,
+        "nothing lies past the position: the test proves nothing"
+    );
+    drop(at_lsn);
+
+    let at_time = from_south
+        .recovered("time", &["--to-time", &story.target_time])
+        .await
+        .context("to a time")?;
+    let report = story
+        .log
+        .check(&at_time, Expect::at_time(story.target_at))
+        .await
+        .context("to a time")?;
+    ensure!(
+        report.missing > 0,
+        "nothing lies past the time: the test proves nothing"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn restores_postgresql_14() -> Result<()> {
+    restores(PgVersion::V14, 16).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_15() -> Result<()> {
+    restores(PgVersion::V15, 16).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_15_with_segments_of_1_mb() -> Result<()> {
+    restores(PgVersion::V15, 1).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_15_with_segments_of_128_mb() -> Result<()> {
+    restores(PgVersion::V15, 128).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_16() -> Result<()> {
+    restores(PgVersion::V16, 16).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_17_with_segments_of_64_mb() -> Result<()> {
+    restores(PgVersion::V17, 64).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_18() -> Result<()> {
+    restores(PgVersion::V18, 16).await
+}
+
+/// Tablespaces, unlogged tables, large objects of bytes and an empty directory come back as they were.
+#[tokio::test]
+async fn everything_in_the_cluster_comes_back() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15).checksums(true), 16).await?;
+    let space = site.primary.dir().create_dir("space")?;
+    site.primary
+        .sql(&format!("CREATE TABLESPACE far LOCATION '{}'", space.display()))
+        .await?;
+    site.primary
+        .sql(
+            "CREATE TABLE near AS SELECT g AS id, repeat(md5(g::text), 20) AS text FROM generate_series(1, 20000) g;
+             CREATE TABLE away TABLESPACE far AS SELECT * FROM near;
+             CREATE UNLOGGED TABLE fleeting (id int)",
+        )
+        .await?;
+    site.primary.sql("CREATE DATABASE other").await?;
+    let sum = "SELECT count(*) || ' ' || sum(hashtext(text)) FROM";
+    let (near, away) = (
+        site.primary.value(&format!("{sum} near")).await?,
+        site.primary.value(&format!("{sum} away")).await?,
+    );
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    site.primary
+        .sql("UPDATE away SET text = text WHERE id % 100 = 0")
+        .await?;
+    site.all_durable().await?;
+    drop(agent);
+    site.primary.kill9();
+
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let moved = place.data("moved-space");
+    let mapping = format!("{}={}", space.display(), moved.display());
+    let restored = place.recovered("data", &["--tablespace", &mapping]).await?;
+    ensure!(restored.value(&format!("{sum} near")).await? == near);
+    ensure!(restored.value(&format!("{sum} away")).await? == away);
+    ensure!(restored.value("SELECT count(*) FROM fleeting").await? == "0");
+    let place = restored
+        .value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'far'")
+        .await?;
+    ensure!(place == moved.to_string_lossy(), "the tablespace is at {place}");
+    ensure!(restored.value("SHOW data_checksums").await? == "on");
+    Ok(())
+}
