@@ -31,11 +31,16 @@ pub(crate) fn container(data: &[u8]) {
 
 fn open(data: &[u8]) {
     let _ = Header::decode(data);
-    let Ok(object) = Object::open(Bytes::copy_from_slice(data)) else { return };
+    let Ok(object) = Object::open(Bytes::copy_from_slice(data)) else {
+        return;
+    };
     for frame in object.frames() {
         let mut plain = vec![7];
         let outcome = frame.decode_into(&mut plain);
-        assert!(outcome.is_ok() || plain == [7], "a frame that is wrong leaves nothing behind");
+        assert!(
+            outcome.is_ok() || plain == [7],
+            "a frame that is wrong leaves nothing behind"
+        );
     }
     // The header's claim, before it is allocated for.
     if object.header().plain_len <= 64 << 20 {
@@ -71,13 +76,21 @@ pub(crate) fn history(data: &[u8]) {
 
 /// WAL: as it is, and as the body of a whole record on a good page. The first bytes choose where it is cut.
 pub(crate) fn walscan(data: &[u8]) {
-    let Some((choice, data)) = data.split_first_chunk::<4>() else { return };
-    let Ok(size) = SegmentSize::new(1 << 20) else { return };
+    let Some((choice, data)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    let Ok(size) = SegmentSize::new(1 << 20) else {
+        return;
+    };
     let cut = usize::from(choice[0]) + 1;
     let start = Lsn(u64::from(choice[1]) * 64);
     scan(WalScanner::new(start, size, None, None), data, cut);
     let on_a_page = page_with(data, choice[2], choice[3]);
-    scan(WalScanner::new(PAGE, size, TimelineId::new(1), Some(15)), &on_a_page, cut);
+    scan(
+        WalScanner::new(PAGE, size, TimelineId::new(1), Some(15)),
+        &on_a_page,
+        cut,
+    );
 }
 
 fn scan(mut scanner: WalScanner, data: &[u8], cut: usize) {
@@ -87,7 +100,11 @@ fn scan(mut scanner: WalScanner, data: &[u8], cut: usize) {
             return;
         }
     }
-    assert_eq!(scanner.position(), begin + data.len() as u64, "everything was read");
+    assert_eq!(
+        scanner.position(),
+        begin + data.len() as u64,
+        "everything was read"
+    );
 }
 
 const PAGE: Lsn = Lsn(8192);
@@ -99,7 +116,10 @@ fn page_with(body: &[u8], manager: u8, info: u8) -> Vec<u8> {
     page.extend([0, 0, 1, 0, 0, 0]);
     page.extend(PAGE.0.to_le_bytes());
     page.extend([0; 8]);
-    let mut header = u32::try_from(body.len() + 24).unwrap_or(24).to_le_bytes().to_vec();
+    let mut header = u32::try_from(body.len() + 24)
+        .unwrap_or(24)
+        .to_le_bytes()
+        .to_vec();
     header.extend([0; 12]);
     header.extend([info, manager, 0, 0]);
     let crc = crc32c::crc32c_append(crc32c::crc32c(body), &header);
@@ -113,9 +133,17 @@ fn page_with(body: &[u8], manager: u8, info: u8) -> Vec<u8> {
 /// PostgreSQL's list of a base backup.
 pub(crate) fn pg_manifest(data: &[u8]) {
     let _ = PgManifest::parse(data);
-    let Some(line) = data.windows(19).rposition(|part| part == b"\"Manifest-Checksum\"") else { return };
+    let Some(line) = data
+        .windows(19)
+        .rposition(|part| part == b"\"Manifest-Checksum\"")
+    else {
+        return;
+    };
     let mut sealed = data[..line].to_vec();
-    let hex: String = Sha256::digest(&sealed).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = Sha256::digest(&sealed)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     sealed.extend(format!("\"Manifest-Checksum\": \"{hex}\"}}\n").into_bytes());
     let _ = PgManifest::parse(&sealed);
 }
@@ -127,9 +155,13 @@ pub(crate) fn backup_label(data: &[u8]) {
 
 /// Keys as a region lists them. What is understood must be built again to the same text.
 pub(crate) fn keys(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     let _ = text.parse::<ClusterName>();
-    let Ok(cluster) = "orders".parse::<ClusterName>() else { return };
+    let Ok(cluster) = "orders".parse::<ClusterName>() else {
+        return;
+    };
     let _ = Layout::parse_system_id(&cluster, text);
     let layout = Layout::new(cluster, SystemId(7_560_123_456_789_012_345));
     let _ = layout.parse(text);
@@ -138,7 +170,9 @@ pub(crate) fn keys(data: &[u8]) {
 
 /// File names that PostgreSQL asks for, and the small texts that operators write.
 pub(crate) fn names(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     let _ = WalFile::parse(text);
     let _ = SegmentName::parse(text, SegmentSize::DEFAULT);
     let _ = SegmentSize::from_show(text);

@@ -37,6 +37,8 @@ pub const SHORT_HEADER: usize = 24;
 pub const LONG_HEADER: usize = 40;
 /// Length of a record's header.
 pub const RECORD_HEADER: usize = 24;
+/// The same, as records count their length.
+pub const RECORD_HEADER_LEN: u32 = 24;
 /// How much of a record's header its CRC covers.
 pub const RECORD_HEADER_IN_CRC: usize = 20;
 /// `XLOG_BLCKSZ` of every packaged PostgreSQL.

@@ -11,104 +11,29 @@
 //! stream they are wrong, in a segment that was padded to its full size they are where the WAL ends.
 
 use crate::lsn::{Lsn, SegmentSize, SystemId};
-use crate::time::Time;
 use crate::timeline::TimelineId;
 use crate::walpage::{
     DEFAULT_PAGE_SIZE, LONG_HEADER, MAX_RECORD, PageHeader, RECORD_HEADER, RECORD_HEADER_IN_CRC,
-    RecordHeader, major_of_magic, page_magic,
+    RECORD_HEADER_LEN, RecordHeader, major_of_magic, page_magic,
 };
 
 mod batch;
 #[cfg(test)]
 mod build;
 mod damage;
+mod event;
 mod interest;
 mod page;
 
 use batch::Batch;
 pub use damage::{Damage, WalDamage};
+pub use event::WalEvent;
 use interest::{Interest, event_of, is_switch};
 
 /// Records begin at multiples of this, `MAXALIGN` on every 64-bit server.
 const ALIGNMENT: u8 = 8;
 
-/// Something in the WAL that a reader of the archive wants to know. `end` is where PostgreSQL says the record ends,
-/// rounded up to the next record: the LSN of a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WalEvent {
-    /// A transaction ended. Recovery to a time or transaction id stops at these and at restore points.
-    Commit {
-        /// End of the record.
-        end: Lsn,
-        /// When it ended, by the server's clock.
-        time: Time,
-        /// The transaction; of `COMMIT PREPARED` and `ROLLBACK PREPARED` the one that was prepared.
-        xid: u32,
-        /// It was rolled back.
-        abort: bool,
-    },
-    /// `pg_create_restore_point()`.
-    RestorePoint {
-        /// End of the record.
-        end: Lsn,
-        /// The name given.
-        name: String,
-        /// When, by the server's clock.
-        time: Time,
-    },
-    /// The server was started with settings that a hot standby must match or exceed.
-    ParameterChange {
-        /// End of the record.
-        end: Lsn,
-        /// `max_connections`.
-        max_connections: i32,
-        /// `max_worker_processes`.
-        max_worker_processes: i32,
-        /// `max_wal_senders`.
-        max_wal_senders: i32,
-        /// `max_prepared_transactions`.
-        max_prepared_xacts: i32,
-        /// `max_locks_per_transaction`.
-        max_locks_per_xact: i32,
-        /// `wal_level`: 0 minimal, 1 replica, 2 logical.
-        wal_level: i32,
-    },
-    /// `pg_switch_wal()` or `archive_timeout`: nothing more in this segment.
-    Switch {
-        /// End of the segment.
-        end: Lsn,
-    },
-    /// A checkpoint was finished.
-    Checkpoint {
-        /// End of the record.
-        end: Lsn,
-        /// Where replay from this checkpoint begins.
-        redo: Lsn,
-        /// Timeline at that moment.
-        timeline: TimelineId,
-        /// When it began, to the second.
-        time: Time,
-        /// The server was shutting down or had just recovered.
-        shutdown: bool,
-    },
-    /// The server was promoted and went on without a checkpoint.
-    EndOfRecovery {
-        /// End of the record.
-        end: Lsn,
-        /// When, by the server's clock.
-        time: Time,
-        /// The timeline that begins here.
-        timeline: TimelineId,
-        /// The one that it left.
-        previous: TimelineId,
-    },
-}
-
 #[derive(Debug, Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one per scanner; a box would be an allocation per record"
-)]
 enum State {
     /// A record begins here, after padding.
     Boundary,
@@ -369,7 +294,7 @@ impl WalScanner {
     }
 
     fn open_record(&self, start: Lsn, bytes: [u8; RECORD_HEADER], header: &RecordHeader) -> Record {
-        let left = header.total_len - RECORD_HEADER as u32;
+        let left = header.total_len - RECORD_HEADER_LEN;
         Record {
             start,
             bytes,
@@ -481,8 +406,8 @@ impl Record {
 fn check_length(total_len: u32) -> Result<(), Damage> {
     match total_len {
         0 => Err(Damage::Zeros),
-        found if found < RECORD_HEADER as u32 || found > MAX_RECORD => Err(Damage::RecordLength { found }),
-        _ => Ok(()),
+        RECORD_HEADER_LEN..=MAX_RECORD => Ok(()),
+        found => Err(Damage::RecordLength { found }),
     }
 }
 

@@ -5,6 +5,7 @@
 //! transactions that drop tables, restore points, a replication origin, a restart with other settings, a promotion.
 
 use super::*;
+use crate::time::Time;
 
 const FIRST: &[u8] = include_bytes!("../testdata/wal/pg15/000000010000000000000007.head");
 const SECOND: &[u8] = include_bytes!("../testdata/wal/pg15/000000020000000000000008.head");

@@ -23,15 +23,17 @@ const PARSERS: [(Parser, &str); 8] = [
     (parsers::names, "v1/keys.txt"),
 ];
 
-fn good_bytes(under: &str) -> Vec<Vec<u8>> {
+fn good_bytes(under: &str) -> std::io::Result<Vec<Vec<u8>>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(under);
     let mut files: Vec<_> = if path.is_dir() {
-        std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect()
+        std::fs::read_dir(&path)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<_>>()?
     } else {
         vec![path]
     };
     files.sort();
-    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+    files.iter().map(std::fs::read).collect()
 }
 
 /// What is done to good bytes.
@@ -48,7 +50,10 @@ fn any_change() -> impl Strategy<Value = Change> {
     let few = || prop::collection::vec(any::<u8>(), 1..12);
     prop_oneof![
         (any::<Index>(), 0..8_u8).prop_map(|(at, bit)| Change::Flip(at, bit)),
-        (any::<Index>(), prop_oneof![few(), Just(vec![0xFF; 8]), Just(vec![0; 8])])
+        (
+            any::<Index>(),
+            prop_oneof![few(), Just(vec![0xFF; 8]), Just(vec![0; 8])]
+        )
             .prop_map(|(at, bytes)| Change::Set(at, bytes)),
         any::<Index>().prop_map(Change::Cut),
         (any::<Index>(), 1..20_usize).prop_map(|(at, count)| Change::Remove(at, count)),
@@ -104,7 +109,7 @@ proptest! {
         changes in prop::collection::vec(any_change(), 0..4),
     ) {
         let (parse, under) = PARSERS[which.index(PARSERS.len())];
-        let files = good_bytes(under);
+        let files = good_bytes(under).unwrap();
         let mut bytes = files[file.index(files.len())].clone();
         // Names and keys are one to a line.
         if let (true, Some(line)) = (under.ends_with(".txt"), line) {
@@ -121,7 +126,10 @@ proptest! {
 #[test]
 fn the_good_bytes_are_there() {
     for (_, under) in PARSERS {
-        let files = good_bytes(under);
-        assert!(!files.is_empty() && files.iter().all(|file| !file.is_empty()), "{under}");
+        let files = good_bytes(under).unwrap();
+        assert!(
+            !files.is_empty() && files.iter().all(|file| !file.is_empty()),
+            "{under}"
+        );
     }
 }
