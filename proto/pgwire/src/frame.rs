@@ -5,6 +5,8 @@
 //! whoever keeps a few small messages for long should copy them. Both directions are cancel safe:
 //! dropping a future loses neither received nor half-sent bytes.
 
+use std::collections::VecDeque;
+
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::Header;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +20,9 @@ use crate::stream::{ReadHalf, WriteHalf};
 const READ_BLOCK: usize = 256 * 1024;
 /// Smallest free space worth a read call; below it a new block is started.
 const READ_MIN: usize = 32 * 1024;
+/// Used blocks kept for another round (4 MiB): giving them to the allocator and taking new ones costs
+/// page faults, up to half of the CPU time of receiving.
+const SPARE_BLOCKS: usize = 16;
 /// Tag byte and length word.
 const HEADER_LEN: usize = 5;
 
@@ -40,6 +45,10 @@ pub(crate) struct Frame {
 pub(crate) struct FrameReader {
     half: ReadHalf,
     buffer: BytesMut,
+    /// Size of the block behind `buffer`.
+    block_size: usize,
+    /// Blocks read to their end, oldest first; free again once the messages in them are dropped.
+    spares: VecDeque<BytesMut>,
     limit: usize,
 }
 
@@ -48,6 +57,8 @@ impl FrameReader {
         FrameReader {
             half,
             buffer: BytesMut::new(),
+            block_size: 0,
+            spares: VecDeque::new(),
             limit: LIMIT_STARTUP,
         }
     }
@@ -100,12 +111,45 @@ impl FrameReader {
         let missing = missing_bytes(&self.buffer);
         let free = self.buffer.capacity() - self.buffer.len();
         if free < missing.max(READ_MIN) {
-            self.buffer.reserve(missing.max(READ_BLOCK));
+            self.next_block(missing.max(READ_MIN));
         }
         self.half
             .read_buf(&mut self.buffer)
             .await
             .map_err(|e| PgError::io(during, e))
+    }
+
+    /// Makes room for `wanted` more bytes: in this block if nothing of it is in use any more, else in
+    /// the oldest block that is free, else in a new one. What is left of this block moves along.
+    fn next_block(&mut self, wanted: usize) {
+        if self.buffer.try_reclaim(wanted) {
+            return;
+        }
+        let size = (self.buffer.len() + wanted).max(READ_BLOCK);
+        let mut block = self.spare_block(size);
+        block.extend_from_slice(&self.buffer);
+        let mut used = std::mem::replace(&mut self.buffer, block);
+        // A block for an unusually large message is not kept.
+        if self.block_size == READ_BLOCK {
+            used.clear();
+            self.spares.push_back(used);
+        }
+        if self.spares.len() > SPARE_BLOCKS {
+            self.spares.pop_front();
+        }
+        self.block_size = size;
+    }
+
+    fn spare_block(&mut self, size: usize) -> BytesMut {
+        let oldest_is_free = size == READ_BLOCK
+            && self
+                .spares
+                .front_mut()
+                .is_some_and(|oldest| oldest.try_reclaim(size));
+        match oldest_is_free {
+            true => self.spares.pop_front().unwrap_or_default(),
+            false => BytesMut::with_capacity(size),
+        }
     }
 }
 

@@ -130,3 +130,35 @@ async fn bodies_are_slices_of_the_read_buffer() {
     let second = reader.next("test").await.unwrap().unwrap().body;
     assert_eq!(first.as_ptr() as usize + 105, second.as_ptr() as usize);
 }
+
+#[tokio::test]
+async fn messages_stay_what_they_are_while_blocks_are_used_again() {
+    const MESSAGE: usize = 50_000;
+    let (mut reader, mut peer) = pair();
+    let sender = tokio::spawn(async move {
+        for number in 0..400_u32 {
+            let body = [
+                number.to_be_bytes().to_vec(),
+                vec![number.to_le_bytes()[0]; MESSAGE],
+            ]
+            .concat();
+            AsyncWriteExt::write_all(&mut peer, &encode(&[(b'd', body)]))
+                .await
+                .unwrap();
+        }
+    });
+    // Hold messages for a varying while: none may change after later ones were read.
+    let mut held: VecDeque<(u32, Bytes)> = VecDeque::new();
+    for number in 0..400_u32 {
+        let body = reader.next("test").await.unwrap().unwrap().body;
+        held.push_back((number, body));
+        while held.len() > usize::try_from(number % 37).unwrap() {
+            let (number, body) = held.pop_front().unwrap();
+            assert_eq!(body[..4], number.to_be_bytes());
+            assert!(body[4..].iter().all(|byte| *byte == number.to_le_bytes()[0]));
+        }
+        assert!(reader.spares.len() <= SPARE_BLOCKS);
+    }
+    sender.await.unwrap();
+    assert!(reader.spares.len() > 1);
+}
