@@ -248,6 +248,38 @@ fn damage_is_not_taken_for_the_end() {
 }
 
 #[test]
+fn the_records_of_a_page_are_checked_together_and_none_escapes() {
+    let mut wal = WalBuilder::new(3 * SEGMENT, 15);
+    // Every padding, and bodies shorter than what the joint between two records changes.
+    for length in (24..60).chain([700, 24, 24, 25, 300]) {
+        wal.filler(length);
+    }
+    let wal = wal.finish();
+    assert!(wal.bytes.len() < PAGE as usize);
+    let (second, _) = wal.records[1];
+    let (head, rest) = wal.bytes.split_at(second.distance_from(wal.start) as usize);
+    let mut begun = scanner_for(&wal);
+    begun.feed(head, &mut |_| ()).unwrap();
+
+    let mut scanner = begun.clone();
+    assert_eq!(scanner.read_batch(rest, &mut |_| ()), rest.len());
+    assert_eq!(scanner.last_record_end(), wal.end());
+
+    for (start, end) in &wal.records[1..] {
+        for at in start.distance_from(second)..end.distance_from(second) {
+            let mut damaged = rest.to_vec();
+            damaged[at as usize] ^= 0x10;
+            let mut scanner = begun.clone();
+            let used = scanner.read_batch(&damaged, &mut |_| ());
+            assert!(
+                used as u64 <= start.distance_from(second),
+                "byte {at} changed and {used} bytes were taken"
+            );
+        }
+    }
+}
+
+#[test]
 fn damage_stays() {
     let mut wal = some_wal();
     wal.bytes[60] ^= 1;
