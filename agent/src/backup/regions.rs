@@ -70,7 +70,7 @@ impl Targets {
         let mut first = None;
         for (target, result) in results {
             let Err(error) = result else { continue };
-            tracing::warn!(region = %target.region.name, %error, "the base backup goes on without this region");
+            tracing::warn!(region = %target.region.name, %error, "this region is given up for this base backup");
             let _ = target.lost.set(error.to_string());
             first.get_or_insert(error);
         }

@@ -1,0 +1,334 @@
+//! Base backups taken by the built agent: what lies in the regions is what PostgreSQL sent.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_format::{Backup, EntryKind, Manifest, Object, decode};
+use highwater_tests::process::{self, Process};
+use highwater_tests::program::Running;
+use highwater_tests::{PgCluster, PgVersion, Program, S3Server, Stop, TestDir};
+
+const BUCKET: &str = "archive";
+const START: Duration = Duration::from_secs(30);
+
+/// Two regions, and the configuration that leads to them.
+struct Regions {
+    servers: [S3Server; 2],
+}
+
+impl Regions {
+    async fn start() -> Result<Self> {
+        let servers = [S3Server::start().await?, S3Server::start().await?];
+        servers.iter().for_each(|server| server.create_bucket(BUCKET));
+        Ok(Self { servers })
+    }
+
+    fn config(&self, connection: &str, more: &str) -> String {
+        let region = |(name, server): (&str, &S3Server)| {
+            format!(
+                "[[region]]\nname = \"{name}\"\nurl = \"s3://{BUCKET}/prod\"\nendpoint = \"{}\"\npath_style = true\n\
+                 access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
+                server.endpoint(),
+                server.access_key(),
+                server.secret_key()
+            )
+        };
+        let regions: String = ["a", "b"].into_iter().zip(&self.servers).map(region).collect();
+        format!(
+            "[cluster]\nname = \"orders\"\nconnection = \"{connection}\"\n{regions}[admin]\nlisten = \"off\"\n{more}"
+        )
+    }
+
+    fn agent(&self, cluster: &PgCluster, more: &str) -> Result<Program> {
+        Program::agent()?.config(&self.config(&cluster.connection_string(), more))
+    }
+
+    /// The ids of the complete base backups in one region.
+    fn backups(&self, region: usize) -> Vec<String> {
+        let keys = self.servers[region].objects(BUCKET);
+        keys.iter()
+            .filter_map(|key| Some(key.strip_suffix("/backup.json")?.rsplit('/').next()?.to_owned()))
+            .collect()
+    }
+
+    fn get(&self, region: usize, key: &str) -> Result<bytes::Bytes> {
+        let stored = self.servers[region]
+            .get(BUCKET, key)
+            .with_context(|| format!("{key} is missing"))?;
+        Ok(stored.bytes.clone())
+    }
+
+    /// Puts the files of a backup from one region alone into a directory.
+    fn rebuild(&self, region: usize, id: &str, into: &Path) -> Result<(Backup, Manifest)> {
+        let keys = self.servers[region].objects(BUCKET);
+        let suffix = format!("/base/{id}/backup.json");
+        let mark = keys
+            .iter()
+            .find(|key| key.ends_with(&suffix))
+            .context("no commit mark")?;
+        let dir = mark.strip_suffix("backup.json").context("key")?;
+        let backup: Backup = decode(&self.get(region, mark)?)?;
+        let bytes = self.get(region, &format!("{dir}manifest"))?;
+        ensure!(
+            format!("{:08x}", crc32fast::hash(&bytes)) == backup.manifest_crc32,
+            "another manifest"
+        );
+        let manifest: Manifest = decode(&bytes)?;
+        let mut packs = Vec::new();
+        for pack in &manifest.packs {
+            let object = Object::open(self.get(region, &format!("{dir}pack/{:010}", pack.number))?)?;
+            packs.push(object.plain()?);
+        }
+        for entry in &manifest.entries {
+            let path = into.join(&entry.path);
+            match entry.kind {
+                EntryKind::Directory => std::fs::create_dir_all(&path)?,
+                EntryKind::Symlink => {}
+                EntryKind::File => {
+                    std::fs::create_dir_all(path.parent().context("parent")?)?;
+                    let mut content = Vec::new();
+                    for extent in &entry.extents {
+                        let from = usize::try_from(extent.offset)?;
+                        content.extend_from_slice(
+                            &packs[extent.pack as usize][from..from + usize::try_from(extent.len)?],
+                        );
+                    }
+                    ensure!(
+                        content.len() as u64 == entry.size,
+                        "{} has another size",
+                        entry.path
+                    );
+                    std::fs::write(&path, content)?;
+                }
+            }
+        }
+        Ok((backup, manifest))
+    }
+}
+
+async fn running(regions: &Regions, cluster: &PgCluster, more: &str) -> Result<Running> {
+    let mut agent = regions.agent(cluster, more)?.arg("run").start()?;
+    agent.says("streaming", START).await?;
+    Ok(agent)
+}
+
+/// PostgreSQL's own judgement; only full installations have the program.
+async fn verified_by_postgresql(cluster: &PgCluster, dir: &Path) -> Result<()> {
+    let program = cluster.bin().join("pg_verifybackup");
+    if !program.exists() {
+        return Ok(());
+    }
+    let mut command = process::command(&program, "KILL");
+    command.arg("-n").arg(dir);
+    let status = Process::start(command)?.wait(Duration::from_secs(60)).await?;
+    ensure!(status.success(), "pg_verifybackup says no to {}", dir.display());
+    Ok(())
+}
+
+async fn whole_in_both_regions(version: PgVersion) -> Result<()> {
+    let cluster = PgCluster::builder(version).checksums(true).start().await?;
+    let place = cluster.dir().create_dir("space")?;
+    cluster
+        .sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()))
+        .await?;
+    // Larger than one pack, so that files span packs.
+    cluster
+        .sql("CREATE TABLE large AS SELECT i, repeat(md5(i::text), 12) t FROM generate_series(1, 100000) i")
+        .await?;
+    cluster
+        .sql("CREATE TABLE apart TABLESPACE space AS SELECT i FROM generate_series(1, 50000) i")
+        .await?;
+    let regions = Regions::start().await?;
+    let _agent = running(&regions, &cluster, "").await?;
+
+    let done = regions
+        .agent(&cluster, "")?
+        .args(["--output", "json", "backup"])
+        .output()
+        .await?
+        .expect_code(0)?;
+    let report: serde_json::Value = serde_json::from_str(&done.stdout)?;
+    ensure!(report["regions"] == serde_json::json!(["a", "b"]), "{report}");
+    let id = report["backup"]["id"].as_str().context("id")?.to_owned();
+
+    for region in 0..2 {
+        ensure!(
+            regions.backups(region) == [id.clone()],
+            "region {region}: {:?}",
+            regions.backups(region)
+        );
+        let dir = TestDir::new()?;
+        let (backup, manifest) = regions.rebuild(region, &id, dir.path())?;
+        ensure!(
+            backup.packs > 1 && backup.tablespaces.len() == 1 && backup.pg_manifest,
+            "{backup:?}"
+        );
+        ensure!(backup.server_version / 10_000 == version.major() && backup.stop_lsn > backup.start_lsn);
+        ensure!(
+            backup
+                .label
+                .contains(&format!("START WAL LOCATION: {}", backup.start_lsn)),
+            "{}",
+            backup.label
+        );
+        let files: Vec<&str> = manifest.entries.iter().map(|entry| entry.path.as_str()).collect();
+        for needed in [
+            "backup_label",
+            "tablespace_map",
+            "global/pg_control",
+            "backup_manifest",
+            "PG_VERSION",
+        ] {
+            ensure!(files.contains(&needed), "{needed} is missing");
+        }
+        ensure!(
+            files
+                .iter()
+                .any(|path| path.starts_with("pg_tblspc/") && path.matches('/').count() > 3),
+            "{files:?}"
+        );
+        // What cannot be in a tar archive of a running cluster must be there for the check.
+        verified_by_postgresql(&cluster, dir.path()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backup_is_whole_in_every_region_alone() -> Result<()> {
+    for version in PgVersion::ALL
+        .into_iter()
+        .filter(|version| version.available().is_some())
+    {
+        whole_in_both_regions(version).await.context(version)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn damaged_pages_void_the_backup_and_older_ones_stay() -> Result<()> {
+    let mut cluster = PgCluster::builder(PgVersion::V15).checksums(true).start().await?;
+    cluster
+        .sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 10000) i; CHECKPOINT")
+        .await?;
+    let file = cluster
+        .data_dir()
+        .join(cluster.value("SELECT pg_relation_filepath('t')").await?);
+    let regions = Regions::start().await?;
+    let mut agent = running(&regions, &cluster, "").await?;
+    regions
+        .agent(&cluster, "")?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(0)?;
+    agent.terminate();
+    agent.wait_exit(START).await?;
+
+    cluster.stop(Stop::Fast).await?;
+    let mut content = std::fs::read(&file)?;
+    content[8192 + 4000..8192 + 4008].fill(0xEE);
+    std::fs::write(&file, content)?;
+    cluster.start_again().await?;
+    let _agent = running(&regions, &cluster, "").await?;
+    let failed = regions
+        .agent(&cluster, "")?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(3)?;
+    ensure!(failed.stderr.contains("damaged pages"), "{}", failed.stderr);
+    ensure!(
+        failed.stderr.contains("checksum verification failed in file"),
+        "no file and block: {}",
+        failed.stderr
+    );
+    for region in 0..2 {
+        ensure!(
+            regions.backups(region).len() == 1,
+            "{:?}",
+            regions.backups(region)
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_stream_no_backup_begins() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let regions = Regions::start().await?;
+    let refused = regions
+        .agent(&cluster, "")?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(1)?;
+    ensure!(
+        refused.stderr.contains("highwater-agent run"),
+        "{}",
+        refused.stderr
+    );
+    ensure!(
+        regions
+            .servers
+            .iter()
+            .all(|server| server.objects(BUCKET).is_empty()),
+        "something was written"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_server_and_a_killed_agent_leave_nothing_visible() -> Result<()> {
+    let mut cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    cluster
+        .sql("CREATE TABLE large AS SELECT i, repeat(md5(i::text), 12) t FROM generate_series(1, 200000) i")
+        .await?;
+    let regions = Regions::start().await?;
+    let mut agent = running(&regions, &cluster, "").await?;
+    // Slow enough to be caught in the middle.
+    let slow = "[backup]\nmax_rate = \"8MiB\"\npack_size = \"1MiB\"\n";
+    let packs = |regions: &Regions| {
+        regions.servers[0]
+            .objects(BUCKET)
+            .iter()
+            .filter(|key| key.contains("/pack/"))
+            .count()
+    };
+
+    let mut backup = regions.agent(&cluster, slow)?.arg("backup").start()?;
+    backup.says("base backup begins", START).await?;
+    highwater_tests::clock::eventually("the first packs", START, || async {
+        (packs(&regions) > 2).then_some(())
+    })
+    .await?;
+    backup.kill9();
+
+    let mut backup = regions.agent(&cluster, slow)?.arg("backup").start()?;
+    backup.says("base backup begins", START).await?;
+    cluster.kill9();
+    let failed = backup.finish(START).await?.expect_code(3)?;
+    ensure!(failed.stderr.contains("not visible"), "{}", failed.stderr);
+    ensure!(regions.backups(0).is_empty() && regions.backups(1).is_empty());
+
+    // The next one is not bothered by what was left.
+    cluster.start_again().await?;
+    let again = regions.agent(&cluster, "")?.arg("backup").output().await?;
+    ensure!(agent.is_running(), "the agent ended");
+    again.expect_code(0)?;
+    ensure!(regions.backups(0).len() == 1 && regions.backups(1).len() == 1);
+    agent.terminate();
+    ensure!(agent.wait_exit(START).await? == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_schedule_takes_the_first_backup_at_once() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let regions = Regions::start().await?;
+    let mut agent = running(&regions, &cluster, "[backup]\nschedule = \"0 2 1 1 *\"\n").await?;
+    agent.says("base backup is complete and visible", START).await?;
+    let both = || async { (regions.backups(0).len() == 1 && regions.backups(1).len() == 1).then_some(()) };
+    highwater_tests::clock::eventually("the backup in both regions", START, both).await?;
+    Ok(())
+}

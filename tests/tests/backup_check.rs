@@ -1,0 +1,190 @@
+//! `check`, `status` and `decommission` of the built agent, against servers that lack one thing each.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use highwater_tests::program::Finished;
+use highwater_tests::{PgCluster, PgVersion, Program, TestDir};
+
+const START: Duration = Duration::from_secs(30);
+
+fn agent(connection: &str, regions: &TestDir) -> Result<Program> {
+    let config = format!(
+        "[cluster]\nname = \"orders\"\nconnection = \"{connection}\"\n\
+         [[region]]\nname = \"a\"\nurl = \"file://{}\"\n[admin]\nlisten = \"off\"\n",
+        regions.create_dir("a")?.display()
+    );
+    Program::agent()?.config(&config)
+}
+
+async fn check(connection: &str) -> Result<Finished> {
+    let dir = TestDir::new()?;
+    agent(connection, &dir)?.arg("check").output().await
+}
+
+fn says(finished: &Finished, verdict: &str, words: &[&str]) -> Result<()> {
+    let found = finished.stdout.lines().any(|line| line.starts_with(verdict));
+    ensure!(
+        found && words.iter().all(|word| finished.stdout.contains(word)),
+        "{verdict} {words:?} in:\n{}",
+        finished.said()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_prepared_server_is_ready() -> Result<()> {
+    for version in PgVersion::ALL
+        .into_iter()
+        .filter(|version| version.available().is_some())
+    {
+        let cluster = PgCluster::builder(version).start().await?;
+        cluster.sql("CREATE ROLE plain LOGIN REPLICATION").await?;
+        let done = check(&cluster.connection_string_as("plain"))
+            .await?
+            .expect_code(0)?;
+        ensure!(
+            done.stdout.trim_end().ends_with("ready") && !done.stdout.contains("FAIL"),
+            "{}",
+            done.stdout
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_missing_thing_is_named_with_its_cure() -> Result<()> {
+    let hba = "local all secret scram-sha-256\nlocal replication secret scram-sha-256\nlocal replication nohba reject";
+    let cluster = PgCluster::builder(PgVersion::V15).hba(hba).start().await?;
+    cluster
+        .sql("CREATE ROLE secret LOGIN REPLICATION PASSWORD 'right'; CREATE ROLE norepl LOGIN; CREATE ROLE nohba LOGIN REPLICATION")
+        .await?;
+    let wrong = format!("{} password=wrong", cluster.connection_string_as("secret"));
+    says(
+        &check(&wrong).await?.expect_code(1)?,
+        "FAIL  password",
+        &[".pgpass"],
+    )?;
+    let done = check(&cluster.connection_string_as("norepl"))
+        .await?
+        .expect_code(1)?;
+    says(&done, "FAIL  role", &["ALTER ROLE \"norepl\" REPLICATION;"])?;
+    let done = check(&cluster.connection_string_as("nohba"))
+        .await?
+        .expect_code(1)?;
+    says(&done, "FAIL  pg_hba.conf", &["local  replication  nohba"])?;
+    let gone = "host=/nowhere port=1 user=x connect_timeout=2";
+    says(
+        &check(gone).await?.expect_code(1)?,
+        "FAIL  connection",
+        &["check that PostgreSQL runs"],
+    )?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn settings_and_exhausted_limits_are_named() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15)
+        .conf("wal_level", "minimal")
+        .conf("max_wal_senders", "0")
+        .start()
+        .await?;
+    let done = check(&cluster.connection_string()).await?.expect_code(1)?;
+    says(&done, "FAIL  ", &["max_wal_senders"])?;
+
+    let cluster = PgCluster::builder(PgVersion::V15)
+        .conf("max_replication_slots", "1")
+        .start()
+        .await?;
+    cluster
+        .sql("SELECT pg_create_physical_replication_slot('other')")
+        .await?;
+    let done = check(&cluster.connection_string()).await?.expect_code(1)?;
+    says(&done, "FAIL  max_replication_slots", &["all 1 slots are in use"])
+}
+
+#[tokio::test]
+async fn a_region_of_another_cluster_is_refused_and_nothing_is_written() -> Result<()> {
+    let (first, second) = (
+        PgCluster::builder(PgVersion::V15),
+        PgCluster::builder(PgVersion::V15),
+    );
+    let (first, second) = (first.start().await?, second.start().await?);
+    let dir = TestDir::new()?;
+    let mut running = agent(&first.connection_string(), &dir)?.arg("run").start()?;
+    running.says("streaming", START).await?;
+    running.terminate();
+    running.wait_exit(START).await?;
+    let ids = [
+        first
+            .value("SELECT system_identifier FROM pg_control_system()")
+            .await?,
+        second
+            .value("SELECT system_identifier FROM pg_control_system()")
+            .await?,
+    ];
+    let done = agent(&second.connection_string(), &dir)?
+        .arg("check")
+        .output()
+        .await?
+        .expect_code(1)?;
+    says(&done, "FAIL  region a", &[&ids[0], &ids[1]])?;
+    let done = agent(&second.connection_string(), &dir)?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(4)?;
+    ensure!(
+        done.stderr.contains(&ids[0]) && done.stderr.contains(&ids[1]),
+        "{}",
+        done.stderr
+    );
+    ensure!(
+        !dir.join("a/orders").join(&ids[1]).exists(),
+        "something was written"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn status_and_decommission_follow_the_agent() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let dir = TestDir::new()?;
+    let program = |command: &[&str]| anyhow::Ok(agent(&cluster.connection_string(), &dir)?.args(command));
+    let nothing = program(&["status"])?.output().await?.expect_code(1)?;
+    ensure!(nothing.stdout.contains("BREACHED"), "{}", nothing.stdout);
+
+    let mut running = program(&["run"])?.start()?;
+    running.says("streaming", START).await?;
+    cluster
+        .sql("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
+        .await?;
+    let kept = || async {
+        let done = program(&["status", "--output", "json"])
+            .ok()?
+            .output()
+            .await
+            .ok()?;
+        (done.code == 0).then_some(done)
+    };
+    let done = highwater_tests::clock::eventually("the recovery point", START, kept).await?;
+    let document: serde_json::Value = serde_json::from_str(&done.stdout)?;
+    ensure!(
+        document["version"] == 1 && document["slot"]["active_pid"].is_number(),
+        "{document}"
+    );
+
+    let busy = program(&["decommission"])?.output().await?.expect_code(1)?;
+    ensure!(busy.stderr.contains("--force"), "{}", busy.stderr);
+    running.terminate();
+    ensure!(running.wait_exit(START).await? == 0);
+    let done = program(&["decommission"])?.output().await?.expect_code(0)?;
+    ensure!(
+        done.stdout.contains("is dropped") && done.stdout.contains("everything under"),
+        "{}",
+        done.stdout
+    );
+    ensure!(cluster.value("SELECT count(*) FROM pg_replication_slots").await? == "0");
+    program(&["decommission"])?.output().await?.expect_code(0)?;
+    Ok(())
+}
