@@ -30,10 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wal = &wal[OFFSET..];
     for round in 0..ROUNDS {
         let mut scanner = WalScanner::new(first.start(size), size, None, None);
-        let (mut commits, mut others) = (0_u64, 0_u64);
+        let (mut commits, mut nameless, mut others) = (0_u64, 0_u64, Vec::new());
         let mut count = |event| match event {
-            WalEvent::Commit { .. } => commits += 1,
-            _ => others += 1,
+            WalEvent::Commit { xid, .. } => {
+                commits += 1;
+                nameless += u64::from(xid == 0);
+            }
+            other => others.push(other),
         };
         let begun = Instant::now();
         let outcome = wal
@@ -42,10 +45,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         let seconds = begun.elapsed().as_secs_f64();
         let read = scanner.position().distance_from(first.start(size));
         println!(
-            "round {round}: {read} bytes, {commits} transactions, {others} other events, {:.3} s per GB, {}",
+            "round {round}: {read} bytes, {commits} transactions ({nameless} without id), {} other events, {:.3} s per GB, {}",
+            others.len(),
             seconds * 1e9 / read as f64,
             outcome.map_or_else(|damage| damage.to_string(), |()| "all whole".to_owned()),
         );
+        if round == 0 {
+            others.iter().for_each(|event| println!("  {event:?}"));
+        }
     }
     Ok(())
 }
