@@ -8,15 +8,15 @@ use crate::datadir::FileToWrite;
 
 /// A run of bytes as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// Index of the file.
-    pub file: usize,
+    pub(crate) file: usize,
     /// First byte in the file.
-    pub at: u64,
+    pub(crate) at: u64,
     /// Number of bytes.
-    pub len: u64,
+    pub(crate) len: u64,
     /// Of these bytes.
-    pub crc32c: u32,
+    pub(crate) crc32c: u32,
 }
 
 /// What was written to one file.

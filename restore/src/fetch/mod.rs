@@ -7,10 +7,11 @@
 //! Memory: at most [`Limits::bytes`] of stored packs, and one frame of plain bytes for each blocking thread, whatever
 //! the size of the database. Nothing is staged: frames are decoded straight into the files.
 
-pub(crate) mod checksums;
+mod checksums;
 pub mod source;
 pub mod spread;
 mod unpack;
+mod vouch;
 
 use std::convert::Infallible;
 use std::io;
@@ -24,6 +25,7 @@ use highwater_config::Exit;
 use highwater_format::container::{Expect, Object};
 use highwater_format::layout::Layout;
 use highwater_format::manifest::{Manifest, PackInfo};
+use highwater_format::pg_manifest::PgManifest;
 use highwater_format::records::{self, Backup};
 use tokio::sync::Semaphore;
 
@@ -231,10 +233,24 @@ pub async fn fetch(job: Job<'_>) -> Result<Fetched, FetchError> {
     Ok(result)
 }
 
-fn check_files(files: &[FileToWrite], parts: Vec<Part>, manifest: Option<&Path>) -> Result<u64, FetchError> {
-    let _ = manifest;
-    checksums::join(files, parts)?;
-    Ok(0)
+fn check_files(
+    files: &[FileToWrite],
+    parts: Vec<Part>,
+    pg_manifest: Option<&Path>,
+) -> Result<u64, FetchError> {
+    let written = checksums::join(files, parts)?;
+    let Some(path) = pg_manifest else {
+        return Ok(0);
+    };
+    let bytes = std::fs::read(path).map_err(|source| FetchError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
+    let pg_manifest = PgManifest::parse(&bytes).map_err(|error| FetchError::NotAsSent {
+        name: PG_MANIFEST.to_owned(),
+        problem: error.to_string(),
+    })?;
+    vouch::check(files, &written, &pg_manifest)
 }
 
 /// What all packs share.

@@ -1,91 +1,94 @@
 //! What was written, compared with what PostgreSQL said it sent.
 //!
-//! Owns: the comparison with the pg_manifest, both ways round. CRC-32C costs nothing more (it was taken while
-//! writing); files with another algorithm are read once more. Does not own: the pg_manifest's own form.
+//! Owns: the comparison with the pg_manifest, file by file. CRC-32C costs nothing more (it was taken while writing);
+//! files with another algorithm are read once more. Does not own: the pg_manifest's own form.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
-use highwater_format::pg_manifest::{ChecksumAlgorithm, Checksummer, PgManifest};
+use highwater_format::pg_manifest::{Checksum, ChecksumAlgorithm, Checksummer, PgFile, PgManifest};
 
 use super::FetchError;
-use super::checksums::{Part, join};
+use super::checksums::Written;
 use crate::datadir::FileToWrite;
 
-/// Checks that every file is whole, and equal to what `pg_manifest` says where it is given. Returns how many files
-/// the pg_manifest vouched for.
+/// Checks every file that `pg_manifest` lists. Returns how many it vouched for.
 ///
 /// # Errors
-/// The first file that is not as it was sent.
+/// The first file that is missing or is not as it was sent.
 pub(crate) fn check(
     files: &[FileToWrite],
-    parts: Vec<Part>,
-    pg_manifest: Option<&PgManifest>,
+    written: &[Written],
+    pg_manifest: &PgManifest,
 ) -> Result<u64, FetchError> {
-    let written = join(files, parts)?;
-    let Some(pg_manifest) = pg_manifest else {
-        return Ok(0);
-    };
-    let by_name: HashMap<&str, usize> = files
-        .iter()
-        .enumerate()
-        .map(|(index, file)| (file.name.as_str(), index))
+    let both = files.iter().zip(written);
+    let by_name: HashMap<&[u8], (&FileToWrite, &Written)> = both
+        .map(|(file, written)| (file.name.as_bytes(), (file, written)))
         .collect();
     let mut vouched = 0;
     for listed in &pg_manifest.files {
         let mismatch = |problem: String| FetchError::NotAsSent {
-            name: listed.path.clone(),
+            name: name_of(listed),
             problem,
         };
-        let Some(index) = by_name.get(listed.path.as_str()).copied() else {
-            if listed.size == 0 || left_out(&listed.path) {
-                continue;
+        match by_name.get(listed.path.as_slice()) {
+            Some((file, written)) => {
+                vouched += u64::from(is_as_sent(listed, file, written).map_err(mismatch)?)
             }
-            return Err(mismatch(
-                "PostgreSQL sent it and the backup does not have it".to_owned(),
-            ));
-        };
-        let (Some(file), Some(sum)) = (files.get(index), written.get(index)) else {
-            continue;
-        };
-        if sum.len != listed.size {
-            return Err(mismatch(format!(
-                "PostgreSQL sent {} bytes, {} were written",
-                listed.size, sum.len
-            )));
+            // Empty files have no content to compare; others are left out of a restore on purpose.
+            None if listed.size == 0 || is_left_out(&listed.path) => {}
+            None => {
+                return Err(mismatch(
+                    "PostgreSQL sent it, and the backup does not have it".to_owned(),
+                ));
+            }
         }
-        let computed = match listed.algorithm {
-            ChecksumAlgorithm::None => continue,
-            ChecksumAlgorithm::Crc32c => sum.crc32c.to_le_bytes().to_vec(),
-            other => read_again(file, other)?,
-        };
-        if computed != listed.checksum {
-            return Err(mismatch(format!(
-                "its {} differs from what PostgreSQL sent",
-                listed.algorithm
-            )));
-        }
-        vouched += 1;
     }
     Ok(vouched)
 }
 
-/// Files that a restore leaves out on purpose.
-fn left_out(path: &str) -> bool {
-    matches!(path, "standby.signal" | "recovery.signal") || path.starts_with("highwater")
+fn name_of(listed: &PgFile) -> String {
+    String::from_utf8_lossy(&listed.path).into_owned()
 }
 
-fn read_again(file: &FileToWrite, algorithm: ChecksumAlgorithm) -> Result<Vec<u8>, FetchError> {
-    let io = |source| FetchError::Write {
-        path: file.path.clone(),
-        source,
+/// Whether a checksum was there and is right.
+fn is_as_sent(listed: &PgFile, file: &FileToWrite, written: &Written) -> Result<bool, String> {
+    if written.len != listed.size {
+        return Err(format!(
+            "PostgreSQL sent {} bytes, and {} were written",
+            listed.size, written.len
+        ));
+    }
+    let Some(Checksum { algorithm, value }) = &listed.checksum else {
+        return Ok(false);
     };
-    let mut input = File::open(&file.path).map_err(io)?;
+    let computed = match algorithm {
+        ChecksumAlgorithm::Crc32c => written.crc32c.to_le_bytes().to_vec(),
+        other => {
+            read_again(file, *other)
+                .map_err(|error| format!("it cannot be read again: {error}"))?
+                .value
+        }
+    };
+    if computed == *value {
+        Ok(true)
+    } else {
+        Err(format!("its {algorithm} differs from what PostgreSQL sent"))
+    }
+}
+
+/// Files that a restore leaves out on purpose.
+fn is_left_out(path: &[u8]) -> bool {
+    matches!(path, b"standby.signal" | b"recovery.signal") || path.starts_with(b"highwater")
+}
+
+fn read_again(file: &FileToWrite, algorithm: ChecksumAlgorithm) -> io::Result<Checksum> {
+    let mut input = File::open(&file.path)?;
     let mut sum = Checksummer::new(algorithm);
     let mut buffer = vec![0; 1 << 18];
     loop {
-        let read = input.read(&mut buffer).map_err(io)?;
+        let read = input.read(&mut buffer)?;
         if read == 0 {
             return Ok(sum.finish());
         }
@@ -93,3 +96,62 @@ fn read_again(file: &FileToWrite, algorithm: ChecksumAlgorithm) -> Result<Vec<u8
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn file(size: u64) -> FileToWrite {
+        FileToWrite {
+            name: "base/1/2".to_owned(),
+            path: PathBuf::from("x"),
+            mode: 0o600,
+            size,
+            extents: Vec::new(),
+        }
+    }
+
+    fn listed(path: &str, content: &[u8]) -> PgFile {
+        let mut sum = Checksummer::new(ChecksumAlgorithm::Crc32c);
+        sum.update(content);
+        PgFile {
+            path: path.as_bytes().to_vec(),
+            size: content.len() as u64,
+            checksum: Some(sum.finish()),
+        }
+    }
+
+    fn checked(content: &[u8], listed: Vec<PgFile>) -> Result<u64, FetchError> {
+        let written = Written {
+            len: content.len() as u64,
+            crc32c: crc32c::crc32c(content),
+        };
+        let manifest = PgManifest {
+            version: 1,
+            system_id: None,
+            files: listed,
+            wal_ranges: Vec::new(),
+        };
+        check(&[file(content.len() as u64)], &[written], &manifest)
+    }
+
+    #[test]
+    fn equal_files_are_vouched_for_and_others_named() {
+        assert_eq!(checked(b"page", vec![listed("base/1/2", b"page")]).unwrap(), 1);
+        for (what, list) in [
+            ("other bytes", vec![listed("base/1/2", b"pige")]),
+            ("another length", vec![listed("base/1/2", b"pages")]),
+            ("a file that is not there", vec![listed("base/1/3", b"page")]),
+        ] {
+            assert!(
+                matches!(checked(b"page", list), Err(FetchError::NotAsSent { .. })),
+                "{what}"
+            );
+        }
+        assert_eq!(
+            checked(b"page", vec![listed("standby.signal", b"left out")]).unwrap(),
+            0
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! What `wal-fetch` answers: every case in which a wrong answer would lose data or stop a good recovery.
+
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+
+use highwater_format::{SegmentName, WalFile};
+use highwater_restore::walfeed::feed::{Answer, Feed};
+use highwater_restore::walfeed::{self, answer};
+use highwater_store::{ErrorKind, Fault, FaultyStore, Rule, Store};
+use support::*;
+
+struct Case {
+    regions: Vec<(String, bool, Result<Arc<dyn Store>, String>)>,
+    dir: tempfile::TempDir,
+}
+
+impl Case {
+    fn new(stores: &[&Memory]) -> Self {
+        let region = |store: &&Memory| (store.region().to_owned(), true, Ok(shared(store)));
+        Self {
+            regions: stores.iter().map(region).collect(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn silent(mut self, name: &str, was_read: bool) -> Self {
+        self.regions
+            .push((name.to_owned(), was_read, Err("does not answer".to_owned())));
+        self
+    }
+
+    async fn ask_with(self, end: Option<u64>, name: &str) -> (Answer, Option<Vec<u8>>) {
+        let known: Vec<_> = self
+            .regions
+            .iter()
+            .map(|(name, was_read, _)| (name.as_str(), *was_read))
+            .collect();
+        let facts = facts(&known, end);
+        let feed = Feed::over(facts, self.regions.clone());
+        let to = self.dir.path().join("RECOVERYXLOG");
+        let answer = answer(&feed, WalFile::parse(name).unwrap(), &to).await;
+        let left: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert!(
+            left.iter().all(|name| name == "RECOVERYXLOG"),
+            "something else was left: {left:?}"
+        );
+        (answer, fs::read(to).ok())
+    }
+}
+
+fn name(number: u64) -> String {
+    segment(number).to_string(size())
+}
+
+#[tokio::test]
+async fn a_whole_segment_is_served_byte_for_byte() {
+    let a = memory("a");
+    put_segment(&[&a], segment(3)).await;
+    let (answer, file) = Case::new(&[&a]).ask_with(Some(10 * SIZE), &name(3)).await;
+    assert_eq!(answer, Answer::Done);
+    assert!(file.unwrap() == wal(segment(3).range(size())));
+}
+
+#[tokio::test]
+async fn the_newest_segment_is_put_together_and_padded_with_zeros() {
+    let (a, b) = (memory("a"), memory("b"));
+    let start = 3 * SIZE;
+    put_tail(&[&a], 1, range(start, start + 1000)).await;
+    put_tail(&[&b], 1, range(start + 500, start + 5000)).await;
+    let (answer, file) = Case::new(&[&a, &b]).ask_with(Some(start + 5000), &name(3)).await;
+    assert_eq!(answer, Answer::Done);
+    let file = file.unwrap();
+    assert_eq!(file.len() as u64, SIZE, "PostgreSQL takes whole segments only");
+    assert!(file[..5000] == wal(range(start, start + 5000)));
+    assert!(file[5000..].iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test]
+async fn fault_40_a_damaged_segment_is_taken_from_the_other_region_or_from_chunks() {
+    let (a, b) = (memory("a"), memory("b"));
+    let key = layout().segment(segment(3), size());
+    put_segment(&[&a, &b], segment(3)).await;
+    a.corrupt(&key, |bytes| bytes[200] ^= 1);
+    let (answer, file) = Case::new(&[&a, &b]).ask_with(Some(10 * SIZE), &name(3)).await;
+    assert_eq!(answer, Answer::Done);
+    assert!(file.unwrap() == wal(segment(3).range(size())));
+    // Both copies damaged: the chunks it was made from.
+    b.corrupt(&key, |bytes| bytes.truncate(900));
+    put_tail(&[&b], 1, segment(3).range(size())).await;
+    let (answer, file) = Case::new(&[&a, &b]).ask_with(Some(10 * SIZE), &name(3)).await;
+    assert_eq!(answer, Answer::Done);
+    assert!(file.unwrap() == wal(segment(3).range(size())));
+}
+
+#[tokio::test]
+async fn damage_everywhere_stops_recovery_and_leaves_no_file() {
+    let a = memory("a");
+    put_segment(&[&a], segment(3)).await;
+    a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
+    // Even where the plan ended before it: the segment exists, so it is not past the end.
+    for end in [Some(10 * SIZE), Some(3 * SIZE), None] {
+        let (answer, file) = Case::new(&[&a]).ask_with(end, &name(3)).await;
+        assert!(
+            matches!(answer, Answer::Failed(_)),
+            "{answer:?} with the end at {end:?}"
+        );
+        assert_eq!(file, None);
+    }
+}
+
+#[tokio::test]
+async fn fault_53_a_hole_is_never_the_end() {
+    let a = memory("a");
+    put_segment(&[&a], segment(2)).await;
+    put_segment(&[&a], segment(4)).await;
+    for end in [Some(5 * SIZE), Some(3 * SIZE), None] {
+        let (answer, _) = Case::new(&[&a]).ask_with(end, &name(3)).await;
+        assert!(
+            matches!(answer, Answer::Failed(_)),
+            "{answer:?} with the end at {end:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn past_the_end_is_answered_only_with_proof() {
+    let a = memory("a");
+    put_segment(&[&a], segment(2)).await;
+    let ask = |case: Case, end| case.ask_with(end, "000000010000000000000003");
+    assert!(matches!(
+        ask(Case::new(&[&a]), Some(3 * SIZE)).await.0,
+        Answer::PastEnd(_)
+    ));
+    assert!(matches!(ask(Case::new(&[&a]), None).await.0, Answer::PastEnd(_)));
+    // A region that does not answer now: proven by the plan that read it, or not at all.
+    assert!(matches!(
+        ask(Case::new(&[&a]).silent("b", true), Some(3 * SIZE)).await.0,
+        Answer::PastEnd(_)
+    ));
+    assert!(matches!(
+        ask(Case::new(&[&a]).silent("b", true), None).await.0,
+        Answer::Failed(_)
+    ));
+    assert!(matches!(
+        ask(Case::new(&[]).silent("b", true), Some(3 * SIZE)).await.0,
+        Answer::Failed(_)
+    ));
+}
+
+#[tokio::test]
+async fn fault_52_an_outage_in_the_middle_stops_recovery() {
+    let a = memory("a");
+    put_segment(&[&a], segment(2)).await;
+    put_segment(&[&a], segment(3)).await;
+    let faulty = FaultyStore::new(shared(&a));
+    faulty.inject(Rule::times(1_000, Fault::FailBefore(ErrorKind::Operator)));
+    let mut case = Case::new(&[]);
+    case.regions.push(("a".to_owned(), true, Ok(Arc::new(faulty))));
+    let (answer, file) = case.ask_with(Some(4 * SIZE), &name(3)).await;
+    assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    assert_eq!(file, None);
+}
+
+#[tokio::test]
+async fn a_history_file_is_served_and_its_absence_proven() {
+    let (a, b) = (memory("a"), memory("b"));
+    put(
+        &[&b],
+        &layout().history(timeline(2)),
+        "1\t0/3000000\tno recovery target specified\n",
+    )
+    .await;
+    let ask = |case: Case, name: &'static str| case.ask_with(Some(3 * SIZE), name);
+    let (answer, file) = ask(Case::new(&[&a, &b]), "00000002.history").await;
+    assert_eq!(answer, Answer::Done);
+    assert!(file.unwrap().starts_with(b"1\t0/3000000"));
+    assert!(matches!(
+        ask(Case::new(&[&a, &b]), "00000003.history").await.0,
+        Answer::PastEnd(_)
+    ));
+    assert!(matches!(
+        ask(Case::new(&[&a]).silent("c", true), "00000003.history")
+            .await
+            .0,
+        Answer::PastEnd(_)
+    ));
+    assert!(matches!(
+        Case::new(&[&a])
+            .silent("c", true)
+            .ask_with(None, "00000003.history")
+            .await
+            .0,
+        Answer::Failed(_)
+    ));
+}
+
+#[tokio::test]
+async fn fault_54_a_timeline_whose_history_is_lost_is_not_absent() {
+    let a = memory("a");
+    put_segment(
+        &[&a],
+        SegmentName {
+            timeline: timeline(2),
+            number: 3,
+        },
+    )
+    .await;
+    let (answer, _) = Case::new(&[&a])
+        .ask_with(Some(3 * SIZE), "00000002.history")
+        .await;
+    assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    put(&[&a], &layout().history(timeline(3)), "not a history").await;
+    let (answer, file) = Case::new(&[&a])
+        .ask_with(Some(3 * SIZE), "00000003.history")
+        .await;
+    assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    assert_eq!(file, None);
+}
+
+#[test]
+fn fault_50_every_other_trouble_ends_above_125() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("highwater-recovery.json");
+    let to = dir.path().join("to");
+    for (what, name) in [
+        ("rubbish", "../../etc/passwd"),
+        ("a partial", "000000010000000000000003.partial"),
+        ("a backup note", "000000010000000000000003.00000028.backup"),
+        ("no plan", "00000002.history"),
+    ] {
+        assert_eq!(walfeed::fetch(&plan, name, &to).code, 255, "{what}");
+    }
+    fs::write(&plan, "{").unwrap();
+    assert_eq!(
+        walfeed::fetch(&plan, "00000002.history", &to).code,
+        255,
+        "a damaged plan"
+    );
+    fs::write(&plan, facts(&[("a", true)], Some(SIZE)).to_json()).unwrap();
+    let reply = walfeed::fetch(&plan, "00000002.history", &to);
+    assert_eq!(reply.code, 255, "a region that is not there: {reply:?}");
+    assert!(!to.exists());
+}
