@@ -6,6 +6,20 @@ use highwater_store::{Object, Store};
 use crate::error::{AgentError, Result};
 use crate::region::{Archive, get_optional, write_once};
 
+/// Makes sure, before anything is stored, that the region belongs to this lineage and never replaces an
+/// object on a conditional write. A store that ignores the condition is refused: two writers could then
+/// overwrite each other's WAL unnoticed.
+pub async fn admit(store: &dyn Store, archive: &Archive) -> Result<()> {
+    ensure(store, archive).await?;
+    if highwater_store::probe(store, archive.layout.root()).await?.conditional_create {
+        return Ok(());
+    }
+    Err(AgentError::refused(
+        format!("region {} ({}): the store replaces objects although asked not to (If-None-Match)", store.region(), store.describe()),
+        "Use a store that honours conditional writes; most S3-compatible servers do in a current version",
+    ))
+}
+
 /// Makes sure that the region belongs to this lineage; writes the identity into an empty region.
 ///
 /// Refuses a region in which the cluster name belongs to another system identifier, unless the archive

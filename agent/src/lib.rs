@@ -1,10 +1,38 @@
 //! The agent: consumes a primary's physical replication stream and keeps it, with base backups, in every
 //! region of the archive.
 //!
-//! Data goes one way: receiver → segmenter → encoder → window → one uploader per region → frontier, and
-//! only the frontier's durable position goes back to PostgreSQL.
+//! Data goes one way: receiver → segmenter → encoder → sealer → window → one uploader per region →
+//! frontier, and only the frontier's durable position goes back to PostgreSQL.
 
+pub mod admin;
+pub mod archived;
+pub mod backfill;
+pub mod backup;
+pub mod budget;
+pub mod check;
+pub mod cli;
 pub mod clock;
+pub mod commits;
+pub mod compact;
+pub mod decommission;
+pub mod encoder;
 pub mod error;
+pub mod frontier;
+pub mod identity;
+pub mod inventory;
+pub mod metrics;
+pub mod progress;
+pub mod pulse;
+mod receiver;
 pub mod region;
+pub mod resume;
+pub mod run;
+pub mod schedule;
+pub mod sealer;
+pub mod segmenter;
+pub mod server;
+mod sql;
 pub mod state;
+pub mod status;
+pub mod uploader;
+pub mod window;

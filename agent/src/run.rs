@@ -171,7 +171,7 @@ async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>
 }
 
 async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
-    identity::ensure(&*region.quick, archive).await?;
+    identity::admit(&*region.quick, archive).await?;
     inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
 }
 

@@ -19,6 +19,7 @@ use highwater_store::Object;
 use tokio_util::sync::CancellationToken;
 
 use crate::backfill;
+use crate::compact;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::identity;
@@ -91,6 +92,7 @@ impl Uploader {
                 None => backfill::origin(&self.shared, &self.region).await?,
             };
             self.shared.progress.stored(index, position);
+            compact::last_segment(&self.shared, &self.region, position).await?;
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
                     self.set_state(RegionState::Ok);
@@ -107,7 +109,7 @@ impl Uploader {
     /// Reads a region that could not be read at the start: identity first, then its position.
     async fn join(&self) -> Result<Option<Position>> {
         let store = &*self.region.store;
-        identity::ensure(store, &self.shared.archive).await?;
+        identity::admit(store, &self.shared.archive).await?;
         let position = inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
         tracing::info!(region = self.region.name, position = ?position, "region joined");
         Ok(position)

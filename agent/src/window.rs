@@ -107,6 +107,8 @@ struct Inner {
     items: VecDeque<Arc<Item>>,
     first: u64,
     bytes: u64,
+    /// Where a region must stand to lack nothing of what was forgotten.
+    forgotten: Option<Position>,
     /// Per region: every item before this number is stored there. None: it takes nothing at present.
     passed: Vec<Option<u64>>,
 }
@@ -115,7 +117,7 @@ impl Window {
     /// A window for `regions` regions that keeps at most about `share` bytes for those that lag.
     pub fn new(regions: usize, share: u64) -> Self {
         let (changed, _) = watch::channel(0);
-        let inner = Inner { items: VecDeque::new(), first: 0, bytes: 0, passed: vec![None; regions] };
+        let inner = Inner { items: VecDeque::new(), first: 0, bytes: 0, forgotten: None, passed: vec![None; regions] };
         Self { inner: Mutex::new(inner), changed, share }
     }
 
@@ -211,8 +213,9 @@ impl Inner {
 
     /// The number from which a region at `at` finds all it lacks; none if something before is forgotten.
     fn continues(&self, at: Position) -> Option<u64> {
-        let Some(oldest) = self.items.front() else { return Some(self.end()) };
-        if oldest.what.start() > at {
+        let oldest = self.items.front().map(|item| item.what.start());
+        let reaches_back = oldest.is_some_and(|start| start <= at) || self.forgotten.is_none_or(|end| end <= at);
+        if !reaches_back {
             return None;
         }
         let done = self.items.iter().take_while(|item| item.what.end() <= at).count();
@@ -229,6 +232,7 @@ impl Inner {
                 break;
             }
             self.bytes -= item.object.bytes.len() as u64;
+            self.forgotten = self.forgotten.max(Some(item.what.end()));
             self.items.pop_front();
             self.first += 1;
         }

@@ -84,6 +84,8 @@ fn a_detached_region_holds_nothing_back() {
     window.detach(1);
     assert_eq!(key(&window.next(0)), "behind");
     assert!(window.is_stored_in(1));
+    assert_eq!(window.attach(1, at(5)), None, "an empty window does not mean that nothing was missed");
+    assert_eq!(window.attach(1, at(10)), Some(1));
 }
 
 #[test]
