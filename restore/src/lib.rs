@@ -5,17 +5,22 @@
 //! carry a plan out. Nothing here writes to an archive.
 
 pub mod catalog;
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod datadir;
 pub mod error;
 pub mod fetch;
+pub mod list;
 pub mod locate;
 pub mod plan;
 pub mod progress;
 pub mod recovery;
 pub mod regions;
+pub mod report;
 pub mod run;
 pub mod target;
+pub mod verify;
 pub mod walfeed;
 
 pub use error::RestoreError;

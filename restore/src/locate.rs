@@ -21,6 +21,7 @@ use crate::{
     regions::Region,
     target::Request,
 };
+pub(crate) use bytes::{expectation, open as open_object};
 use trace::{Flow, Seen, Trace};
 
 /// Objects that an exact scan begins before the one that the headers point to.

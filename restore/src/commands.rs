@@ -1,0 +1,251 @@
+//! From the command line to an exit code: what is checked first, what is printed where.
+//!
+//! Owns: the order in which a command is refused (command line and target before configuration, configuration before the
+//! network) and the exit code. Does not own: any of the work.
+
+use std::{
+    io::{self, Write as _},
+    panic::catch_unwind,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use highwater_config::{Config, Exit, unknown_variables};
+use highwater_format::SystemId;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    catalog::{Catalog, read},
+    cli::{Cli, Command, Common, Output, RunArgs, TargetArgs, WalFetchArgs},
+    clock::Clock,
+    error::RestoreError,
+    list, locate,
+    regions::{self, Region},
+    report::{self, Answer},
+    run::{self, server::StartOptions},
+    target::{Asked, Request},
+    verify, walfeed,
+};
+
+/// PostgreSQL takes 1 to 125 from its `restore_command` for "the archive has ended"; whatever goes wrong must be above.
+const STOP_RECOVERY: u8 = 255;
+
+/// Variables that this program reads itself.
+const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG"];
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Before anything else, because even a misspelt flag must not look like the end of the archive.
+    let for_postgres = std::env::args_os()
+        .skip(1)
+        .any(|arg| arg == "wal-fetch" || arg == "wal-prefetch");
+    if for_postgres {
+        return ExitCode::from(catch_unwind(for_recovery).unwrap_or(STOP_RECOVERY));
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
+        }
+    };
+    log_to_stderr();
+    for line in unknown_variables(
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()),
+        OWN_VARIABLES,
+    ) {
+        tracing::warn!("{line}");
+    }
+    answer(&cli).into()
+}
+
+/// `wal-fetch` and its prefetcher: nothing but PostgreSQL's own exit codes.
+fn for_recovery() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { STOP_RECOVERY } else { 0 };
+        }
+    };
+    log_to_stderr();
+    match cli.command {
+        Command::WalFetch(WalFetchArgs { plan, name, path }) => {
+            let reply = walfeed::fetch(&plan, &name, &path);
+            if let Some(message) = reply.message {
+                say(&message);
+            }
+            reply.code
+        }
+        Command::WalPrefetch(args) => walfeed::prefetch(&args.plan, &args.after),
+        _ => STOP_RECOVERY,
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .without_time()
+        .try_init();
+}
+
+fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "highwater-restore: {message}");
+}
+
+fn answer(cli: &Cli) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("cannot start: {error}"));
+            return Exit::Trouble;
+        }
+    };
+    let outcome = runtime.block_on(perform(cli));
+    runtime.shutdown_background();
+    let output = cli.common.output;
+    match outcome {
+        Ok(answer) => print(&answer.render(output), answer.exit),
+        Err(error) => {
+            let exit = error.exit();
+            match output {
+                Output::Json => print(&report::error_json(name(&cli.command), &error), exit),
+                Output::Text => {
+                    say(&error.to_string());
+                    exit
+                }
+            }
+        }
+    }
+}
+
+/// A reader that closed the pipe early has what it wanted; any other failure to print must not look like success.
+fn print(text: &str, exit: Exit) -> Exit {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => exit,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
+        Err(error) => {
+            say(&format!("cannot print the answer: {error}"));
+            Exit::Trouble
+        }
+    }
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::List => "list",
+        Command::Plan(_) => "plan",
+        Command::Run(_) => "run",
+        Command::Verify => "verify",
+        Command::WalFetch(_) => "wal-fetch",
+        Command::WalPrefetch(_) => "wal-prefetch",
+    }
+}
+
+async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
+    let clock = Clock::default();
+    match &cli.command {
+        Command::List => {
+            let archive = Archive::open(&cli.common).await?;
+            Ok(Answer::new(
+                "list",
+                Exit::Done,
+                list::list(&archive.catalog, &archive.regions).await?,
+            ))
+        }
+        Command::Plan(target) => {
+            let request = request(target, &clock)?;
+            let archive = Archive::open(&cli.common).await?;
+            let plan = locate::resolve(&archive.catalog, &archive.regions, &request).await?;
+            Ok(Answer::new(
+                "plan",
+                Exit::Done,
+                report::plan(&archive.catalog, &plan),
+            ))
+        }
+        Command::Run(args) => restore(&cli.common, args, clock).await,
+        Command::Verify => {
+            let archive = Archive::open(&cli.common).await?;
+            let found = verify::verify(
+                &archive.catalog,
+                &archive.regions,
+                archive.config.restore.parallel,
+            )
+            .await;
+            Ok(Answer::new("verify", found.exit(), found))
+        }
+        Command::WalFetch(_) | Command::WalPrefetch(_) => Err(RestoreError::failed(
+            Exit::Usage,
+            "this command answers PostgreSQL and is handled before",
+        )),
+    }
+}
+
+fn request(args: &TargetArgs, clock: &Clock) -> Result<Request, RestoreError> {
+    Ok(Asked::from(args).request(clock)?)
+}
+
+async fn restore(common: &Common, args: &RunArgs, clock: Clock) -> Result<Answer, RestoreError> {
+    let request = request(&args.target, &clock)?;
+    let archive = Archive::open(common).await?;
+    let plan = locate::resolve(&archive.catalog, &archive.regions, &request).await?;
+    if common.output == Output::Text {
+        let _ = write!(io::stderr(), "{}", report::plan(&archive.catalog, &plan));
+    }
+    let start = args.start.then(|| StartOptions {
+        bin: args.bin.clone(),
+        port: args.port,
+        socket_directory: args.socket_directory.clone(),
+        settings: args.postgres_setting.clone(),
+    });
+    let options = run::Options {
+        into: args.into.clone(),
+        tablespaces: args.tablespace.clone(),
+        owner: args.owner.clone(),
+        start,
+        clock,
+    };
+    let input = run::Input {
+        config: &archive.config,
+        config_file: common.config.as_deref(),
+        regions: &archive.regions,
+        catalog: &archive.catalog,
+        plan: &plan,
+    };
+    Ok(Answer::new("run", Exit::Done, run::run(input, &options).await?))
+}
+
+/// An archive, opened and read.
+struct Archive {
+    config: Config,
+    regions: Vec<Region>,
+    catalog: Catalog,
+}
+
+impl Archive {
+    async fn open(common: &Common) -> Result<Self, RestoreError> {
+        let env = |name: &str| std::env::var(name).ok();
+        let config = Config::load(common.config.as_deref(), env, &common.overrides())?;
+        let system_id = common.system_id.as_deref().map(parse_system_id).transpose()?;
+        let regions = regions::open(&config, common.region.as_deref(), &common.without_region).await?;
+        let catalog = read::read(&regions, &config.cluster.name, system_id).await?;
+        Ok(Self {
+            config,
+            regions,
+            catalog,
+        })
+    }
+}
+
+fn parse_system_id(text: &str) -> Result<SystemId, RestoreError> {
+    text.trim().parse().map_err(|_| {
+        let message = format!(
+            "`{text}` is not a system identifier; pg_controldata and `list` print it as a decimal number"
+        );
+        RestoreError::failed(Exit::Usage, message)
+    })
+}

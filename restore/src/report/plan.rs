@@ -1,0 +1,168 @@
+//! A plan, for people and programs.
+
+use std::fmt;
+
+use highwater_format::{BackupId, Lsn, SystemId, Time, TimelineId};
+use serde::Serialize;
+
+use super::bytes;
+use crate::{catalog::Catalog, plan::Plan};
+
+/// What would be done.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanReport {
+    /// The lineage.
+    pub system_id: SystemId,
+    /// Its PostgreSQL major version.
+    pub postgres: u32,
+    /// What was asked for, in words.
+    pub target: String,
+    /// The base backup.
+    pub backup: BackupId,
+    /// When it had finished.
+    pub backup_finished_at: Time,
+    /// The regions it can be read from, the preferred one first.
+    pub backup_regions: Vec<String>,
+    /// The timeline that recovery ends on.
+    pub timeline: TimelineId,
+    /// Its ancestors, the oldest first, with the LSN at which each was left.
+    pub ancestors: Vec<Ancestor>,
+    /// The first byte of WAL that is needed.
+    pub wal_start: Lsn,
+    /// Behind the last one.
+    pub wal_end: Lsn,
+    /// Where replay ends.
+    pub stop_lsn: Lsn,
+    /// The last transaction end that is replayed, where it was looked up.
+    pub stop_time: Option<Time>,
+    /// PostgreSQL's settings.
+    pub settings: Vec<Setting>,
+    /// Stored bytes of the backup.
+    pub backup_bytes: u64,
+    /// What the backup takes on disk.
+    pub backup_plain_bytes: u64,
+    /// Packs to read.
+    pub packs: u64,
+    /// Stored bytes of WAL.
+    pub wal_bytes: u64,
+    /// WAL objects to read.
+    pub wal_objects: u64,
+    /// WAL segments to replay.
+    pub wal_segments: u64,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+}
+
+/// An ancestor of a timeline.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ancestor {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it was left.
+    pub switch: Lsn,
+}
+
+/// One setting of PostgreSQL.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setting {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+}
+
+/// The report of a plan.
+#[must_use]
+pub fn plan(catalog: &Catalog, plan: &Plan) -> PlanReport {
+    let ancestors = plan.chain.history.entries.iter();
+    let settings = plan.target.settings.iter();
+    PlanReport {
+        system_id: plan.system_id,
+        postgres: catalog.identity.major(),
+        target: format!(
+            "{}{}",
+            if plan.target.exclusive { "just before " } else { "" },
+            plan.target.asked
+        ),
+        backup: plan.backup.id.clone(),
+        backup_finished_at: plan.backup.finished_at,
+        backup_regions: plan
+            .backup_regions
+            .iter()
+            .map(|index| catalog.region_name(*index).to_owned())
+            .collect(),
+        timeline: plan.timeline,
+        ancestors: ancestors
+            .map(|entry| Ancestor {
+                timeline: entry.timeline,
+                switch: entry.switch,
+            })
+            .collect(),
+        wal_start: plan.wal.start,
+        wal_end: plan.wal.end,
+        stop_lsn: plan.target.stop.lsn,
+        stop_time: plan.target.stop.last_commit,
+        settings: settings
+            .map(|(name, value)| Setting {
+                name,
+                value: value.clone(),
+            })
+            .collect(),
+        backup_bytes: plan.amount.backup_bytes,
+        backup_plain_bytes: plan.amount.backup_plain_bytes,
+        packs: plan.amount.packs,
+        wal_bytes: plan.amount.wal_bytes,
+        wal_objects: plan.amount.wal_objects,
+        wal_segments: plan.amount.wal_segments,
+        notes: plan.notes.clone(),
+    }
+}
+
+impl fmt::Display for PlanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "target   {}", self.target)?;
+        let time = self
+            .stop_time
+            .map(|time| format!(", last transaction {time}"))
+            .unwrap_or_default();
+        writeln!(
+            f,
+            "reaches  LSN {} on timeline {}{time}",
+            self.stop_lsn, self.timeline
+        )?;
+        for ancestor in &self.ancestors {
+            writeln!(
+                f,
+                "         timeline {} up to {}",
+                ancestor.timeline, ancestor.switch
+            )?;
+        }
+        writeln!(
+            f,
+            "backup   {}, finished {}, PostgreSQL {}",
+            self.backup, self.backup_finished_at, self.postgres
+        )?;
+        writeln!(
+            f,
+            "         {} in {} packs from {}; {} on disk",
+            bytes(self.backup_bytes),
+            self.packs,
+            self.backup_regions.join(", then "),
+            bytes(self.backup_plain_bytes)
+        )?;
+        writeln!(
+            f,
+            "wal      {} to {}: {} segments, {} in {} objects",
+            self.wal_start,
+            self.wal_end,
+            self.wal_segments,
+            bytes(self.wal_bytes),
+            self.wal_objects
+        )?;
+        for (index, setting) in self.settings.iter().enumerate() {
+            let label = if index == 0 { "settings" } else { "        " };
+            writeln!(f, "{label} {} = '{}'", setting.name, setting.value)?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
+    }
+}

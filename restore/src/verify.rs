@@ -1,0 +1,303 @@
+//! `verify`: every object, every chain, every gap, in each region.
+//!
+//! Owns: what counts as damage and the report. Each region is judged by itself, because each must be able to restore what
+//! it claims alone; then the regions are compared, because bytes under the same name must be the same everywhere. Does
+//! not own: mending anything.
+
+mod backup;
+mod wal;
+
+use std::fmt;
+
+use futures::{StreamExt, stream};
+use highwater_config::Exit;
+use highwater_format::{Key, Lsn, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
+use highwater_store::{Meta, list_all};
+use serde::Serialize;
+
+use crate::{
+    catalog::{Catalog, Reading, RegionView, TimelineView},
+    progress::Bar,
+    regions::{Meaning, Region, meaning},
+};
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Verified {
+    /// One line per region that was checked.
+    pub regions: Vec<RegionCount>,
+    /// Objects that cannot be trusted, and contradictions.
+    pub damage: Vec<Problem>,
+    /// WAL and objects that should be there and are not.
+    pub missing: Vec<Problem>,
+    /// What is worth knowing and not wrong.
+    pub notes: Vec<Problem>,
+    /// Regions and objects that could not be read: nothing is known of them.
+    pub unreadable: Vec<Problem>,
+}
+
+/// How much was checked in a region.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RegionCount {
+    /// The region.
+    pub region: String,
+    /// Objects read and found good.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The region.
+    pub region: String,
+    /// The object, or the range.
+    pub what: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl Problem {
+    pub(crate) fn new(region: &str, what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            region: region.to_owned(),
+            what: what.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+impl Verified {
+    /// Damage and holes are the answer "no"; a region that says nothing is trouble that may pass.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match (
+            self.damage.is_empty() && self.missing.is_empty(),
+            self.unreadable.is_empty(),
+        ) {
+            (false, _) => Exit::No,
+            (true, false) => Exit::Trouble,
+            (true, true) => Exit::Done,
+        }
+    }
+
+    pub(crate) fn good(&mut self, index: usize, bytes: u64) {
+        if let Some(count) = self.regions.get_mut(index) {
+            count.objects += 1;
+            count.bytes += bytes;
+        }
+    }
+
+    /// Notes an object that the store did not deliver.
+    pub(crate) fn failed(&mut self, region: &str, key: &str, error: &highwater_store::StoreError) {
+        let problem = Problem::new(region, key, error.message());
+        match meaning(error) {
+            Meaning::Absent => self.missing.push(problem),
+            Meaning::Bad => self.damage.push(problem),
+            Meaning::Silent => self.unreadable.push(problem),
+        }
+    }
+}
+
+/// One region with everything it lists.
+pub(crate) struct Subject<'a> {
+    pub(crate) index: usize,
+    pub(crate) region: &'a Region,
+    pub(crate) view: RegionView,
+}
+
+/// Reads and checks everything, `parallel` objects at a time.
+pub async fn verify(catalog: &Catalog, regions: &[Region], parallel: usize) -> Verified {
+    let mut found = Verified::default();
+    for view in &catalog.regions {
+        found.regions.push(RegionCount {
+            region: view.name.clone(),
+            ..RegionCount::default()
+        });
+        if let Reading::Unreadable { error } = &view.reading {
+            found
+                .unreadable
+                .push(Problem::new(&view.name, &view.place, error));
+        }
+    }
+    for finding in &catalog.findings {
+        let region = finding.region.as_deref().unwrap_or("all");
+        found
+            .damage
+            .push(Problem::new(region, &finding.key, &finding.problem));
+    }
+    let subjects = list_everything(catalog, regions, &mut found).await;
+    let total = subjects
+        .iter()
+        .flat_map(|subject| subject.view.timelines.values());
+    let bar = Bar::objects("verifying WAL", total.map(|view| view.pieces.len() as u64).sum());
+    wal::verify(catalog, &subjects, parallel, &bar, &mut found).await;
+    drop(bar);
+    for subject in &subjects {
+        backup::verify(catalog, subject, parallel, &mut found).await;
+    }
+    found
+}
+
+/// Lists every region in full: the catalog leaves out what segment objects have made superfluous.
+async fn list_everything<'a>(
+    catalog: &Catalog,
+    regions: &'a [Region],
+    found: &mut Verified,
+) -> Vec<Subject<'a>> {
+    let readable = catalog.readable();
+    let listings = readable.iter().filter_map(|index| {
+        let region = regions.get(*index)?;
+        let store = region.store()?.clone();
+        let root = catalog.layout.root().to_owned();
+        Some(async move { (*index, region, list_all(store.as_ref(), &root, None).await) })
+    });
+    let listings: Vec<_> = stream::iter(listings).buffered(8).collect().await;
+    let mut subjects = Vec::new();
+    for (index, region, listing) in listings {
+        match listing {
+            Ok(metas) => {
+                let Some(view) = catalog.regions.get(index) else {
+                    continue;
+                };
+                let mut view = view.clone();
+                for meta in metas {
+                    sort_in(catalog, &mut view, &meta, found, index);
+                }
+                subjects.push(Subject { index, region, view });
+            }
+            Err(error) => found
+                .unreadable
+                .push(Problem::new(&region.name, &region.place, error.to_string())),
+        }
+    }
+    subjects
+}
+
+fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Verified, index: usize) {
+    let size = catalog.identity.segment_size;
+    let mut piece = |timeline: TimelineId, range: LsnRange, kind| {
+        let piece = Piece {
+            range,
+            kind,
+            size: meta.size,
+        };
+        view.timelines
+            .entry(timeline)
+            .or_insert_with(TimelineView::default)
+            .insert(piece);
+    };
+    match catalog.layout.parse(&meta.key) {
+        Some(Key::Segment(name)) => match name.resolve(size) {
+            Some(segment) => piece(name.timeline, segment.range(size), PieceKind::Segment),
+            None => {
+                let problem = "no segment of this size has that name";
+                found.damage.push(Problem::new(&view.name, &meta.key, problem));
+            }
+        },
+        Some(Key::Tail(timeline, range)) => piece(timeline, range, PieceKind::Tail),
+        // Read with the catalog, which keeps what was wrong with them.
+        Some(Key::Identity | Key::History(_) | Key::Gap(..) | Key::Pulse | Key::Backup(_)) => {
+            found.good(index, meta.size);
+        }
+        Some(Key::Pack(..) | Key::Manifest(_) | Key::Writer(_)) => {}
+        None => found.notes.push(Problem::new(
+            &view.name,
+            &meta.key,
+            "this release does not know what that is",
+        )),
+    }
+}
+
+/// The holes in one region's WAL of one timeline, recorded or not, and how far it is behind what its pulse claims.
+pub(crate) fn holes(catalog: &Catalog, subject: &Subject<'_>, timeline: TimelineId, found: &mut Verified) {
+    let Some(view) = subject.view.timelines.get(&timeline) else {
+        return;
+    };
+    let name = &subject.region.name;
+    let pulse = subject
+        .view
+        .pulse
+        .as_ref()
+        .filter(|pulse| pulse.timeline == timeline);
+    let claimed = pulse.map(|pulse| pulse.stored_lsn);
+    let runs = view.coverage.runs();
+    let mut breaks: Vec<LsnRange> = runs
+        .windows(2)
+        .filter_map(|pair| Some(LsnRange::new(pair.first()?.end, pair.last()?.start)))
+        .collect();
+    let end = runs.last().map_or(Lsn::ZERO, |run| run.end);
+    breaks.extend(
+        claimed
+            .filter(|claimed| *claimed > end && end > Lsn::ZERO)
+            .map(|claimed| LsnRange::new(end, claimed)),
+    );
+    for range in breaks {
+        let what = format!("WAL {range} of timeline {timeline}");
+        let gap = catalog.gap_for(timeline, range, &[subject.index]);
+        let elsewhere: Vec<&str> = catalog
+            .readable()
+            .into_iter()
+            .filter(|index| {
+                *index != subject.index && catalog.coverage(timeline, &[*index]).cover(range).is_ok()
+            })
+            .map(|index| catalog.region_name(index))
+            .collect();
+        let also = if elsewhere.is_empty() {
+            String::new()
+        } else {
+            format!("; region {} has it", elsewhere.join(" and "))
+        };
+        match gap {
+            Some(gap) => found.notes.push(Problem::new(
+                name,
+                what,
+                format!("left out on purpose: {}{also}", gap.reason),
+            )),
+            None if claimed.is_some_and(|claimed| claimed <= range.start) => {
+                found.notes.push(Problem::new(
+                    name,
+                    what,
+                    format!("never acknowledged; the archive ends before it{also}"),
+                ));
+            }
+            None => found
+                .missing
+                .push(Problem::new(name, what, format!("missing{also}"))),
+        }
+    }
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for count in &self.regions {
+            let bytes = crate::report::bytes(count.bytes);
+            writeln!(
+                f,
+                "region {}: {} objects, {bytes} good",
+                count.region, count.objects
+            )?;
+        }
+        let groups = [
+            ("damaged", &self.damage),
+            ("missing", &self.missing),
+            ("not readable", &self.unreadable),
+            ("note", &self.notes),
+        ];
+        for (label, problems) in groups {
+            for problem in problems {
+                writeln!(
+                    f,
+                    "{label}: region {}: {}: {}",
+                    problem.region, problem.what, problem.problem
+                )?;
+            }
+        }
+        match self.exit() {
+            Exit::Done => writeln!(f, "everything is whole"),
+            Exit::No => writeln!(f, "the archive is NOT whole"),
+            _ => writeln!(f, "what could be read is whole, and not everything could be read"),
+        }
+    }
+}
