@@ -24,18 +24,32 @@ async fn manifest_of(sources: &Sources, backup: &Backup) -> Manifest {
 }
 
 fn prepare(into: &Path, backup: &Backup, manifest: Manifest) -> Result<DataDir, DataDirError> {
-    let request = Request { into, backup, tablespaces: &[], owner: owner(), wal_bytes: 0 };
+    let request = Request {
+        into,
+        backup,
+        tablespaces: &[],
+        owner: owner(),
+        wal_bytes: 0,
+    };
     DataDir::prepare(&request, manifest)
 }
 
-async fn fill(sources: &Sources, backup: &Backup, into: &DataDir, manifest: Manifest) -> Result<Fetched, FetchError> {
+async fn fill(
+    sources: &Sources,
+    backup: &Backup,
+    into: &DataDir,
+    manifest: Manifest,
+) -> Result<Fetched, FetchError> {
     let job = Job {
         sources,
         layout: &layout(),
         backup,
         packs: manifest.packs,
         into,
-        limits: Limits { packs: 3, bytes: 1 << 16 },
+        limits: Limits {
+            packs: 3,
+            bytes: 1 << 16,
+        },
         progress: Arc::new(Progress::default()),
     };
     fetch::fetch(job).await
@@ -46,7 +60,9 @@ async fn restore(regions: Vec<Arc<dyn Store>>, backup: &Backup, into: &Path) -> 
     let manifest = manifest_of(&sources, backup).await;
     let datadir = prepare(into, backup, manifest.clone()).map_err(|error| error.to_string())?;
     let _lock = datadir.begin().map_err(|error| error.to_string())?;
-    let fetched = fill(&sources, backup, &datadir, manifest).await.map_err(|error| error.to_string())?;
+    let fetched = fill(&sources, backup, &datadir, manifest)
+        .await
+        .map_err(|error| error.to_string())?;
     datadir.finish().map_err(|error| error.to_string())?;
     Ok(fetched)
 }
@@ -59,7 +75,10 @@ fn assert_complete(into: &Path) {
         assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{}", file.path);
     }
     assert_eq!(fs::metadata(into).unwrap().permissions().mode() & 0o777, 0o700);
-    assert!(!into.join("highwater.restore").exists(), "the mark of an unfinished restore is left");
+    assert!(
+        !into.join("highwater.restore").exists(),
+        "the mark of an unfinished restore is left"
+    );
 }
 
 #[tokio::test]
@@ -85,7 +104,9 @@ async fn fault_41_packs_lost_or_damaged_in_one_region_come_from_the_other() {
     a.corrupt(&layout().pack(&backup.id, 3), |bytes| bytes[300] ^= 4);
     b.corrupt(&layout().pack(&backup.id, 4), |bytes| bytes.truncate(200));
     let dir = tempfile::tempdir().unwrap();
-    let fetched = restore(vec![shared(&a), shared(&b)], &backup, &dir.path().join("data")).await.unwrap();
+    let fetched = restore(vec![shared(&a), shared(&b)], &backup, &dir.path().join("data"))
+        .await
+        .unwrap();
     assert_complete(&dir.path().join("data"));
     assert_eq!(fetched.fell_back, 2);
 }
@@ -99,8 +120,13 @@ async fn a_pack_that_no_region_has_is_named_and_the_result_cannot_start() {
     b.corrupt(&lost, |bytes| bytes[300] ^= 4);
     let dir = tempfile::tempdir().unwrap();
     let into = dir.path().join("data");
-    let error = restore(vec![shared(&a), shared(&b)], &backup, &into).await.unwrap_err();
-    assert!(error.contains(&lost) && error.contains("a: ") && error.contains("b: "), "{error}");
+    let error = restore(vec![shared(&a), shared(&b)], &backup, &into)
+        .await
+        .unwrap_err();
+    assert!(
+        error.contains(&lost) && error.contains("a: ") && error.contains("b: "),
+        "{error}"
+    );
     assert!(!into.join("global/pg_control").exists());
 }
 
@@ -116,7 +142,10 @@ async fn fault_61_interrupted_at_any_pack_it_cannot_start_and_starts_over() {
         let key = layout().pack(&backup.id, u32::try_from(failing).unwrap());
         faulty.inject(Rule::once(Fault::FailBefore(ErrorKind::Operator)).key(key));
         restore(vec![faulty], &backup, &into).await.unwrap_err();
-        assert!(!into.join("global/pg_control").exists(), "startable after pack {failing} failed");
+        assert!(
+            !into.join("global/pg_control").exists(),
+            "startable after pack {failing} failed"
+        );
         fs::write(into.join("base/1/leftover"), "of the first try").unwrap();
         restore(vec![shared(&a)], &backup, &into).await.unwrap();
         assert_complete(&into);
@@ -149,13 +178,22 @@ async fn fault_60_tablespaces_go_where_they_are_sent_and_nowhere_else() {
     files.push(file("pg_tblspc/16384/PG_15_202209061/5/77", "in the tablespace"));
     files.push(file("tablespace_map", "16384 /was/there\n"));
     let mut backup = put_backup(&[&a], &files, 100_000).await;
-    backup.tablespaces = vec![Tablespace { oid: 16384, location: "/was/there".to_owned() }];
+    backup.tablespaces = vec![Tablespace {
+        oid: 16384,
+        location: "/was/there".to_owned(),
+    }];
     let sources = Sources::new(vec![shared(&a)]);
     let manifest = manifest_of(&sources, &backup).await;
     let dir = tempfile::tempdir().unwrap();
     let (into, space) = (dir.path().join("data"), dir.path().join("space"));
     let remaps = [format!("/was/there={}", space.display()).parse().unwrap()];
-    let request = Request { into: &into, backup: &backup, tablespaces: &remaps, owner: owner(), wal_bytes: 0 };
+    let request = Request {
+        into: &into,
+        backup: &backup,
+        tablespaces: &remaps,
+        owner: owner(),
+        wal_bytes: 0,
+    };
     fs::create_dir(&space).unwrap();
     fs::write(space.join("occupied"), "").unwrap();
     let error = DataDir::prepare(&request, manifest.clone()).unwrap_err();
@@ -166,7 +204,10 @@ async fn fault_60_tablespaces_go_where_they_are_sent_and_nowhere_else() {
     let _lock = datadir.begin().unwrap();
     fill(&sources, &backup, &datadir, manifest).await.unwrap();
     datadir.finish().unwrap();
-    assert_eq!(fs::read(space.join("PG_15_202209061/5/77")).unwrap(), b"in the tablespace");
+    assert_eq!(
+        fs::read(space.join("PG_15_202209061/5/77")).unwrap(),
+        b"in the tablespace"
+    );
     assert_eq!(fs::read_link(into.join("pg_tblspc/16384")).unwrap(), space);
     let map = fs::read_to_string(into.join("tablespace_map")).unwrap();
     assert_eq!(map, format!("16384 {}\n", space.display()));
@@ -176,7 +217,12 @@ async fn fault_60_tablespaces_go_where_they_are_sent_and_nowhere_else() {
 #[tokio::test]
 async fn fault_94_a_hostile_manifest_writes_nothing() {
     let a = memory("a");
-    for bad in ["../escaped", "/tmp/highwater-escaped", "pg_tblspc/1/x", "base/../../escaped"] {
+    for bad in [
+        "../escaped",
+        "/tmp/highwater-escaped",
+        "pg_tblspc/1/x",
+        "base/../../escaped",
+    ] {
         let mut files = small_cluster();
         files.push(file("harmless", "x"));
         let backup = put_backup(&[&a], &files, 100_000).await;
@@ -186,7 +232,10 @@ async fn fault_94_a_hostile_manifest_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let into = dir.path().join("data");
         let error = prepare(&into, &backup, manifest).unwrap_err();
-        assert!(matches!(error, DataDirError::Hostile { .. }) && error.exit() == Exit::Damage, "{bad}: {error}");
+        assert!(
+            matches!(error, DataDirError::Hostile { .. }) && error.exit() == Exit::Damage,
+            "{bad}: {error}"
+        );
         assert!(!into.exists());
     }
 }
@@ -194,7 +243,10 @@ async fn fault_94_a_hostile_manifest_writes_nothing() {
 #[tokio::test]
 async fn fault_64_a_backup_without_its_label_is_refused() {
     let a = memory("a");
-    let files: Vec<_> = small_cluster().into_iter().filter(|file| file.path != "backup_label").collect();
+    let files: Vec<_> = small_cluster()
+        .into_iter()
+        .filter(|file| file.path != "backup_label")
+        .collect();
     let backup = put_backup(&[&a], &files, 100_000).await;
     let sources = Sources::new(vec![shared(&a)]);
     let manifest = manifest_of(&sources, &backup).await;
@@ -207,6 +259,11 @@ async fn a_manifest_that_is_not_the_one_the_backup_was_finished_with_is_refused(
     let a = memory("a");
     let mut backup = put_backup(&[&a], &small_cluster(), 100_000).await;
     backup.manifest_crc32 = "00000000".to_owned();
-    let error = fetch::manifest(&Sources::new(vec![shared(&a)]), &layout(), &backup).await.unwrap_err();
-    assert!(error.to_string().contains("manifest") && error.exit() == Exit::Damage, "{error}");
+    let error = fetch::manifest(&Sources::new(vec![shared(&a)]), &layout(), &backup)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("manifest") && error.exit() == Exit::Damage,
+        "{error}"
+    );
 }

@@ -48,10 +48,19 @@ pub fn check(owner: &Owner, program: &Path, facts: &Facts, config: &Config) -> R
         return Err(refuse(owner, path, "read", cure));
     }
     for region in &facts.regions {
-        let directory = region.url.strip_prefix("file://").map(Path::new);
-        for path in region.ca_file.as_deref().into_iter().chain(directory) {
+        // One object stands for all: an archive in a directory is written by one account.
+        let object = region
+            .url
+            .strip_prefix("file://")
+            .map(|at| Path::new(at).join(facts.layout().identity()));
+        for path in region.ca_file.iter().chain(&object) {
             if !account.may(path, READ) {
-                return Err(refuse(owner, path, "read", "change its mode or group"));
+                return Err(refuse(
+                    owner,
+                    path,
+                    "read",
+                    "give it and what lies beside it to a group of that user",
+                ));
             }
         }
     }

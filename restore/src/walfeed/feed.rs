@@ -112,6 +112,8 @@ impl Feed {
     pub async fn segment(&self, name: SegmentName, path: &Path) -> Answer {
         let range = name.range(self.size);
         let mut spoilt: HashSet<Offer> = HashSet::new();
+        // Why objects could not be used; a missing whole segment is no trouble, the newest one never has that object.
+        let mut troubles = String::new();
         if self.size.bytes() <= MAX_OBJECT_PLAIN {
             let piece = Piece {
                 range,
@@ -126,7 +128,12 @@ impl Feed {
             match self.write(range, &[whole], range.end, path).await {
                 Ok(()) => return Answer::Done,
                 Err(PlaceError::Local(error)) => return Answer::Failed(error),
-                Err(PlaceError::Offer(offer, _)) => spoilt.insert(*offer),
+                Err(PlaceError::Offer(offer, error)) => {
+                    if !error.is_absent() {
+                        troubles = format!("; {error}");
+                    }
+                    spoilt.insert(*offer)
+                }
             };
         }
         let known = self.facts.timeline(name.timeline);
@@ -142,10 +149,10 @@ impl Feed {
             let (pieces, until) = match judge(range, known, &seen, &coverage) {
                 Verdict::Serve { pieces, until } => (pieces, until),
                 Verdict::PastEnd(_) if !offers.is_empty() => {
-                    return Answer::Failed("what the regions list of it cannot be read".to_owned());
+                    return Answer::Failed(format!("what the regions list of it cannot be used{troubles}"));
                 }
                 Verdict::PastEnd(proof) => return Answer::PastEnd(proof),
-                Verdict::Refuse(reason) => return Answer::Failed(reason),
+                Verdict::Refuse(reason) => return Answer::Failed(reason + &troubles),
             };
             let chosen: Vec<Offer> = pieces
                 .iter()
@@ -159,6 +166,7 @@ impl Feed {
                     if !spoilt.insert(*offer) {
                         return Answer::Failed(error.to_string());
                     }
+                    troubles = format!("; {error}");
                 }
             }
         }
