@@ -15,6 +15,11 @@ mod refusal;
 mod say;
 mod windows;
 
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod model_tests;
+
 use std::collections::BTreeMap;
 
 use highwater_format::{

@@ -321,3 +321,7 @@ fn parse_backup(text: &str) -> Result<BackupId, TargetError> {
         ))
     })
 }
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;

@@ -226,8 +226,11 @@ impl Planner<'_> {
 
     /// PostgreSQL's rule: replay stops before the first transaction end (commit or abort) whose time is later than the
     /// target, or, exclusively, not earlier. The LSN given to it is that of the last transaction end before that one.
+    ///
+    /// A backup that started after the target is no base even when no transaction ended during it: what ended before it
+    /// began, and after the target, is in its files.
     fn time(&self, line: &Line, bases: &[&Base], time: Time) -> Result<Plan, Halt> {
-        for base in time_order(bases, time) {
+        for base in bases.iter().filter(|base| base.backup.started_at <= time) {
             let span = base.span(line.timeline());
             let (last_before, first_after) = self.commits(span, time)?;
             if first_after.is_some_and(|mark| mark.end <= base.consistent()) {
@@ -429,15 +432,6 @@ impl Planner<'_> {
         );
         refusal
     }
-}
-
-/// Backups that started by then, the newest first; then, for an idle archive whose first backup is younger than the
-/// target but holds the same state, the others, the oldest first.
-fn time_order<'l>(bases: &[&'l Base], time: Time) -> Vec<&'l Base> {
-    let (mut before, after): (Vec<&Base>, Vec<&Base>) =
-        bases.iter().partition(|base| base.backup.started_at <= time);
-    before.extend(after.into_iter().rev());
-    before
 }
 
 fn amount(line: &Line, base: &Base, wal: LsnRange) -> Amount {
