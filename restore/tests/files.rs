@@ -1,5 +1,13 @@
 //! The files of a backup: what is refused, what is verified, and what an interruption leaves.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test that fails here should stop here"
+)]
+
 mod support;
 
 use std::fs;

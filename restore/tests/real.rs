@@ -2,7 +2,13 @@
 //!
 //! Skipped with a note where PostgreSQL 15 is not installed.
 
-mod support;
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test that fails here should stop here"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

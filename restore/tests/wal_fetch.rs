@@ -1,24 +1,36 @@
 //! What `wal-fetch` answers: every case in which a wrong answer would lose data or stop a good recovery.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test that fails here should stop here"
+)]
+
 mod support;
 
 use std::fs;
 use std::sync::Arc;
 
 use highwater_format::{SegmentName, WalFile};
-use highwater_restore::walfeed::feed::{Answer, Feed};
+use highwater_restore::walfeed::feed::{Answer, Feed, Region};
 use highwater_restore::walfeed::{self, answer};
 use highwater_store::{ErrorKind, Fault, FaultyStore, Rule, Store};
 use support::*;
 
 struct Case {
-    regions: Vec<(String, bool, Result<Arc<dyn Store>, String>)>,
+    regions: Vec<Region>,
     dir: tempfile::TempDir,
+}
+
+fn region(name: &str, was_read: bool, store: Result<Arc<dyn Store>, String>) -> Region {
+    Region { name: name.to_owned(), was_read, store }
 }
 
 impl Case {
     fn new(stores: &[&Memory]) -> Self {
-        let region = |store: &&Memory| (store.region().to_owned(), true, Ok(shared(store)));
+        let region = |store: &&Memory| region(store.region(), true, Ok(shared(store)));
         Self {
             regions: stores.iter().map(region).collect(),
             dir: tempfile::tempdir().unwrap(),
@@ -26,8 +38,7 @@ impl Case {
     }
 
     fn silent(mut self, name: &str, was_read: bool) -> Self {
-        self.regions
-            .push((name.to_owned(), was_read, Err("does not answer".to_owned())));
+        self.regions.push(region(name, was_read, Err("does not answer".to_owned())));
         self
     }
 
@@ -35,7 +46,7 @@ impl Case {
         let known: Vec<_> = self
             .regions
             .iter()
-            .map(|(name, was_read, _)| (name.as_str(), *was_read))
+            .map(|region| (region.name.as_str(), region.was_read))
             .collect();
         let facts = facts(&known, end);
         let feed = Feed::over(facts, self.regions.clone());
@@ -160,7 +171,7 @@ async fn fault_52_an_outage_in_the_middle_stops_recovery() {
     let faulty = FaultyStore::new(shared(&a));
     faulty.inject(Rule::times(1_000, Fault::FailBefore(ErrorKind::Operator)));
     let mut case = Case::new(&[]);
-    case.regions.push(("a".to_owned(), true, Ok(Arc::new(faulty))));
+    case.regions.push(region("a", true, Ok(Arc::new(faulty))));
     let (answer, file) = case.ask_with(Some(4 * SIZE), &name(3)).await;
     assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
     assert_eq!(file, None);

@@ -21,12 +21,12 @@ const ALIGN: u64 = 8;
 /// Where the next record would begin.
 fn next_record(lsn: Lsn, size: SegmentSize) -> Lsn {
     let aligned = lsn.0.div_ceil(ALIGN).saturating_mul(ALIGN);
-    let header = if aligned % size.bytes() == 0 {
+    let header = if aligned.is_multiple_of(size.bytes()) {
         LONG_HEADER
     } else {
         SHORT_HEADER
     };
-    Lsn(if aligned % PAGE == 0 {
+    Lsn(if aligned.is_multiple_of(PAGE) {
         aligned.saturating_add(header)
     } else {
         aligned

@@ -49,11 +49,15 @@ pub struct Feed {
     regions: Vec<Region>,
 }
 
-#[derive(Debug)]
-struct Region {
-    name: String,
-    was_read: bool,
-    store: Result<Arc<dyn Store>, String>,
+/// One region, open or not.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// Its name.
+    pub name: String,
+    /// It was read completely when the restore was planned.
+    pub was_read: bool,
+    /// The store, or why there is none.
+    pub store: Result<Arc<dyn Store>, String>,
 }
 
 impl Feed {
@@ -62,30 +66,24 @@ impl Feed {
         let mut regions = Vec::new();
         for region in &facts.regions {
             let opened = highwater_store::open(&region.settings(configured)).await;
-            regions.push((
-                region.name.clone(),
-                region.was_read,
-                opened.map_err(|error| error.to_string()),
-            ));
+            regions.push(Region {
+                name: region.name.clone(),
+                was_read: region.was_read,
+                store: opened.map_err(|error| error.to_string()),
+            });
         }
         Self::over(facts, regions)
     }
 
     /// A feed over stores that are open, with the retry layer put around each.
     #[must_use]
-    pub fn over(facts: Facts, regions: Vec<(String, bool, Result<Arc<dyn Store>, String>)>) -> Self {
-        let retrying = |store| -> Arc<dyn Store> {
-            let policy = RetryPolicy::interactive().with_budget(Some(RETRY_BUDGET));
-            Arc::new(Retrying::new(store, policy, Arc::new(NoObserver)))
-        };
-        let regions: Vec<Region> = regions
-            .into_iter()
-            .map(|(name, was_read, store)| Region {
-                name,
-                was_read,
-                store: store.map(retrying),
-            })
-            .collect();
+    pub fn over(facts: Facts, mut regions: Vec<Region>) -> Self {
+        for region in &mut regions {
+            if let Ok(store) = &mut region.store {
+                let policy = RetryPolicy::interactive().with_budget(Some(RETRY_BUDGET));
+                *store = Arc::new(Retrying::new(store.clone(), policy, Arc::new(NoObserver)));
+            }
+        }
         let sources = Sources::new(
             regions
                 .iter()
