@@ -215,24 +215,22 @@ impl Started {
                 Ok(())
             });
         }
-        if let Some(schedule) = schedule {
-            let scheduled = Scheduled {
-                schedule,
-                conn: self.conninfo.clone().with_application_name("highwater backup"),
-                archive: Arc::new(shared.archive.clone()),
-                options: BackupOptions::from_config(&config),
-                state: shared.state.clone(),
-                clock: self.clock.clone(),
-                cancel: cancel.clone(),
-            };
-            tasks.spawn(scheduled.run());
-        }
+        let scheduled = Scheduled {
+            schedule,
+            conn: self.conninfo.clone().with_application_name("highwater backup"),
+            archive: Arc::new(shared.archive.clone()),
+            options: BackupOptions::from_config(&config),
+            state: shared.state.clone(),
+            clock: self.clock.clone(),
+            cancel: cancel.clone(),
+        };
+        tasks.spawn(scheduled.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));
         let rules = Rules { interval: config.wal.flush_interval, size: config.wal.flush_size };
         let tools = Tools {
             rules,
-            segment_size: shared.segment_size,
+            identity: self.identity.clone(),
             encoder,
             budget,
             queue,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use highwater_config::ConfigError;
-use highwater_format::Time;
+use highwater_format::{Backup, Time};
 use highwater_pgwire::ConnInfo;
 use jiff::{Timestamp, tz::TimeZone};
 use tokio_util::sync::CancellationToken;
@@ -70,34 +70,36 @@ impl Schedule {
         Some(Time::from_unix_micros(next.timestamp().as_microsecond()))
     }
 
-    /// How long to wait for the next base backup. `last` is when the newest one began, if there is any;
-    /// `failures` counts the attempts that failed since.
-    pub fn wait(&self, last: Option<Time>, failures: u32, now: Time) -> Duration {
+    /// How long to wait for the next base backup. `last` is when the newest one began, if there is any; after
+    /// a failure nothing is tried before `not_before`.
+    pub fn wait(&self, last: Option<Time>, not_before: Option<Time>, now: Time) -> Duration {
         let due = match last {
             None => Duration::ZERO,
-            Some(last) => match self.next_after(last) {
-                Some(next) => next.since(now),
-                None => Duration::MAX,
-            },
+            Some(last) => self
+                .next_after(last)
+                .map_or(Duration::MAX, |next| next.since(now)),
         };
-        if failures == 0 {
-            return due;
-        }
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << (failures - 1).min(16))
-            .min(LONGEST_PAUSE);
-        due.max(pause)
+        due.max(not_before.map_or(Duration::ZERO, |time| time.since(now)))
     }
+}
+
+/// The pause after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(LONGEST_PAUSE)
 }
 
 /// Longest sleep between two looks at the clock, so that a clock that was set does not delay a backup.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between two readings of which base backups the regions have: others take some too, with the `backup` command.
+const READ_EVERY: Duration = Duration::from_secs(600);
 
-/// The task that takes base backups on schedule.
+/// The task that takes base backups on schedule, and knows the newest one.
 #[derive(Debug)]
 pub struct Scheduled {
-    /// When.
-    pub schedule: Schedule,
+    /// When; without one the newest base backup is only shown.
+    pub schedule: Option<Schedule>,
     /// The server.
     pub conn: ConnInfo,
     /// Where they go.
@@ -121,14 +123,28 @@ impl Scheduled {
     }
 
     async fn repeat(&self) {
-        let mut last = self.newest().await;
-        let mut failures = 0;
+        let (mut failures, mut not_before) = (0, None);
+        let mut last = self.first_reading().await;
+        let mut read_at = self.clock.now();
         loop {
-            self.pause(last, failures).await;
+            let now = self.clock.now();
+            if now.since(read_at) >= READ_EVERY {
+                last = self.newest().await.unwrap_or(last);
+                read_at = now;
+            }
+            let wait = self
+                .schedule
+                .as_ref()
+                .map_or(Duration::MAX, |schedule| schedule.wait(last, not_before, now));
+            if !wait.is_zero() {
+                tokio::time::sleep(wait.min(LOOK_EVERY)).await;
+                continue;
+            }
             match self.back_up().await {
-                Ok(started) => (last, failures) = (Some(started), 0),
+                Ok(started) => (last, failures, not_before) = (Some(started), 0, None),
                 Err(error) => {
                     failures += 1;
+                    not_before = Some(self.clock.now().saturating_add(pause(failures)));
                     tracing::error!(%error, failures, "the scheduled base backup failed; older ones are untouched");
                     self.failed(&error);
                 }
@@ -136,48 +152,35 @@ impl Scheduled {
         }
     }
 
-    /// Waits until the next base backup is due.
-    async fn pause(&self, last: Option<Time>, failures: u32) {
-        let began = self.clock.now();
+    /// When the newest base backup began. Waits for at least one region to answer: an archive that cannot be
+    /// read must not look like one without base backups.
+    async fn first_reading(&self) -> Option<Time> {
         loop {
-            let due = self.schedule.wait(last, failures, began);
-            let left = due.saturating_sub(self.clock.now().since(began));
-            if left.is_zero() {
-                return;
+            match self.newest().await {
+                Some(last) => return last,
+                None => tokio::time::sleep(LOOK_EVERY).await,
             }
-            tokio::time::sleep(left.min(LOOK_EVERY)).await;
         }
     }
 
-    /// When the newest base backup of any region began. Waits for at least one region to answer: an archive
-    /// that cannot be read must not look like one without base backups.
-    async fn newest(&self) -> Option<Time> {
-        loop {
-            let mut answered = false;
-            let mut newest = None;
-            for region in &self.archive.regions {
-                match list::complete(&*region.quick, &self.archive.layout).await {
-                    Ok(ids) => {
-                        answered = true;
-                        newest = newest.max(ids.into_iter().next_back().map(|id| (id.started_at(), id)));
-                    }
-                    Err(error) => {
-                        tracing::warn!(region = %region.name, %error, "its base backups are not known")
-                    }
-                }
+    /// When the newest base backup of any region began, and shows it; `None` when no region answers.
+    async fn newest(&self) -> Option<Option<Time>> {
+        let mut answers = Vec::new();
+        for region in &self.archive.regions {
+            match list::newest(&*region.quick, &self.archive.layout).await {
+                Ok(backup) => answers.push(backup),
+                Err(error) => tracing::warn!(region = %region.name, %error, "its base backups are not known"),
             }
-            if answered {
-                let (started_at, id) = newest?;
-                self.show(LastBackup {
-                    id: Some(id.to_string()),
-                    finished_at: started_at,
-                    error: None,
-                    bytes: 0,
-                });
-                return Some(started_at);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
         }
+        if answers.is_empty() {
+            return None;
+        }
+        let newest = answers
+            .into_iter()
+            .flatten()
+            .max_by_key(|backup| backup.started_at);
+        newest.iter().for_each(|backup| self.show(backup));
+        Some(newest.map(|backup| backup.started_at))
     }
 
     async fn back_up(&self) -> Result<Time> {
@@ -197,18 +200,24 @@ impl Scheduled {
         for missing in &report.missing {
             tracing::warn!(region = %missing.region, reason = %missing.reason, "the base backup is not in this region");
         }
-        let backup = &report.backup;
-        self.show(LastBackup {
-            id: Some(backup.id.to_string()),
-            finished_at: backup.finished_at,
-            error: None,
-            bytes: backup.plain_bytes,
-        });
-        Ok(backup.started_at)
+        self.show(&report.backup);
+        Ok(report.backup.started_at)
     }
 
-    fn show(&self, last: LastBackup) {
-        self.state.update(|snapshot| snapshot.last_backup = Some(last));
+    /// Shows a base backup. One that is shown already keeps the failure of a later attempt beside it.
+    fn show(&self, backup: &Backup) {
+        let id = Some(backup.id.to_string());
+        let (finished_at, bytes) = (backup.finished_at, backup.plain_bytes);
+        self.state.update(|snapshot| {
+            if snapshot.last_backup.as_ref().is_none_or(|shown| shown.id != id) {
+                snapshot.last_backup = Some(LastBackup {
+                    id,
+                    finished_at,
+                    error: None,
+                    bytes,
+                });
+            }
+        });
     }
 
     /// A failure is shown beside the newest base backup that succeeded, whose age is what matters.
@@ -262,27 +271,34 @@ mod tests {
 
     #[test]
     fn waits_for_the_moment_after_the_newest_backup() {
-        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), 0, at("2026-11-20T14:00:00Z"));
+        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), None, at("2026-11-20T14:00:00Z"));
         assert_eq!(wait, Duration::from_secs(12 * 3600));
     }
 
     #[test]
     fn the_first_and_the_missed_backup_are_due_at_once() {
         let now = at("2026-11-20T14:00:00Z");
-        assert_eq!(nightly().wait(None, 0, now), Duration::ZERO);
+        assert_eq!(nightly().wait(None, None, now), Duration::ZERO);
         assert_eq!(
-            nightly().wait(Some(at("2026-11-18T02:00:00Z")), 0, now),
+            nightly().wait(Some(at("2026-11-18T02:00:00Z")), None, now),
             Duration::ZERO
         );
     }
 
     #[test]
     fn failures_are_followed_by_growing_pauses() {
-        let now = at("2026-11-20T14:00:00Z");
-        let pauses = [1, 2, 3, 7, 40].map(|failures| nightly().wait(None, failures, now).as_secs());
-        assert_eq!(pauses, [60, 120, 240, 3600, 3600]);
+        assert_eq!(
+            [1, 2, 3, 7, 40].map(|failures| pause(failures).as_secs()),
+            [60, 120, 240, 3600, 3600]
+        );
+        let (now, later) = (at("2026-11-20T14:00:00Z"), Some(at("2026-11-20T14:02:00Z")));
+        assert_eq!(nightly().wait(None, later, now), Duration::from_secs(120));
+        assert_eq!(
+            nightly().wait(None, later, at("2026-11-20T14:02:00Z")),
+            Duration::ZERO
+        );
         // The schedule itself may be further away than the pause.
-        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), 1, now);
+        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), later, now);
         assert_eq!(wait, Duration::from_secs(12 * 3600));
     }
 

@@ -3,10 +3,10 @@
 //! Owns: finding complete ones by listing, without paging through their packs. Does not own: whether their
 //! objects are whole (`highwater-restore verify`).
 
-use highwater_format::{BackupId, Layout};
+use highwater_format::{Backup, BackupId, Layout, decode};
 use highwater_store::{ErrorKind, Store};
 
-use crate::error::Result;
+use crate::error::{AgentError, Result};
 
 /// Sorts after every key that begins with the prefix it is appended to.
 const AFTER_ALL: char = '\u{7f}';
@@ -23,6 +23,19 @@ pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<B
     }
     found.sort_by_key(BackupId::started_at);
     Ok(found)
+}
+
+/// The record of the newest complete base backup.
+pub(crate) async fn newest(store: &dyn Store, layout: &Layout) -> Result<Option<Backup>> {
+    let Some(id) = complete(store, layout).await?.pop() else {
+        return Ok(None);
+    };
+    let key = layout.backup(&id);
+    let bytes = store.get(&key).await?;
+    let region = store.region().to_owned();
+    decode(&bytes)
+        .map(Some)
+        .map_err(|source| AgentError::Object { region, key, source })
 }
 
 /// Every id under which anything lies: one request per backup, however many packs it has.

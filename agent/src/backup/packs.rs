@@ -80,7 +80,7 @@ struct EncodedFrame {
 
 /// Bytes per memory permit; coarse, so that the permits of large budgets fit the semaphore.
 const UNIT: usize = 1024;
-const FRAME_UNITS: u32 = (FRAME / UNIT) as u32;
+const FRAME_UNITS: u32 = FRAME_SIZE / 1024;
 
 impl Packs {
     pub(crate) fn new(settings: PackSettings, targets: Arc<Targets>, progress: Progress) -> Packs {

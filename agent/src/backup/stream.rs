@@ -168,7 +168,11 @@ impl Receiver {
             return Err(unexpected("content outside an archive"));
         };
         let mut input: &[u8] = data;
-        while let Some(event) = archive.parser.next(&mut input).map_err(unreadable)? {
+        while let Some(event) = archive
+            .parser
+            .next(&mut input)
+            .map_err(|error| unreadable(&error))?
+        {
             match event {
                 TarEvent::Entry(member) => {
                     archive.is_label = archive.root.is_empty() && member.path == "backup_label";
@@ -196,7 +200,7 @@ impl Receiver {
 
     fn close_archive(&mut self) -> Result<()> {
         match self.archive.take() {
-            Some(archive) => archive.parser.finish().map_err(unreadable),
+            Some(archive) => archive.parser.finish().map_err(|error| unreadable(&error)),
             None => Ok(()),
         }
     }
@@ -266,7 +270,7 @@ fn unexpected(what: &str) -> AgentError {
     }
 }
 
-fn unreadable(error: TarError) -> AgentError {
+fn unreadable(error: &TarError) -> AgentError {
     AgentError::Trouble {
         what: format!("{error}. Nothing was published"),
         next: "Mend it and back up again".into(),
