@@ -4,7 +4,7 @@
 //! network) and the exit code. Does not own: any of the work.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     panic::catch_unwind,
     process::ExitCode,
 };
@@ -88,6 +88,7 @@ fn log_to_stderr() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .try_init();
 }

@@ -8,6 +8,8 @@
 mod bytes;
 mod trace;
 
+use std::collections::BTreeMap;
+
 use futures::{StreamExt, stream};
 use highwater_config::Exit;
 use highwater_format::{History, Lsn, LsnRange, Time, coverage::Hole, walscan::WalEvent};
@@ -55,7 +57,10 @@ pub async fn resolve(catalog: &Catalog, regions: &[Region], request: &Request) -
 pub struct Locator<'a> {
     catalog: &'a Catalog,
     readable: Vec<usize>,
-    sources: Sources,
+    /// All readable regions.
+    all: Sources,
+    /// Each of them alone, by its index: for objects that only one holds.
+    alone: BTreeMap<usize, Sources>,
 }
 
 /// The objects of one span.
@@ -70,14 +75,24 @@ impl<'a> Locator<'a> {
     #[must_use]
     pub fn new(catalog: &'a Catalog, regions: &[Region]) -> Self {
         let readable = catalog.readable();
-        let stores = readable
-            .iter()
-            .filter_map(|index| regions.get(*index)?.store().cloned())
-            .collect();
+        let store = |index: &usize| Some((*index, regions.get(*index)?.store()?.clone()));
+        let stores: Vec<_> = readable.iter().filter_map(store).collect();
         Self {
             catalog,
             readable,
-            sources: Sources::new(stores),
+            all: Sources::new(stores.iter().map(|(_, store)| store.clone()).collect()),
+            alone: stores
+                .into_iter()
+                .map(|(index, store)| (index, Sources::new(vec![store])))
+                .collect(),
+        }
+    }
+
+    /// The regions to ask for an object.
+    fn sources(&self, source: &Source) -> &Sources {
+        match self.catalog.holders(source.timeline, &source.piece).as_slice() {
+            [only] => self.alone.get(only).unwrap_or(&self.all),
+            _ => &self.all,
         }
     }
 

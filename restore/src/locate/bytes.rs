@@ -39,7 +39,7 @@ impl Locator<'_> {
         let expect = expectation(self.catalog, source);
         let mut problems = Vec::new();
         let mut silent = false;
-        for store in self.sources.stores() {
+        for store in self.sources(source).stores() {
             let problem = match store.get_range(&key, 0..Header::LEN as u64).await {
                 Ok(bytes) => {
                     match Header::decode(&bytes).and_then(|header| expect.check(&header).map(|()| header)) {
@@ -66,7 +66,7 @@ impl Locator<'_> {
         let key = self.catalog.piece_key(source.timeline, &source.piece);
         let expect = expectation(self.catalog, source);
         let had = self
-            .sources
+            .sources(source)
             .read(&key, |bytes| {
                 let expect = expect.clone();
                 async move {

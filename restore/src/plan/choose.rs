@@ -294,9 +294,10 @@ impl Planner<'_> {
                 lsn: mark.start,
                 inclusive,
             };
+            let ended = matches!(self.request.target, Target::Xid(_)) && inclusive;
             let stop = Stop {
                 lsn: if inclusive { mark.end } else { mark.start },
-                last_commit: mark.time,
+                last_commit: mark.time.filter(|_| ended),
             };
             return Ok(self.finish(
                 line,
@@ -306,7 +307,9 @@ impl Planner<'_> {
                 vec![say::found(&self.request.target, mark)],
             ));
         }
-        Err(say::not_found(line, bases, &self.request.target).into())
+        let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
+        let broken = line.break_at(self.catalog, &self.regions, end);
+        Err(say::not_found(line, bases, broken.as_ref(), &self.request.target).into())
     }
 
     /// The target lies behind the WAL of the best base: in a break, or past the end, or on another timeline.

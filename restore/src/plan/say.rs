@@ -174,7 +174,7 @@ pub(super) fn too_early(bases: &[&Base], broken: &[(BackupId, LsnRange)], target
     )
 }
 
-pub(super) fn not_found(line: &Line, bases: &[&Base], target: &Target) -> Refusal {
+pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, target: &Target) -> Refusal {
     let start = bases
         .iter()
         .map(|base| base.consistent())
@@ -182,20 +182,20 @@ pub(super) fn not_found(line: &Line, bases: &[&Base], target: &Target) -> Refusa
         .unwrap_or(Lsn::ZERO);
     let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
     let range = LsnRange::new(start, end);
+    let mut message = format!(
+        "{target} is not in the WAL {range} of timeline {}",
+        line.timeline()
+    );
+    if let Some(Reason::Hole { range, .. }) = broken {
+        message.push_str(&format!("; the WAL {range} is missing and may hold it"));
+    }
     let next = match target {
         Target::Xid(_) => {
             "a transaction that wrote nothing leaves no trace; use --to-time or --to-lsn instead"
         }
         _ => "check the spelling; restore points are made with pg_create_restore_point()",
     };
-    Refusal::no(
-        Reason::NotFound,
-        format!(
-            "{target} is not in the WAL {range} of timeline {}",
-            line.timeline()
-        ),
-        next,
-    )
+    Refusal::no(Reason::NotFound, message, next)
 }
 
 pub(super) fn ragged_end(line: &Line, end: Lsn) -> String {
