@@ -153,6 +153,7 @@ impl Prefetcher {
         let mut asked = first;
         let mut asked_at = Instant::now();
         let mut checked_at = Instant::now();
+        let mut had_server = occupied::running_server(&self.root).is_some();
         self.keep(asked)?;
         loop {
             tokio::select! {
@@ -171,7 +172,7 @@ impl Prefetcher {
             }
             if now.duration_since(checked_at) >= CHECK {
                 checked_at = now;
-                if !is_needed(&self.root, now.duration_since(asked_at)) {
+                if !is_needed(&self.root, now.duration_since(asked_at), &mut had_server) {
                     return Ok(());
                 }
                 self.paused.retain(|_, until| *until > now);
@@ -235,13 +236,16 @@ impl Prefetcher {
     }
 }
 
-/// Whether anybody may still ask.
-fn is_needed(root: &Path, idle: Duration) -> bool {
+/// Whether anybody may still ask. `had_server` remembers that a server ran on the directory.
+fn is_needed(root: &Path, idle: Duration, had_server: &mut bool) -> bool {
     let recovering = root.join("recovery.signal").exists() || root.join("standby.signal").exists();
-    match occupied::postmaster_pid(root) {
-        Ok(Some(_)) => recovering && idle < IDLE && occupied::running_server(root).is_some(),
-        // Called by hand, or the server is just being started.
-        _ => idle < IDLE_WITHOUT_SERVER && root.exists(),
+    match occupied::running_server(root) {
+        Some(_) => {
+            *had_server = true;
+            recovering && idle < IDLE
+        }
+        // Called by hand; or the server is gone, and its data directory may be removed at any moment.
+        None => !*had_server && idle < IDLE_WITHOUT_SERVER && root.exists(),
     }
 }
 
