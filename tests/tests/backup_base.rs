@@ -323,6 +323,75 @@ async fn a_killed_server_and_a_killed_agent_leave_nothing_visible() -> Result<()
 }
 
 #[tokio::test]
+async fn a_region_that_is_away_is_given_up_where_the_policy_allows_it() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let regions = Regions::start().await?;
+    let any = "[durability]\npolicy = \"any\"\n";
+    let _agent = running(&regions, &cluster, any).await?;
+    regions
+        .agent(&cluster, "")?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(0)?;
+    regions.servers[1].faults().refuse(true);
+    cluster.sql("CREATE TABLE later (i int)").await?;
+
+    let (any, all) = (
+        regions.agent(&cluster, any)?.arg("backup"),
+        regions.agent(&cluster, "")?.arg("backup"),
+    );
+    let (any, all) = tokio::join!(any.output(), all.output());
+    let any = any?.expect_code(0)?;
+    ensure!(
+        any.stdout.contains("regions a") && any.stdout.contains("MISSING b"),
+        "{}",
+        any.said()
+    );
+    ensure!(
+        all?.expect_code(3)?.stderr.contains("region b"),
+        "the region is not named"
+    );
+    ensure!(regions.backups(0).len() == 2 && regions.backups(1).len() == 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_standby_can_be_backed_up() -> Result<()> {
+    let primary = PgCluster::builder(PgVersion::V15).start().await?;
+    primary
+        .sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 10000) i")
+        .await?;
+    let standby = PgCluster::builder(PgVersion::V15).standby_of(&primary).await?;
+    let regions = Regions::start().await?;
+    let _agent = running(&regions, &standby, "").await?;
+    // The standby's last restart point must lie in WAL that the agent has seen.
+    primary.sql("INSERT INTO t VALUES (1); CHECKPOINT").await?;
+    let caught_up = || async {
+        let done = regions
+            .agent(&standby, "")
+            .ok()?
+            .args(["--output", "json", "backup"])
+            .output()
+            .await
+            .ok()?;
+        (done.code == 0).then_some(done)
+    };
+    let done =
+        highwater_tests::clock::eventually("a base backup of the standby", START * 3, caught_up).await?;
+    let report: serde_json::Value = serde_json::from_str(&done.stdout)?;
+    ensure!(report["backup"]["from_standby"] == true, "{report}");
+    let dir = TestDir::new()?;
+    let (backup, _) = regions.rebuild(1, report["backup"]["id"].as_str().context("id")?, dir.path())?;
+    ensure!(
+        backup.from_standby && backup.label.contains("BACKUP FROM: standby"),
+        "{}",
+        backup.label
+    );
+    verified_by_postgresql(&standby, dir.path()).await
+}
+
+#[tokio::test]
 async fn the_schedule_takes_the_first_backup_at_once() -> Result<()> {
     let cluster = PgCluster::builder(PgVersion::V15).start().await?;
     let regions = Regions::start().await?;

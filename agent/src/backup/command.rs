@@ -1,13 +1,15 @@
 //! `highwater-agent backup`: one base backup now.
 //!
-//! Owns: opening the archive for a single run and showing progress in the log. Refuses regions that belong to
-//! another cluster before anything is asked of PostgreSQL. Does not own: the backup itself.
+//! Owns: opening the archive for a single run, and showing progress, drawn on a terminal and as log lines
+//! elsewhere. Refuses regions that belong to another cluster before a base backup is asked for.
+//! Does not own: the backup itself.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::Config;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{BackupContext, BackupOptions, BackupReport, Progress, run_backup};
@@ -16,6 +18,9 @@ use crate::region::{self, Archive};
 use crate::state::State;
 use crate::{identity, run, server};
 
+/// Between two drawings on a terminal.
+const DRAW_EVERY: Duration = Duration::from_millis(500);
+const MB: u64 = 1_000_000;
 /// Between two lines about progress in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -37,11 +42,22 @@ pub async fn backup(
         cancel,
         progress: progress.clone(),
     };
-    tokio::select! {
+    let terminal = std::io::stderr().is_terminal();
+    let shown = async {
+        match terminal {
+            true => draw(progress).await,
+            false => tell(progress).await,
+        }
+    };
+    let report = tokio::select! {
         biased;
         report = run_backup(ctx) => report,
-        () = tell(progress) => Err(AgentError::Bug("the progress reporter ended".into())),
+        () = shown => Err(AgentError::Bug("the progress reporter ended".into())),
+    };
+    if terminal {
+        line("");
     }
+    report
 }
 
 /// The archive of the server that the configuration names.
@@ -85,6 +101,39 @@ async fn belongs(region: &region::Region, archive: &Archive) -> Result<()> {
         }),
         None => Ok(()),
     }
+}
+
+/// Draws how far the backup is on the terminal, for as long as it is polled.
+async fn draw(progress: Progress) {
+    let began = Instant::now();
+    let mut ticks = interval(DRAW_EVERY);
+    loop {
+        ticks.tick().await;
+        let (received, expected) = (progress.received(), progress.expected());
+        if received == 0 {
+            line("waiting for the WAL stream and PostgreSQL's checkpoint");
+            continue;
+        }
+        let millis = u64::try_from(began.elapsed().as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let rate = received.saturating_mul(1000) / millis;
+        let left = expected.saturating_sub(received).checked_div(rate).unwrap_or(0);
+        let percent = (received * 100).checked_div(expected).unwrap_or(0).min(100);
+        line(&format!(
+            "{} of {} MB, {percent} %, {} MB/s, {left} s left",
+            received / MB,
+            expected / MB,
+            rate / MB
+        ));
+    }
+}
+
+/// Replaces the terminal's last line.
+fn line(text: &str) {
+    let mut stderr = std::io::stderr();
+    // A terminal that went away is no reason to stop.
+    let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
 }
 
 /// Says how far the backup is, for as long as it is polled.

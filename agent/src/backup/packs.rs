@@ -221,18 +221,14 @@ impl Shared {
             source,
         };
         let encode = move || {
-            let OpenFrame {
-                mut plain,
-                mut permit,
-            } = open;
+            let OpenFrame { plain, mut permit } = open;
             let encoder = lock(&self.encoders).pop();
             let mut encoder = match encoder {
                 Some(encoder) => encoder,
                 None => FrameEncoder::new(self.settings.header.codec),
             };
             let frame = encoder.encode(&plain).map_err(failed)?;
-            plain.clear();
-            lock(&self.buffers).push(plain);
+            self.keep(plain);
             lock(&self.encoders).push(encoder);
             let keep = frame.bytes.len().div_ceil(UNIT);
             drop(permit.split(permit.num_permits().saturating_sub(keep)));
@@ -246,6 +242,15 @@ impl Shared {
         spawn_blocking(encode)
             .await
             .map_err(|error| AgentError::Bug(format!("compressing: {error}")))?
+    }
+
+    /// Keeps a plain buffer for reuse; few, because idle ones are outside the memory bound.
+    fn keep(&self, mut plain: Vec<u8>) {
+        let mut buffers = lock(&self.buffers);
+        if buffers.len() <= self.settings.threads {
+            plain.clear();
+            buffers.push(plain);
+        }
     }
 
     /// Seals one pack and writes it to the regions.

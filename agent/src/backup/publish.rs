@@ -48,7 +48,7 @@ async fn one(
         .put_one(target, &layout.manifest(&backup.id), publication.manifest.clone())
         .await?;
     let range = LsnRange::new(backup.start_lsn, backup.stop_lsn);
-    wal.wait_for(&*target.region.store, range, targets.patience())
+    wal.wait_for(&*target.region.quick, range, targets.patience())
         .await?;
     targets
         .put_one(target, &layout.backup(&backup.id), publication.record.clone())

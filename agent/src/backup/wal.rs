@@ -11,7 +11,7 @@ use highwater_format::{Lsn, LsnRange, SegmentSize, TimelineId};
 use highwater_store::Store;
 use tokio::time::{Instant, sleep};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::inventory;
 
 /// Between two looks at a region that does not hold the WAL yet. A listing costs one request.
@@ -38,25 +38,34 @@ impl WalOf<'_> {
         Ok(self.stored_end(store, lsn - 1).await? >= lsn)
     }
 
-    /// Waits until all of `range` is held. Gives up when nothing was added for `patience`.
+    /// Waits until all of `range` is held. Gives up when nothing was added for `patience`; a region that does
+    /// not answer meanwhile adds nothing.
     pub(crate) async fn wait_for(
         &self,
         store: &dyn Store,
         range: LsnRange,
         patience: Duration,
     ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let mut end = range.start;
         let mut last_progress = Instant::now();
         loop {
-            let now = self.stored_end(store, end).await?;
-            if now >= range.end {
-                return Ok(());
-            }
-            if now > end {
-                (end, last_progress) = (now, Instant::now());
-            }
+            let failure = match self.stored_end(store, end).await {
+                Ok(now) if now >= range.end => return Ok(()),
+                Ok(now) if now > end => {
+                    (end, last_progress) = (now, Instant::now());
+                    None
+                }
+                Ok(_) => None,
+                Err(error) if matches!(error.kind(), Kind::Retry | Kind::Operator) => Some(error),
+                Err(error) => return Err(error),
+            };
             if last_progress.elapsed() >= patience {
-                return Err(self.missing(store.region(), LsnRange::new(end, range.end)));
+                return Err(
+                    failure.unwrap_or_else(|| self.missing(store.region(), LsnRange::new(end, range.end)))
+                );
             }
             sleep(POLL).await;
         }
