@@ -249,6 +249,14 @@ impl Running {
         read(&self.stderr)
     }
 
+    /// The last lines of standard error so far.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let said = self.stderr();
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.process.exited().is_none()
@@ -334,13 +342,10 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let said = self.stderr();
-            let lines: Vec<&str> = said.lines().collect();
-            let tail = lines[lines.len().saturating_sub(30)..].join("\n");
             let mut err = std::io::stderr();
             drop(std::io::Write::write_fmt(
                 &mut err,
-                format_args!("--- {} said\n{tail}\n---\n", self.name),
+                format_args!("--- {} said\n{}\n---\n", self.name, self.last_words()),
             ));
         }
     }

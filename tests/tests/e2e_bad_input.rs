@@ -245,7 +245,7 @@ async fn a_region_of_another_cluster_is_refused() -> Result<()> {
             .await
             .with_context(|| command.to_owned())?;
         ensure!(code != DONE, "{command} went on in a region of another cluster");
-        let said = format!("{}{}", agent.stdout(), agent.stderr());
+        let said = format!("{}{}", agent.stdout(), agent.last_words());
         ensure!(
             said.contains(&theirs),
             "{command} does not name the other cluster {theirs}:\n{said}"

@@ -153,7 +153,7 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     ledger.grow(50).await?;
     let log = ledger.stop().await;
     site.all_durable().await?;
-    ensure!(agent.is_running(), "the agent has left:\n{}", agent.stderr());
+    ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
     let violation = witness.lock().unwrap().violation.clone();
     ensure!(violation.is_none(), "{}", violation.unwrap_or_default());

@@ -73,7 +73,7 @@ async fn with_all_regions_asked_for_a_frozen_one_holds_the_reported_position() -
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
     agent.terminate();
-    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.stderr());
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await?;
@@ -112,9 +112,9 @@ async fn errors_and_lost_replies_change_nothing() -> Result<()> {
     let site = site("all").await?;
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
-    site.regions[0].faults().fail_every(3, 503);
+    site.regions[0].faults().fail_every(6, 503);
     site.regions[1].faults().only(&[Operation::Put]);
-    site.regions[1].faults().fail_every(4, 500);
+    site.regions[1].faults().fail_every(6, 500);
     site.backup().await?;
     for _ in 0..5 {
         site.regions[0].faults().lose_replies(2);
@@ -122,12 +122,12 @@ async fn errors_and_lost_replies_change_nothing() -> Result<()> {
         ledger.grow(40).await?;
     }
     let log = ledger.stop().await;
-    let end = site.all_durable().await?;
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
     for region in &site.regions {
         region.faults().clear();
     }
     both_hold(&site, end).await?;
-    ensure!(agent.is_running(), "the agent has left:\n{}", agent.stderr());
+    ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
     for (name, region) in REGIONS.iter().zip(&site.regions) {
         let place = RestoreSite::new(PgVersion::V15, &[(name, region.as_ref())])?;

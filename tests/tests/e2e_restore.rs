@@ -41,7 +41,7 @@ async fn until_the_machine_is_lost(version: PgVersion, segment_mb: u32) -> Resul
 
     agent.terminate();
     let code = agent.wait_exit(PATIENCE).await?;
-    ensure!(code == 0, "the agent left with {code}:\n{}", agent.stderr());
+    ensure!(code == 0, "the agent left with {code}:\n{}", agent.last_words());
     site.primary.kill9();
     site.primary.lose_disk()?;
     Ok(Story {

@@ -45,7 +45,7 @@ async fn stops(version: PgVersion) -> Result<()> {
         ensure!(end >= sent, "{name} misses the end of WAL");
     }
     agent.terminate();
-    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.stderr());
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
     let place = RestoreSite::new(version, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let restored = place.recovered("data", &[]).await?;
     log.check(&restored, Expect::everything()).await?;

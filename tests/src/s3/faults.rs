@@ -144,7 +144,8 @@ impl Faults {
         self.change(|script| script.fail_next = Some((count, status)));
     }
 
-    /// Every `nth` request is answered with `status` and has no effect; 0 ends it.
+    /// One of `nth` requests on average is answered with `status` and has no effect; 0 ends it. Which ones
+    /// does not depend on chance, but has no period that a client's own rhythm could fall in with.
     pub fn fail_every(&self, nth: u64, status: u16) {
         self.change(|script| script.fail_every = (nth > 0).then_some((nth, status)));
     }
@@ -225,7 +226,15 @@ impl Script {
             return Some(status);
         }
         self.fail_every
-            .filter(|(nth, _)| self.seen.is_multiple_of(*nth))
+            .filter(|(nth, _)| scatter(self.seen).is_multiple_of(*nth))
             .map(|(_, status)| status)
     }
+}
+
+/// The finalizer of the SplitMix64 generator: neighbouring numbers come out unrelated.
+fn scatter(number: u64) -> u64 {
+    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
