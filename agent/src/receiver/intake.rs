@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_format::walscan::{WalEvent, WalScanner};
-use highwater_format::{Lsn, SegmentSize, Time, TimelineId};
+use highwater_format::{Identity, Lsn, Time, TimelineId};
 use tokio::sync::mpsc;
 
 use crate::budget::Budget;
@@ -26,7 +26,7 @@ pub(super) struct Intake {
     segmenter: Segmenter,
     scanner: Option<WalScanner>,
     timeline: TimelineId,
-    segment_size: SegmentSize,
+    identity: Identity,
     encoder: Encoder,
     budget: Arc<Budget>,
     queue: mpsc::Sender<Work>,
@@ -40,7 +40,7 @@ pub(super) struct Intake {
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
     pub(crate) rules: Rules,
-    pub(crate) segment_size: SegmentSize,
+    pub(crate) identity: Identity,
     pub(crate) encoder: Encoder,
     pub(crate) budget: Arc<Budget>,
     pub(crate) queue: mpsc::Sender<Work>,
@@ -49,12 +49,12 @@ pub(crate) struct Tools {
 
 impl Intake {
     pub(super) fn new(tools: &Tools, resume: &Resume, now: Duration) -> Self {
-        let size = tools.segment_size;
+        let size = tools.identity.segment_size;
         Self {
             segmenter: Segmenter::new(tools.rules, size, resume.start, resume.sealed, now),
-            scanner: Some(WalScanner::new(resume.start, size, Some(resume.timeline), None)),
+            scanner: Some(scanner(&tools.identity, resume.timeline, resume.start)),
             timeline: resume.timeline,
-            segment_size: size,
+            identity: tools.identity.clone(),
             encoder: tools.encoder.clone(),
             budget: tools.budget.clone(),
             queue: tools.queue.clone(),
@@ -117,8 +117,8 @@ impl Intake {
     fn scan(&mut self, data: &[u8]) -> CommitSpan {
         let mut commits = CommitSpan::default();
         let at = self.segmenter.received();
-        if self.scanner.is_none() && object_start(self.segment_size, at) == at {
-            self.scanner = Some(WalScanner::new(at, self.segment_size, Some(self.timeline), None));
+        if self.scanner.is_none() && object_start(self.identity.segment_size, at) == at {
+            self.scanner = Some(scanner(&self.identity, self.timeline, at));
         }
         let Some(scanner) = &mut self.scanner else { return commits };
         let result = scanner.feed(data, &mut |event| {
@@ -153,4 +153,11 @@ impl Intake {
         }
         Ok(())
     }
+}
+
+/// A reader of this server's records from `start` on.
+fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner {
+    WalScanner::new(start, identity.segment_size, Some(timeline), Some(identity.major()))
+        .with_page_size(identity.wal_block_size)
+        .with_system_id(identity.system_id)
 }
