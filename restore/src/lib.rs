@@ -23,4 +23,7 @@ pub mod target;
 pub mod verify;
 pub mod walfeed;
 
+#[cfg(test)]
+mod archive_tests;
+
 pub use error::RestoreError;

@@ -80,7 +80,8 @@ pub struct ResolvedTarget {
 /// Where replay ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
-    /// Everything before this LSN is replayed, and no transaction that ends after it is.
+    /// Everything before this LSN is replayed, and no transaction that ends after it is. Behind the last archived byte
+    /// when the last record is a `pg_switch_wal()`, which ends where its segment does.
     pub lsn: Lsn,
     /// The last transaction end that is replayed, as far as it was looked up.
     pub last_commit: Option<Time>,

@@ -16,7 +16,7 @@ use highwater_store::{Meta, list_all};
 use serde::Serialize;
 
 use crate::{
-    catalog::{Catalog, Reading, RegionView, TimelineView},
+    catalog::{Catalog, Reading, RegionView},
     progress::Bar,
     regions::{Meaning, Region, meaning},
 };
@@ -183,10 +183,7 @@ fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Ve
             kind,
             size: meta.size,
         };
-        view.timelines
-            .entry(timeline)
-            .or_insert_with(TimelineView::default)
-            .insert(piece);
+        view.timelines.entry(timeline).or_default().insert(piece);
     };
     match catalog.layout.parse(&meta.key) {
         Some(Key::Segment(name)) => match name.resolve(size) {

@@ -329,7 +329,7 @@ prop_compose! {
         }
         // Times rise with the slot; the same slot has the same time on every timeline, so branches never go back.
         let seconds: Vec<i64> = steps.iter().scan(0, |sum, step| { *sum += step; Some(*sum) }).collect();
-        model.commits = commits.into_iter().map(|(timeline, slot)| ((timeline, slot), seconds[slot as usize])).collect();
+        model.commits = commits.into_iter().map(|(timeline, slot)| ((timeline, slot), seconds[usize::try_from(slot).unwrap()])).collect();
         for (timeline, start, length) in backups {
             let Some(branch) = model.branches.get(&timeline) else { continue };
             let begin = branch.parent.map_or(0, |(_, switch)| switch);
