@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    panic::catch_unwind,
+    panic::{UnwindSafe, catch_unwind},
     process::ExitCode,
 };
 
@@ -36,50 +36,50 @@ const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG"];
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Before anything else, because even a misspelt flag must not look like the end of the archive.
+    // Before anything else, because not even a misspelt flag may look like the end of the archive to PostgreSQL.
     let for_postgres = std::env::args_os()
         .skip(1)
         .any(|arg| arg == "wal-fetch" || arg == "wal-prefetch");
-    if for_postgres {
-        return ExitCode::from(catch_unwind(for_recovery).unwrap_or(STOP_RECOVERY));
-    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
+            let code = u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code());
+            return ExitCode::from(if for_postgres && error.use_stderr() {
+                STOP_RECOVERY
+            } else {
+                code
+            });
         }
     };
     log_to_stderr();
-    for line in unknown_variables(
-        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()),
-        OWN_VARIABLES,
-    ) {
-        tracing::warn!("{line}");
+    match &cli.command {
+        Command::WalFetch(args) => for_recovery(|| fetch(args)),
+        Command::WalPrefetch(args) => for_recovery(|| walfeed::prefetch(&args.plan, &args.after)),
+        _ => {
+            warn_of_unknown_variables();
+            answer(&cli).into()
+        }
     }
-    answer(&cli).into()
 }
 
-/// `wal-fetch` and its prefetcher: nothing but PostgreSQL's own exit codes.
-fn for_recovery() -> u8 {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { STOP_RECOVERY } else { 0 };
-        }
-    };
-    log_to_stderr();
-    match cli.command {
-        Command::WalFetch(WalFetchArgs { plan, name, path }) => {
-            let reply = walfeed::fetch(&plan, &name, &path);
-            if let Some(message) = reply.message {
-                say(&message);
-            }
-            reply.code
-        }
-        Command::WalPrefetch(args) => walfeed::prefetch(&args.plan, &args.after),
-        _ => STOP_RECOVERY,
+/// A panic ends a program with 101, which PostgreSQL would take for the end of the archive.
+fn for_recovery(work: impl FnOnce() -> u8 + UnwindSafe) -> ExitCode {
+    ExitCode::from(catch_unwind(work).unwrap_or(STOP_RECOVERY))
+}
+
+fn fetch(args: &WalFetchArgs) -> u8 {
+    let reply = walfeed::fetch(&args.plan, &args.name, &args.path);
+    if let Some(message) = reply.message {
+        say(&message);
+    }
+    reply.code
+}
+
+fn warn_of_unknown_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for line in unknown_variables(names, OWN_VARIABLES) {
+        tracing::warn!("{line}");
     }
 }
 

@@ -220,7 +220,7 @@ impl<'a> Locator<'a> {
     ) -> Result<(Option<Mark>, Option<Mark>), RestoreError> {
         let mut kept: Option<Seen> = None;
         let mut left: Option<Seen> = None;
-        self.scan(path, begin, |seen| {
+        self.scan(path, begin, path.span.end, |seen| {
             let WalEvent::Commit { time, .. } = seen.event else {
                 return Flow::Continue;
             };
@@ -246,10 +246,7 @@ impl<'a> Locator<'a> {
             }
             let mut last: Option<Seen> = None;
             let until = source.used.end;
-            self.scan(path, index.saturating_sub(1), |seen| {
-                if seen.end() > until {
-                    return Flow::Stop;
-                }
+            self.scan(path, index.saturating_sub(1), until, |seen| {
                 if matches!(seen.event, WalEvent::Commit { .. }) {
                     last = Some(seen);
                 }
@@ -266,7 +263,7 @@ impl<'a> Locator<'a> {
     /// The first event that `hit` accepts.
     async fn first(&self, path: &Path, hit: impl Fn(&WalEvent) -> bool) -> Result<Answer, RestoreError> {
         let mut found: Option<Seen> = None;
-        self.scan(path, 0, |seen| {
+        self.scan(path, 0, path.span.end, |seen| {
             if !hit(&seen.event) {
                 return Flow::Continue;
             }
@@ -289,7 +286,8 @@ impl<'a> Locator<'a> {
             let begin = at.saturating_sub(back);
             let mut trace = self.trace(path, begin);
             trace.look_around(lsn);
-            self.feed(path, begin, &mut trace, |_| Flow::Continue).await?;
+            self.feed(path, begin, path.span.end, &mut trace, |_| Flow::Continue)
+                .await?;
             let (before, at_or_after) = trace.around();
             if before.is_some() || begin == 0 {
                 return Ok(Answer::Records { before, at_or_after });
@@ -302,10 +300,11 @@ impl<'a> Locator<'a> {
         &self,
         path: &Path,
         begin: usize,
+        until: Lsn,
         on: impl FnMut(Seen) -> Flow,
     ) -> Result<(), RestoreError> {
         let mut trace = self.trace(path, begin);
-        self.feed(path, begin, &mut trace, on).await
+        self.feed(path, begin, until, &mut trace, on).await
     }
 
     fn trace(&self, path: &Path, begin: usize) -> Trace {
@@ -325,11 +324,13 @@ impl<'a> Locator<'a> {
         path.chain.segment_size.segment_start(first).max(path.span.start)
     }
 
-    /// Feeds the objects from `begin` on to a trace, reading ahead, until it or `on` has enough.
+    /// Feeds the objects from `begin` on to a trace, up to the one that holds `until`, reading ahead, until it or `on`
+    /// has enough.
     async fn feed(
         &self,
         path: &Path,
         begin: usize,
+        until: Lsn,
         trace: &mut Trace,
         mut on: impl FnMut(Seen) -> Flow,
     ) -> Result<(), RestoreError> {
@@ -337,7 +338,7 @@ impl<'a> Locator<'a> {
         let wanted: Vec<Source> = path
             .sources
             .iter()
-            .filter(|source| source.used.end > start)
+            .filter(|source| source.used.end > start && source.used.start < until)
             .map(|source| Source {
                 used: LsnRange::new(source.used.start.max(start), source.used.end),
                 ..*source

@@ -31,7 +31,7 @@ pub(super) async fn pieces(
             tails(store, layout, timeline, range, &mut view).await?;
         }
         let end = view.coverage.end().unwrap_or(Lsn::ZERO);
-        if view.coverage.runs().last().is_none_or(|run| run.end >= claimed) || end >= claimed {
+        if end >= claimed {
             break;
         }
     }

@@ -476,4 +476,20 @@ proptest! {
             }
         }
     }
+
+    /// Both ends of every window shown can be restored, and nothing behind it can.
+    #[test]
+    fn windows_are_what_can_be_restored(model in models()) {
+        let catalog = model.catalog();
+        for (timeline, windows) in super::windows(&catalog, &catalog.readable()) {
+            for window in windows.map_err(|broken| TestCaseError::fail(broken.to_string()))? {
+                let slot = |lsn: Lsn| (lsn.0 - SEGMENT) / SLOT;
+                for at in slot(window.from)..=slot(window.to) {
+                    prop_assert!(reachable(&model, timeline.get(), at), "slot {} of timeline {}", at, timeline);
+                }
+                let next = slot(window.to);
+                prop_assert!(!model.readable(timeline.get(), next), "it goes on behind {}", window.to);
+            }
+        }
+    }
 }

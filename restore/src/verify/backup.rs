@@ -16,7 +16,24 @@ pub(super) async fn verify(catalog: &Catalog, subject: &Subject<'_>, parallel: u
         wal(catalog, subject, backup, found);
         files(catalog, subject, backup, parallel, found).await;
     }
-    for id in &subject.view.unfinished {
+    for id in catalog
+        .backups()
+        .into_keys()
+        .filter(|id| !subject.view.backups.contains_key(id))
+    {
+        let problem = "is visible in another region only";
+        found.notes.push(Problem::new(
+            &subject.region.name,
+            format!("backup {id}"),
+            problem,
+        ));
+    }
+    for id in subject
+        .view
+        .unfinished
+        .iter()
+        .filter(|id| !catalog.backups().contains_key(id))
+    {
         let problem = "has no commit mark: in progress, or abandoned; it is not used";
         found.notes.push(Problem::new(
             &subject.region.name,
