@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::Config;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -49,9 +50,14 @@ pub async fn backup(
             false => tell(progress).await,
         }
     };
+    // On a worker thread: there the socket wakes the reader itself, instead of another thread that wakes it.
+    let mut task = JoinSet::new();
+    task.spawn(run_backup(ctx));
     let report = tokio::select! {
         biased;
-        report = run_backup(ctx) => report,
+        Some(ended) = task.join_next() => {
+            ended.map_err(|error| AgentError::Bug(format!("the base backup ended abnormally: {error}")))?
+        }
         () = shown => Err(AgentError::Bug("the progress reporter ended".into())),
     };
     if terminal {

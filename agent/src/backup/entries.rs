@@ -103,3 +103,66 @@ fn joined(root: &str, path: &str) -> String {
         (root, path) => format!("{root}/{path}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(path: &str, kind: TarKind, size: u64) -> TarEntry {
+        TarEntry {
+            path: path.into(),
+            kind,
+            mode: 0o600,
+            mtime: 1,
+            size,
+            link: None,
+        }
+    }
+
+    #[test]
+    fn extents_that_touch_become_one_and_others_stay_apart() {
+        let mut entries = Entries::default();
+        entries.begin("", member("base/1/1259", TarKind::File, 40));
+        for (pack, offset) in [(0, 100), (0, 110), (1, 0), (1, 20)] {
+            entries.extend(Extent {
+                pack,
+                offset,
+                len: 10,
+            });
+        }
+        let list = entries.into_list();
+        let extents: Vec<_> = list[0]
+            .extents
+            .iter()
+            .map(|extent| (extent.pack, extent.offset, extent.len))
+            .collect();
+        assert_eq!(extents, [(0, 100, 20), (1, 0, 10), (1, 20, 10)]);
+    }
+
+    #[test]
+    fn archives_have_their_place_and_only_files_count() {
+        let mut entries = Entries::default();
+        entries.begin("", member("", TarKind::Directory, 0));
+        entries.begin(
+            "pg_tblspc/16400",
+            member("PG_15_202209061", TarKind::Directory, 0),
+        );
+        entries.begin(
+            "pg_tblspc/16400",
+            member("PG_15_202209061/5/16401", TarKind::File, 7),
+        );
+        entries.begin("", member("backup_manifest", TarKind::File, 0));
+        entries.resize(30);
+        entries.resize(35);
+        assert_eq!((entries.files(), entries.bytes()), (2, 42));
+        let paths: Vec<String> = entries.into_list().into_iter().map(|entry| entry.path).collect();
+        assert_eq!(
+            paths,
+            [
+                "pg_tblspc/16400/PG_15_202209061",
+                "pg_tblspc/16400/PG_15_202209061/5/16401",
+                "backup_manifest"
+            ]
+        );
+    }
+}

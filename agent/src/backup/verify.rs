@@ -77,3 +77,80 @@ fn voided(what: &str) -> AgentError {
                 .into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::pg_manifest::{ChecksumAlgorithm, Checksummer, PgFile};
+
+    use super::*;
+    use crate::backup::tar::{TarEntry, TarKind};
+
+    fn sum(content: &[u8]) -> highwater_format::pg_manifest::Checksum {
+        let mut checksummer = Checksummer::new(ChecksumAlgorithm::Crc32c);
+        checksummer.update(content);
+        checksummer.finish()
+    }
+
+    fn arrived(files: &[(&str, &[u8])]) -> Entries {
+        let mut entries = Entries::default();
+        for (path, content) in files {
+            let member = TarEntry {
+                path: (*path).into(),
+                kind: TarKind::File,
+                mode: 0o600,
+                mtime: 0,
+                size: content.len() as u64,
+                link: None,
+            };
+            entries.begin("", member);
+            entries.checked(sum(content));
+        }
+        entries
+    }
+
+    fn listed(files: &[(&str, &[u8])]) -> PgManifest {
+        let file = |(path, content): &(&str, &[u8])| PgFile {
+            path: path.as_bytes().to_vec(),
+            size: content.len() as u64,
+            checksum: Some(sum(content)),
+        };
+        PgManifest {
+            version: 1,
+            system_id: None,
+            files: files.iter().map(file).collect(),
+            wal_ranges: vec![],
+        }
+    }
+
+    #[test]
+    fn equal_lists_have_no_difference() {
+        let files: [(&str, &[u8]); 3] = [("PG_VERSION", b"15\n"), ("base/1/1259", b"x"), ("empty", b"")];
+        assert!(differences(&listed(&files), &arrived(&files)).is_empty());
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_found_and_named() {
+        let sent = listed(&[("a", b"one"), ("b", b"two"), ("c", b"three"), ("lost", b"x")]);
+        let got = arrived(&[("a", b"one"), ("b", b"TWO"), ("c", b"thre"), ("extra", b"y")]);
+        assert_eq!(
+            differences(&sent, &got),
+            [
+                "b arrived with another checksum",
+                "c is listed with 5 bytes, 4 arrived",
+                "lost is listed and did not arrive",
+                "extra arrived and is not listed"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_voids_the_backup() {
+        let error = against_pg_manifest(b"{}", &arrived(&[]), SystemId(7))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("backup_manifest") && error.contains("not published"),
+            "{error}"
+        );
+    }
+}
