@@ -3,7 +3,7 @@
 # house about dependencies, file sizes, shell syntax. Prints every violation, then fails once.
 set -uo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 failures=0
 
 title() { printf '\n== %s\n' "$*"; }

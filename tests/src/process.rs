@@ -256,6 +256,16 @@ pub fn working_below(dir: &Path) -> Vec<Pid> {
         .collect()
 }
 
+/// The command line of a process, for messages; empty when it is gone.
+#[must_use]
+pub fn command_line(pid: Pid) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line)
+        .replace('\0', " ")
+        .trim()
+        .to_owned()
+}
+
 /// Kills every process that works below `dir` and waits until none is left, at most five seconds.
 pub fn kill_below(dir: &Path) {
     for _ in 0..500 {

@@ -72,6 +72,7 @@ struct Shared {
     frozen: watch::Sender<bool>,
     refuse: AtomicBool,
     sever: Mutex<CancellationToken>,
+    upstream: Mutex<Upstream>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -153,6 +154,7 @@ impl FeedbackTap {
             frozen: watch::Sender::new(false),
             refuse: AtomicBool::new(false),
             sever: Mutex::new(CancellationToken::new()),
+            upstream: Mutex::new(upstream),
         });
         let socket = dir.join(".s.PGSQL.5432");
         let path = socket.clone();
@@ -165,7 +167,7 @@ impl FeedbackTap {
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o777))?;
         let address = tcp.local_addr()?;
         let stop = CancellationToken::new();
-        runtime.spawn(accept(unix, tcp, upstream, Arc::clone(&shared), stop.clone()));
+        runtime.spawn(accept(unix, tcp, Arc::clone(&shared), stop.clone()));
         Ok(Self {
             dir,
             address,
@@ -255,6 +257,12 @@ impl FeedbackTap {
         old.cancel();
     }
 
+    /// New connections go to another cluster from now on, as after a failover; old ones break.
+    pub fn redirect(&self, cluster: &PgCluster) {
+        *lock(&self.shared.upstream) = Upstream::Unix(cluster.socket());
+        self.sever();
+    }
+
     /// Nothing is forwarded in either direction, until called with `false`.
     pub fn freeze(&self, frozen: bool) {
         self.shared.frozen.send_replace(frozen);
@@ -283,13 +291,7 @@ fn halves<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> (Reading, Wr
     (Box::new(read), Box::new(write))
 }
 
-async fn accept(
-    unix: UnixListener,
-    tcp: TcpListener,
-    upstream: Upstream,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
+async fn accept(unix: UnixListener, tcp: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -301,7 +303,7 @@ async fn accept(
             continue;
         }
         let sever = lock(&shared.sever).clone();
-        let (upstream, shared) = (upstream.clone(), Arc::clone(&shared));
+        let (upstream, shared) = (lock(&shared.upstream).clone(), Arc::clone(&shared));
         tokio::spawn(async move {
             tokio::select! {
                 () = sever.cancelled() => {}

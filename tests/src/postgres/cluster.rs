@@ -79,6 +79,17 @@ impl PgCluster {
         Ok(Self::at(Place::around(version, false, dir, data.to_owned())?))
     }
 
+    /// A server that something else has started. It is killed when this is dropped; its data directory stays.
+    ///
+    /// # Errors
+    /// When the major is not installed.
+    pub fn attach(version: PgVersion, data: &Path, sockets: &Path, port: u16) -> anyhow::Result<Self> {
+        let mut cluster = Self::adopt(version, data)?;
+        cluster.place.sockets = sockets.to_owned();
+        cluster.port = port;
+        Ok(cluster)
+    }
+
     /// Starts the server and waits until it answers queries.
     ///
     /// # Errors

@@ -1,0 +1,187 @@
+//! `run --start`: the restored server is started, the target awaited, and what was reached is
+//! reported. The report must agree with what the ledger finds.
+
+use anyhow::{Context, Result, ensure};
+use highwater_format::Time;
+use highwater_tests::clock::{self, eventually};
+use highwater_tests::ledger::{Expect, LedgerLog};
+use highwater_tests::process;
+use highwater_tests::program::Finished;
+use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::{Ledger, PgCluster, PgVersion, lsn};
+
+const VERSION: PgVersion = PgVersion::V15;
+/// The port is only part of the socket's name: the servers listen on no network.
+const PORT: u16 = 5432;
+
+/// A site whose `ledger` is dropped by mistake at the end; the notes and the moment before the mistake.
+async fn dropped_by_mistake() -> Result<(Site, LedgerLog, u64, std::time::SystemTime)> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(50).await?;
+    site.backup().await?;
+    ledger.grow(100).await?;
+    let log = ledger.stop().await;
+    let (position, moment) = (site.position().await?, clock::now());
+    site.primary.sql("DROP TABLE ledger").await?;
+    site.all_durable().await?;
+    drop(agent);
+    Ok((site, log, position, moment))
+}
+
+async fn start(place: &RestoreSite, name: &str, target: &[&str]) -> Result<Finished> {
+    let program = place
+        .program()?
+        .args(["--output", "json", "run", "--start", "--into"])
+        .arg(place.data(name));
+    let program = program
+        .arg("--socket-directory")
+        .arg(place.dir())
+        .args(["--port", &PORT.to_string()]);
+    program
+        .arg("--bin")
+        .arg(VERSION.bin()?)
+        .args(target)
+        .output()
+        .await
+}
+
+fn report(said: &Finished) -> Result<serde_json::Value> {
+    let whole: serde_json::Value =
+        serde_json::from_str(&said.stdout).with_context(|| format!("not JSON: {}", said.said()))?;
+    Ok(whole["answer"].clone())
+}
+
+#[tokio::test]
+async fn to_the_moment_before_the_mistake() -> Result<()> {
+    let (site, log, position, moment) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let time = Time::from_unix_micros(clock::unix_micros(moment)).to_string();
+    let said = start(&place, "data", &["--to-time", &time])
+        .await?
+        .expect_code(0)?;
+    let report = report(&said)?;
+    let restored = PgCluster::attach(VERSION, &place.data("data"), place.dir(), PORT)?;
+    log.check(&restored, Expect::everything()).await?;
+    ensure!(
+        restored.value("SELECT pg_is_in_recovery()").await? == "f",
+        "it is not open"
+    );
+    let end = &report["end"];
+    ensure!(end["state"] == "reached" && end["running"] == true, "{report:#}");
+    let reached = lsn::parse(end["lsn"].as_str().context("no LSN")?)?;
+    ensure!(
+        reached <= position + site.segment_size(),
+        "reached {} for {}",
+        lsn::show(reached),
+        lsn::show(position)
+    );
+    let timeline = restored
+        .value("SELECT timeline_id FROM pg_control_checkpoint()")
+        .await?;
+    ensure!(
+        end["timeline"].to_string() == timeline || end["timeline"] == 2,
+        "{report:#} but timeline {timeline}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn paused_it_can_be_read_and_not_written() -> Result<()> {
+    let (site, log, position, _) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let target = [
+        "--to-lsn",
+        &lsn::show(position),
+        "--exclusive",
+        "--action",
+        "pause",
+    ];
+    start(&place, "data", &target).await?.expect_code(0)?;
+    let restored = PgCluster::attach(VERSION, &place.data("data"), place.dir(), PORT)?;
+    log.check(&restored, Expect::everything()).await?;
+    ensure!(
+        restored.value("SELECT pg_is_in_recovery()").await? == "t",
+        "it is open"
+    );
+    ensure!(
+        restored
+            .sql("INSERT INTO ledger VALUES (9, 9, '')")
+            .await
+            .is_err(),
+        "it takes writes"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn shut_down_at_the_target_it_starts_there_again() -> Result<()> {
+    let (site, log, position, _) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let target = [
+        "--to-lsn",
+        &lsn::show(position),
+        "--exclusive",
+        "--action",
+        "shutdown",
+    ];
+    let said = start(&place, "data", &target).await?.expect_code(0)?;
+    ensure!(report(&said)?["end"]["running"] == false, "{}", said.said());
+    let working = || process::working_below(&place.data("data"));
+    let names = || {
+        working()
+            .iter()
+            .map(|pid| process::command_line(*pid))
+            .collect::<Vec<_>>()
+    };
+    ensure!(
+        !names().iter().any(|name| name.contains("postgres")),
+        "a server is left: {:?}",
+        names()
+    );
+    // What fetched ahead for the server leaves with it, if not in the same moment.
+    let gone = || async { working().is_empty().then_some(()) };
+    eventually("its companions to leave", PATIENCE, gone)
+        .await
+        .with_context(|| format!("{:?}", names()))?;
+
+    let mut restored = PgCluster::adopt(VERSION, &place.data("data"))?;
+    restored.spawn()?;
+    restored
+        .until_ended(PATIENCE)
+        .await
+        .context("started again it shuts down at the target again")?;
+    drop((site, log));
+    Ok(())
+}
+
+#[tokio::test]
+async fn to_the_very_end_the_mistake_is_there() -> Result<()> {
+    let (site, _, _, _) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    start(&place, "data", &[]).await?.expect_code(0)?;
+    let restored = PgCluster::attach(VERSION, &place.data("data"), place.dir(), PORT)?;
+    ensure!(restored.value("SELECT to_regclass('ledger') IS NULL").await? == "t");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_of_another_major_is_refused_before_anything_is_written() -> Result<()> {
+    let (site, _, _, _) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let other = PgVersion::V17.bin()?;
+    let program = place
+        .program()?
+        .args(["run", "--start", "--into"])
+        .arg(place.data("data"))
+        .arg("--bin")
+        .arg(other);
+    let said = program.output().await?.expect_code(2)?;
+    ensure!(
+        said.said().contains("15") && !place.data("data").exists(),
+        "{}",
+        said.said()
+    );
+    Ok(())
+}
