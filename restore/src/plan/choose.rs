@@ -368,6 +368,37 @@ impl Planner<'_> {
     }
 
     fn finish(&self, line: &Line, base: &Base, cut: &Cut, stop: Stop, mut notes: Vec<String>) -> Plan {
+        match self.own_line(line, base, cut, stop.lsn) {
+            Some((own, own_base)) => {
+                notes.push(say::on_ancestor(line, &own));
+                self.assemble(&own, &own_base, cut, stop, notes)
+            }
+            None => self.assemble(line, base, cut, stop, notes),
+        }
+    }
+
+    /// The line of the timeline on which the target itself lies, where that is an ancestor. Recovery towards the
+    /// descendant would reach the same state, but PostgreSQL would then note the new timeline as a child of the
+    /// descendant, branching off before that one began.
+    fn own_line(&self, line: &Line, base: &Base, cut: &Cut, stop: Lsn) -> Option<(Line, Base)> {
+        let history = &line.chain.history;
+        let timeline = match cut {
+            Cut::End => return None,
+            Cut::At { inclusive: false, .. } => history.timeline_at(stop),
+            Cut::Immediate | Cut::At { .. } => history.timeline_at(stop.saturating_sub(1)),
+        };
+        let switch = history.switch_of(timeline)?;
+        let own = Line::build(self.catalog, timeline, &self.regions).ok()?;
+        let own_base = own
+            .bases
+            .iter()
+            .find(|own| own.backup.id == base.backup.id)?
+            .clone();
+        let whole = own_base.wal.end >= switch.min(base.wal.end);
+        whole.then_some((own, own_base))
+    }
+
+    fn assemble(&self, line: &Line, base: &Base, cut: &Cut, stop: Stop, mut notes: Vec<String>) -> Plan {
         let size = line.chain.segment_size;
         let needed = match cut {
             Cut::End => base.wal.end,

@@ -243,6 +243,26 @@ fn the_latest_timeline_is_followed_through_its_ancestors() {
 }
 
 #[test]
+fn a_target_on_an_ancestor_is_recovered_on_that_ancestor() {
+    assert_eq!(tree().plan(&to(Target::Lsn(lsn(15)))).unwrap().timeline, tli(1));
+    assert_eq!(tree().plan(&to(Target::Lsn(lsn(25)))).unwrap().timeline, tli(2));
+    let exclusive = |slot| Request {
+        exclusive: true,
+        ..to(Target::Lsn(lsn(slot)))
+    };
+    // The record to stop before is the first one of timeline 2.
+    assert_eq!(tree().plan(&exclusive(22)).unwrap().timeline, tli(2));
+    assert_eq!(tree().plan(&exclusive(21)).unwrap().timeline, tli(1));
+    let mut only_copied = tree();
+    only_copied.lost.insert((1, 20));
+    assert_eq!(
+        only_copied.plan(&to(Target::Lsn(lsn(21)))).unwrap().timeline,
+        tli(3),
+        "only later timelines have slot 20"
+    );
+}
+
+#[test]
 fn bytes_before_a_switch_may_come_from_either_timeline() {
     let mut model = tree();
     // Slots 20 and 21 were copied from timeline 1 into the segment of timeline 2.

@@ -198,6 +198,13 @@ pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, t
     Refusal::no(Reason::NotFound, message, next)
 }
 
+pub(super) fn on_ancestor(line: &Line, own: &Line) -> String {
+    let (timeline, own) = (line.timeline(), own.timeline());
+    format!(
+        "the target lies on timeline {own}, before timeline {timeline} branched off: recovery ends on timeline {own}"
+    )
+}
+
 pub(super) fn ragged_end(line: &Line, end: Lsn) -> String {
     let hole = line.chain.hole_at(end, line.end);
     format!(
