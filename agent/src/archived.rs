@@ -30,7 +30,11 @@ pub async fn read_piece(
     };
     let object = Object::open(bytes.clone())
         .and_then(|object| object.expect(&expect).map(|()| object))
-        .map_err(|source| AgentError::Object { region: store.region().to_owned(), key: key.clone(), source })?;
+        .map_err(|source| AgentError::Object {
+            region: store.region().to_owned(),
+            key: key.clone(),
+            source,
+        })?;
     Ok((key, bytes, object))
 }
 
@@ -42,7 +46,10 @@ pub async fn read_range(
     timeline: TimelineId,
     range: LsnRange,
 ) -> Result<Option<Vec<u8>>> {
-    let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start).await?.cover(range) else {
+    let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start)
+        .await?
+        .cover(range)
+    else {
         return Ok(None);
     };
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
@@ -51,7 +58,11 @@ pub async fn read_range(
         let bytes = tokio::task::spawn_blocking(move || object.plain())
             .await
             .map_err(|error| AgentError::Bug(format!("decoding {key}: {error}")))?
-            .map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })?;
+            .map_err(|source| AgentError::Object {
+                region: store.region().to_owned(),
+                key,
+                source,
+            })?;
         append(&mut plain, range, piece.range, &bytes);
     }
     Ok((plain.len() as u64 == range.len()).then_some(plain))

@@ -25,7 +25,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// timeline, or where the stream begins if no region holds anything.
 pub async fn origin(shared: &Shared, region: &Region) -> Result<Position> {
     loop {
-        let Some((source, furthest)) = source(shared, region, None) else { return Ok(shared.origin) };
+        let Some((source, furthest)) = source(shared, region, None) else {
+            return Ok(shared.origin);
+        };
         match try_origin(shared, region, &source, furthest).await {
             Ok(position) => return Ok(position),
             Err(error) => pause(region, &source, error).await?,
@@ -33,18 +35,33 @@ pub async fn origin(shared: &Shared, region: &Region) -> Result<Position> {
     }
 }
 
-async fn try_origin(shared: &Shared, region: &Region, source: &Region, furthest: Position) -> Result<Position> {
+async fn try_origin(
+    shared: &Shared,
+    region: &Region,
+    source: &Region,
+    furthest: Position,
+) -> Result<Position> {
     let layout = &shared.archive.layout;
     for timeline in timelines(&*source.quick, layout).await? {
         if let Some(content) = get_optional(&*source.quick, &layout.history(timeline)).await? {
             write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
         }
     }
-    let held = coverage(&*source.quick, layout, shared.segment_size, furthest.timeline, Lsn::ZERO).await?;
+    let held = coverage(
+        &*source.quick,
+        layout,
+        shared.segment_size,
+        furthest.timeline,
+        Lsn::ZERO,
+    )
+    .await?;
     let run = held.runs().into_iter().find(|run| run.end >= furthest.lsn);
     let lsn = run.map_or(furthest.lsn, |run| run.start);
     tracing::info!(region = region.name, from = source.name, at = %lsn, timeline = %furthest.timeline, "new region: filling it");
-    Ok(Position { timeline: furthest.timeline, lsn })
+    Ok(Position {
+        timeline: furthest.timeline,
+        lsn,
+    })
 }
 
 /// Copies what the furthest other region holds beyond `position`, and returns how far the region is then.
@@ -59,7 +76,10 @@ pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Re
         Err(error) => {
             pause(region, &source, error).await?;
             // What was copied before the failure is in the region already.
-            Ok(shared.progress.position(region.index).map_or(position, |at| at.max(position)))
+            Ok(shared
+                .progress
+                .position(region.index)
+                .map_or(position, |at| at.max(position)))
         }
     }
 }
@@ -78,9 +98,15 @@ async fn pause(region: &Region, source: &Region, error: AgentError) -> Result<()
 
 /// The region that is furthest, if it is further than `than`.
 fn source(shared: &Shared, region: &Region, than: Option<Position>) -> Option<(Arc<Region>, Position)> {
-    let others = shared.archive.regions.iter().filter(|other| other.index != region.index);
+    let others = shared
+        .archive
+        .regions
+        .iter()
+        .filter(|other| other.index != region.index);
     let positions = others.filter_map(|other| Some((other.clone(), shared.progress.position(other.index)?)));
-    positions.filter(|(_, at)| than.is_none_or(|than| *at > than)).max_by_key(|(_, at)| *at)
+    positions
+        .filter(|(_, at)| than.is_none_or(|than| *at > than))
+        .max_by_key(|(_, at)| *at)
 }
 
 async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Position> {
@@ -90,10 +116,13 @@ async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position)
     if end <= from.lsn {
         return next_timeline(shared, region, source, from).await;
     }
-    let pieces = held.cover(LsnRange { start: from.lsn, end }).map_err(|hole| AgentError::Bug(hole.to_string()))?;
+    let pieces = held
+        .cover(LsnRange { start: from.lsn, end })
+        .map_err(|hole| AgentError::Bug(hole.to_string()))?;
     let mut position = from;
     for piece in pieces {
-        let (key, bytes, object) = read_piece(&shared.archive, &*source.quick, size, from.timeline, &piece).await?;
+        let (key, bytes, object) =
+            read_piece(&shared.archive, &*source.quick, size, from.timeline, &piece).await?;
         verify(object).await.map_err(|source_error| AgentError::Object {
             region: source.name.clone(),
             key: key.clone(),
@@ -116,17 +145,34 @@ async fn verify(object: highwater_format::Object) -> Result<(), highwater_format
         })
     });
     checked.await.unwrap_or_else(|_| {
-        Err(highwater_format::FormatError::Invalid { what: "an object", problem: "checking it was interrupted".into() })
+        Err(highwater_format::FormatError::Invalid {
+            what: "an object",
+            problem: "checking it was interrupted".into(),
+        })
     })
 }
 
 /// The source has nothing more on this timeline: goes on to the one that follows it there, if any.
-async fn next_timeline(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Position> {
+async fn next_timeline(
+    shared: &Shared,
+    region: &Region,
+    source: &Region,
+    from: Position,
+) -> Result<Position> {
     let layout = &shared.archive.layout;
-    for timeline in timelines(&*source.quick, layout).await?.into_iter().filter(|id| *id > from.timeline) {
-        let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else { continue };
+    for timeline in timelines(&*source.quick, layout)
+        .await?
+        .into_iter()
+        .filter(|id| *id > from.timeline)
+    {
+        let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else {
+            continue;
+        };
         write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
-        let position = Position { timeline, lsn: object_start(shared.segment_size, switch) };
+        let position = Position {
+            timeline,
+            lsn: object_start(shared.segment_size, switch),
+        };
         shared.progress.stored(region.index, position);
         return Ok(position);
     }
@@ -142,7 +188,9 @@ async fn descent(
     parent: TimelineId,
 ) -> Result<Option<(Bytes, Lsn)>> {
     let key = layout.history(timeline);
-    let Some(content) = get_optional(&*source.quick, &key).await? else { return Ok(None) };
+    let Some(content) = get_optional(&*source.quick, &key).await? else {
+        return Ok(None);
+    };
     let history = History::parse(timeline, &content).map_err(|error| {
         AgentError::refused(
             format!("region {}: {key} cannot be read: {error}", source.name),

@@ -21,7 +21,11 @@ pub struct Budget {
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0), freed: Notify::new() })
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+            freed: Notify::new(),
+        })
     }
 
     /// The limit in bytes.
@@ -42,7 +46,10 @@ impl Budget {
     /// Charges `bytes` until the returned value is dropped. Never waits.
     pub fn charge(self: &Arc<Self>, bytes: u64) -> Charge {
         self.used.fetch_add(bytes, Ordering::AcqRel);
-        Charge { budget: self.clone(), bytes }
+        Charge {
+            budget: self.clone(),
+            bytes,
+        }
     }
 
     /// Waits until there is room.

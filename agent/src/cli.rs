@@ -59,7 +59,14 @@ pub struct Global {
     pub settings: Vec<String>,
     /// Log format [env: HIGHWATER_LOG_FORMAT]; levels are set with HIGHWATER_LOG (info, debug,
     /// highwater_agent=trace, ...)
-    #[arg(long, global = true, value_enum, env = "HIGHWATER_LOG_FORMAT", hide_env = true, default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "HIGHWATER_LOG_FORMAT",
+        hide_env = true,
+        default_value_t
+    )]
     pub log_format: LogFormat,
 }
 
@@ -128,6 +135,10 @@ impl Global {
             slot: self.slot.clone(),
             settings: settings.collect(),
         };
-        Config::load(self.config.as_deref(), |name| std::env::var(name).ok(), &overrides)
+        Config::load(
+            self.config.as_deref(),
+            |name| std::env::var(name).ok(),
+            &overrides,
+        )
     }
 }

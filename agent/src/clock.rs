@@ -23,7 +23,9 @@ impl Clock {
 
     /// A clock that stands at `time` until it is moved.
     pub fn held_at(time: Time) -> Self {
-        Self { held: Some(Arc::new(AtomicI64::new(time.unix_micros()))) }
+        Self {
+            held: Some(Arc::new(AtomicI64::new(time.unix_micros()))),
+        }
     }
 
     /// Moves a held clock; the system clock is left alone.
@@ -42,8 +44,13 @@ impl Clock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the wall clock"
+)]
 fn system_now() -> Time {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since_epoch = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     Time::from_unix_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }

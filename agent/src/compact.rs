@@ -5,9 +5,11 @@
 //! to put the segment together from its chunks for ever. So a region that (re)joins completes the segment
 //! that ends at or last before its position, from its own chunks.
 
-use highwater_format::coverage::PieceKind;
 use highwater_format::container::{FRAME_SIZE, MAX_OBJECT_PLAIN};
-use highwater_format::{Codec, FrameEncoder, Header, Kind, LsnRange, Object, SegmentName, SegmentSize, TimelineId, seal};
+use highwater_format::coverage::PieceKind;
+use highwater_format::{
+    Codec, FrameEncoder, Header, Kind, LsnRange, Object, SegmentName, SegmentSize, TimelineId, seal,
+};
 
 use crate::archived::{read_piece, read_range};
 use crate::error::{AgentError, Result};
@@ -24,19 +26,31 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
     if size.bytes() > MAX_OBJECT_PLAIN || end.0 < size.bytes() {
         return Ok(());
     }
-    let range = LsnRange { start: end.saturating_sub(size.bytes()), end };
+    let range = LsnRange {
+        start: end.saturating_sub(size.bytes()),
+        end,
+    };
     let store = &*region.store;
     let held = coverage(store, &shared.archive.layout, size, at.timeline, range.start).await?;
-    let Ok(pieces) = held.cover(range) else { return Ok(()) };
+    let Ok(pieces) = held.cover(range) else {
+        return Ok(());
+    };
     if pieces.iter().any(|piece| piece.kind == PieceKind::Segment) {
         return Ok(());
     }
-    let Some(newest) = pieces.last() else { return Ok(()) };
-    let Some(plain) = read_range(&shared.archive, store, size, at.timeline, range).await? else { return Ok(()) };
+    let Some(newest) = pieces.last() else {
+        return Ok(());
+    };
+    let Some(plain) = read_range(&shared.archive, store, size, at.timeline, range).await? else {
+        return Ok(());
+    };
     let (mut first_commit, mut last_commit) = (None, None);
     for piece in &pieces {
         let (_, _, object) = read_piece(&shared.archive, store, size, at.timeline, piece).await?;
-        first_commit = [first_commit, object.header().first_commit].into_iter().flatten().min();
+        first_commit = [first_commit, object.header().first_commit]
+            .into_iter()
+            .flatten()
+            .min();
         last_commit = last_commit.max(object.header().last_commit);
     }
     let (_, _, last) = read_piece(&shared.archive, store, size, at.timeline, newest).await?;
@@ -49,9 +63,17 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
     let sealed = tokio::task::spawn_blocking(move || encode(header, codec, &plain))
         .await
         .map_err(|error| AgentError::Bug(format!("sealing {range}: {error}")))?
-        .map_err(|source| AgentError::Encode { what: format!("segment {range}"), source })?;
+        .map_err(|source| AgentError::Encode {
+            what: format!("segment {range}"),
+            source,
+        })?;
     let key = segment_key(shared, size, at.timeline, range);
-    write_once(store, &key, highwater_store::Object::with_crc32(sealed.bytes, sealed.crc32)).await?;
+    write_once(
+        store,
+        &key,
+        highwater_store::Object::with_crc32(sealed.bytes, sealed.crc32),
+    )
+    .await?;
     tracing::info!(region = region.name, key, "completed a segment from its chunks");
     Ok(())
 }
@@ -68,11 +90,21 @@ fn template(last: &Object, timeline: TimelineId, range: LsnRange) -> Header {
 
 fn segment_key(shared: &Shared, size: SegmentSize, timeline: TimelineId, range: LsnRange) -> String {
     let number = size.segment_number(range.start);
-    shared.archive.layout.segment(SegmentName { timeline, number }, size)
+    shared
+        .archive
+        .layout
+        .segment(SegmentName { timeline, number }, size)
 }
 
-fn encode(header: Header, codec: Codec, plain: &[u8]) -> Result<highwater_format::Sealed, highwater_format::FormatError> {
+fn encode(
+    header: Header,
+    codec: Codec,
+    plain: &[u8],
+) -> Result<highwater_format::Sealed, highwater_format::FormatError> {
     let mut encoder = FrameEncoder::new(codec);
-    let frames = plain.chunks(FRAME_SIZE as usize).map(|frame| encoder.encode(frame)).collect::<Result<Vec<_>, _>>()?;
+    let frames = plain
+        .chunks(FRAME_SIZE as usize)
+        .map(|frame| encoder.encode(frame))
+        .collect::<Result<Vec<_>, _>>()?;
     seal(header, &frames)
 }

@@ -36,7 +36,11 @@ pub struct Encoder {
 impl Encoder {
     /// At most `threads` frames are compressed at once.
     pub fn new(codec: Codec, threads: usize) -> Self {
-        Self { codec, idle: Arc::default(), threads: Arc::new(Semaphore::new(threads.max(1))) }
+        Self {
+            codec,
+            idle: Arc::default(),
+            threads: Arc::new(Semaphore::new(threads.max(1))),
+        }
     }
 
     /// The codec of every frame.
@@ -48,7 +52,12 @@ impl Encoder {
     pub fn start(&self, plain: Bytes, mut charge: Charge) -> Pending {
         let encoder = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let _permit = encoder.threads.clone().acquire_owned().await.map_err(|_| AgentError::Cancelled)?;
+            let _permit = encoder
+                .threads
+                .clone()
+                .acquire_owned()
+                .await
+                .map_err(|_| AgentError::Cancelled)?;
             let frame = tokio::task::spawn_blocking(move || encoder.encode(&plain))
                 .await
                 .map_err(|error| AgentError::Bug(format!("compressing a frame: {error}")))??;
@@ -59,11 +68,17 @@ impl Encoder {
 
     /// Compresses one frame here and now.
     pub fn encode(&self, plain: &[u8]) -> Result<Frame> {
-        let failed = |source| AgentError::Encode { what: format!("a frame of {} bytes", plain.len()), source };
+        let failed = |source| AgentError::Encode {
+            what: format!("a frame of {} bytes", plain.len()),
+            source,
+        };
         let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut encoder = taken.unwrap_or_else(|| FrameEncoder::new(self.codec));
         let frame = encoder.encode(plain).map_err(failed);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(encoder);
         frame
     }
 }

@@ -164,7 +164,10 @@ impl AgentError {
 
     /// Refuses with a reason and a next step.
     pub fn refused(what: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::Refused { what: what.into(), next: next.into() }
+        Self::Refused {
+            what: what.into(),
+            next: next.into(),
+        }
     }
 }
 

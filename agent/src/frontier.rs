@@ -62,7 +62,11 @@ pub struct Frontier {
 impl Frontier {
     /// A frontier over `regions` regions of which none has been read.
     pub fn new(policy: Policy, regions: usize) -> Self {
-        Self { needed: policy.needed(regions).max(1), positions: vec![None; regions], durable: None }
+        Self {
+            needed: policy.needed(regions).max(1),
+            positions: vec![None; regions],
+            durable: None,
+        }
     }
 
     /// Notes that `region` holds everything before `at`. Returns the durable position if it moved.

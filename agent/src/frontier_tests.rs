@@ -7,7 +7,10 @@ use proptest::prelude::*;
 use super::*;
 
 fn at(timeline: u32, lsn: u64) -> Position {
-    Position { timeline: TimelineId::new(timeline).unwrap(), lsn: Lsn(lsn) }
+    Position {
+        timeline: TimelineId::new(timeline).unwrap(),
+        lsn: Lsn(lsn),
+    }
 }
 
 #[test]
@@ -15,14 +18,23 @@ fn all_waits_for_the_last_region() {
     let mut frontier = Frontier::new(Policy::All, 2);
     assert_eq!(frontier.stored(0, at(1, 100)), None);
     assert_eq!(frontier.durable(), None);
-    assert_eq!(frontier.stored(1, at(1, 60)).map(DurableLsn::position), Some(at(1, 60)));
-    assert_eq!(frontier.stored(1, at(1, 200)).map(DurableLsn::position), Some(at(1, 100)));
+    assert_eq!(
+        frontier.stored(1, at(1, 60)).map(DurableLsn::position),
+        Some(at(1, 60))
+    );
+    assert_eq!(
+        frontier.stored(1, at(1, 200)).map(DurableLsn::position),
+        Some(at(1, 100))
+    );
 }
 
 #[test]
 fn any_follows_the_first_region() {
     let mut frontier = Frontier::new(Policy::Any, 2);
-    assert_eq!(frontier.stored(1, at(1, 60)).map(DurableLsn::position), Some(at(1, 60)));
+    assert_eq!(
+        frontier.stored(1, at(1, 60)).map(DurableLsn::position),
+        Some(at(1, 60))
+    );
     assert_eq!(frontier.stored(0, at(1, 50)), None);
 }
 

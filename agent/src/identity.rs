@@ -11,11 +11,18 @@ use crate::region::{Archive, get_optional, write_once};
 /// overwrite each other's WAL unnoticed.
 pub async fn admit(store: &dyn Store, archive: &Archive) -> Result<()> {
     ensure(store, archive).await?;
-    if highwater_store::probe(store, archive.layout.root()).await?.conditional_create {
+    if highwater_store::probe(store, archive.layout.root())
+        .await?
+        .conditional_create
+    {
         return Ok(());
     }
     Err(AgentError::refused(
-        format!("region {} ({}): the store replaces objects although asked not to (If-None-Match)", store.region(), store.describe()),
+        format!(
+            "region {} ({}): the store replaces objects although asked not to (If-None-Match)",
+            store.region(),
+            store.describe()
+        ),
         "Use a store that honours conditional writes; most S3-compatible servers do in a current version",
     ))
 }
@@ -29,12 +36,19 @@ pub async fn ensure(store: &dyn Store, archive: &Archive) -> Result<()> {
         return compare(store, &archive.identity, &theirs);
     }
     let cluster = archive.layout.cluster();
-    if let Some(theirs) = other_lineages(store, cluster).await?.into_iter().next_back().filter(|_| !archive.new_lineage) {
+    if let Some(theirs) = other_lineages(store, cluster)
+        .await?
+        .into_iter()
+        .next_back()
+        .filter(|_| !archive.new_lineage)
+    {
         let (region, ours) = (store.region().to_owned(), archive.identity.system_id);
         return Err(AgentError::OtherCluster { region, ours, theirs });
     }
-    let document = records::encode(&archive.identity)
-        .map_err(|source| AgentError::Encode { what: "the identity".into(), source })?;
+    let document = records::encode(&archive.identity).map_err(|source| AgentError::Encode {
+        what: "the identity".into(),
+        source,
+    })?;
     write_once(store, &archive.layout.identity(), Object::new(document)).await?;
     Ok(())
 }
@@ -42,9 +56,15 @@ pub async fn ensure(store: &dyn Store, archive: &Archive) -> Result<()> {
 /// The identity that a region holds for this lineage; none if the lineage has not begun there.
 pub async fn read(store: &dyn Store, layout: &Layout) -> Result<Option<Identity>> {
     let key = layout.identity();
-    let Some(bytes) = get_optional(store, &key).await? else { return Ok(None) };
+    let Some(bytes) = get_optional(store, &key).await? else {
+        return Ok(None);
+    };
     let decoded = records::decode(&bytes);
-    decoded.map(Some).map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })
+    decoded.map(Some).map_err(|source| AgentError::Object {
+        region: store.region().to_owned(),
+        key,
+        source,
+    })
 }
 
 /// System identifiers under the cluster's name, ascending.
@@ -53,7 +73,9 @@ pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<
     let (mut found, mut after) = (Vec::new(), None::<String>);
     loop {
         let page = store.list(&prefix, after.as_deref(), 1).await?;
-        let Some(entry) = page.entries.first() else { return Ok(found) };
+        let Some(entry) = page.entries.first() else {
+            return Ok(found);
+        };
         after = Some(match Layout::parse_system_id(cluster, &entry.key) {
             Some(id) => {
                 found.push(id);
@@ -67,7 +89,10 @@ pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<
 fn compare(store: &dyn Store, ours: &Identity, theirs: &Identity) -> Result<()> {
     theirs.expect(ours).map_err(|error| {
         AgentError::refused(
-            format!("region {}: the archive of this lineage was begun for another server: {error}", store.region()),
+            format!(
+                "region {}: the archive of this lineage was begun for another server: {error}",
+                store.region()
+            ),
             "Nothing was written. Use another cluster name or prefix for this server",
         )
     })

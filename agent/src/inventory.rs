@@ -22,8 +22,13 @@ pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<Timelin
     let (mut found, mut after) = (Vec::new(), None::<String>);
     loop {
         let page = store.list(&prefix, after.as_deref(), 1).await?;
-        let Some(entry) = page.entries.first() else { return Ok(found) };
-        let timeline = entry.key.get(prefix.len()..prefix.len() + 8).and_then(TimelineId::from_hex8);
+        let Some(entry) = page.entries.first() else {
+            return Ok(found);
+        };
+        let timeline = entry
+            .key
+            .get(prefix.len()..prefix.len() + 8)
+            .and_then(TimelineId::from_hex8);
         after = Some(match timeline {
             Some(timeline) => {
                 found.push(timeline);
@@ -45,9 +50,10 @@ pub async fn coverage(
     let from = object_start(size, from);
     let mut coverage = Coverage::new();
     let segments = layout.segment_dir(timeline);
-    let before = size.segment_number(from).checked_sub(1).map(|number| {
-        layout.segment(SegmentName { timeline, number }, size)
-    });
+    let before = size
+        .segment_number(from)
+        .checked_sub(1)
+        .map(|number| layout.segment(SegmentName { timeline, number }, size));
     let tails = layout.tail_dir(timeline);
     // A chunk that begins at `from` sorts after this: its key goes on.
     let first_tail = format!("{tails}{}", from.hex16());
@@ -63,10 +69,16 @@ pub async fn coverage(
 
 fn piece(layout: &Layout, size: SegmentSize, key: &str, bytes: u64) -> Option<Piece> {
     match layout.parse(key)? {
-        Key::Segment(name) => {
-            Some(Piece { range: name.resolve(size)?.range(size), kind: PieceKind::Segment, size: bytes })
-        }
-        Key::Tail(_, range) => Some(Piece { range, kind: PieceKind::Tail, size: bytes }),
+        Key::Segment(name) => Some(Piece {
+            range: name.resolve(size)?.range(size),
+            kind: PieceKind::Segment,
+            size: bytes,
+        }),
+        Key::Tail(_, range) => Some(Piece {
+            range,
+            kind: PieceKind::Tail,
+            size: bytes,
+        }),
         _ => None,
     }
 }
@@ -85,17 +97,26 @@ pub fn piece_key(layout: &Layout, size: SegmentSize, timeline: TimelineId, piece
 /// The region's pulse; none if there is none yet.
 pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> {
     let key = layout.pulse();
-    let Some(bytes) = get_optional(store, &key).await? else { return Ok(None) };
+    let Some(bytes) = get_optional(store, &key).await? else {
+        return Ok(None);
+    };
     records::decode(&bytes)
         .map(Some)
-        .map_err(|source| AgentError::Object { region: store.region().to_owned(), key, source })
+        .map_err(|source| AgentError::Object {
+            region: store.region().to_owned(),
+            key,
+            source,
+        })
 }
 
 /// Where the region's WAL ends on its newest timeline; none if it holds no WAL.
 pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Option<Position>> {
     let hint = pulse(store, layout).await?;
     for timeline in timelines(store, layout).await?.into_iter().rev() {
-        let from = hint.as_ref().filter(|pulse| pulse.timeline == timeline).map_or(Lsn::ZERO, |pulse| pulse.stored_lsn);
+        let from = hint
+            .as_ref()
+            .filter(|pulse| pulse.timeline == timeline)
+            .map_or(Lsn::ZERO, |pulse| pulse.stored_lsn);
         // One object back: at a boundary the newest bytes lie in the object before.
         let from = from.saturating_sub(1);
         let mut end = coverage(store, layout, size, timeline, from).await?.end();

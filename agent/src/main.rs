@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use highwater_agent::cli::{Cli, Command, LogFormat, Output};
-use highwater_agent::error::{AgentError, Result};
 use highwater_agent::clock::Clock;
+use highwater_agent::error::{AgentError, Result};
 use highwater_agent::run::{self, Options};
 use highwater_agent::{backup, check, decommission, status};
 use highwater_config::{Config, Exit};
@@ -38,9 +38,13 @@ fn fail(error: &AgentError) -> ExitCode {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => builder.json().init(),
     }
 }
@@ -59,7 +63,12 @@ async fn execute(cli: Cli) -> Result<Exit> {
     command(cli.command, config, cli.global.output, cancel).await
 }
 
-async fn command(command: Command, config: Config, output: Output, cancel: CancellationToken) -> Result<Exit> {
+async fn command(
+    command: Command,
+    config: Config,
+    output: Output,
+    cancel: CancellationToken,
+) -> Result<Exit> {
     match command {
         Command::Run { new_lineage } => {
             run::run(config, Options { new_lineage }, cancel).await?;
@@ -72,7 +81,10 @@ async fn command(command: Command, config: Config, output: Output, cancel: Cance
             Ok(report.exit())
         }
         Command::Backup { spread_checkpoint } => {
-            print(output, &backup::command::backup(&config, spread_checkpoint, cancel).await?)?;
+            print(
+                output,
+                &backup::command::backup(&config, spread_checkpoint, cancel).await?,
+            )?;
             Ok(Exit::Done)
         }
         Command::Status => {
@@ -103,7 +115,8 @@ fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -
 
 /// The first SIGTERM or SIGINT asks everything to stop in good order; a second one is left to the system.
 async fn stop_on_signal(cancel: CancellationToken) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("cannot listen for signals");
         return;
     };

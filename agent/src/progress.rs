@@ -30,8 +30,15 @@ impl Progress {
     /// Nothing is known of any region yet.
     pub fn new(policy: Policy, regions: usize, state: State) -> Self {
         let (durable, _) = watch::channel(None);
-        let inner = Inner { frontier: Frontier::new(policy, regions), commits: std::collections::VecDeque::new() };
-        Self { inner: Mutex::new(inner), durable, state }
+        let inner = Inner {
+            frontier: Frontier::new(policy, regions),
+            commits: std::collections::VecDeque::new(),
+        };
+        Self {
+            inner: Mutex::new(inner),
+            durable,
+            state,
+        }
     }
 
     /// Notes that `region` holds everything before `at`.
@@ -95,7 +102,11 @@ const COMMITS_KEPT: usize = 4096;
 impl Inner {
     fn durable_commit(&mut self, durable: DurableLsn) -> Option<Time> {
         let mut newest = None;
-        while self.commits.front().is_some_and(|(at, _)| *at <= durable.position()) {
+        while self
+            .commits
+            .front()
+            .is_some_and(|(at, _)| *at <= durable.position())
+        {
             newest = self.commits.pop_front().map(|(_, time)| time);
         }
         newest

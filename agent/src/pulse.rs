@@ -17,16 +17,31 @@ use crate::state::Snapshot;
 use crate::uploader::Shared;
 
 /// Writes one region's pulse until cancelled.
-pub async fn run(shared: Shared, region: Arc<Region>, interval: Duration, instance: String, cancel: CancellationToken) {
+pub async fn run(
+    shared: Shared,
+    region: Arc<Region>,
+    interval: Duration,
+    instance: String,
+    cancel: CancellationToken,
+) {
     let mut sequence = 0;
-    while cancel.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+    while cancel
+        .run_until_cancelled(tokio::time::sleep(interval))
+        .await
+        .is_some()
+    {
         sequence += 1;
-        if let Some(written) = cancel.run_until_cancelled(write(&shared, &region, &instance, sequence)).await {
+        if let Some(written) = cancel
+            .run_until_cancelled(write(&shared, &region, &instance, sequence))
+            .await
+        {
             log(&region, written);
         }
     }
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
-    if let Ok(written) = tokio::time::timeout(interval, write(&shared, &region, &instance, sequence + 1)).await {
+    if let Ok(written) =
+        tokio::time::timeout(interval, write(&shared, &region, &instance, sequence + 1)).await
+    {
         log(&region, written);
     }
 }
@@ -38,10 +53,21 @@ fn log(region: &Region, written: Result<()>) {
 }
 
 async fn write(shared: &Shared, region: &Region, instance: &str, sequence: u64) -> Result<()> {
-    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, instance, sequence) else { return Ok(()) };
-    let document =
-        records::encode(&pulse).map_err(|source| AgentError::Encode { what: "a pulse".into(), source })?;
-    region.quick.put(&shared.archive.layout.pulse(), Object::new(document), PutMode::Overwrite).await?;
+    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, instance, sequence) else {
+        return Ok(());
+    };
+    let document = records::encode(&pulse).map_err(|source| AgentError::Encode {
+        what: "a pulse".into(),
+        source,
+    })?;
+    region
+        .quick
+        .put(
+            &shared.archive.layout.pulse(),
+            Object::new(document),
+            PutMode::Overwrite,
+        )
+        .await?;
     Ok(())
 }
 
@@ -54,7 +80,11 @@ fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Op
         server_time: snapshot.server_time?,
         wal_end: snapshot.server_end,
         durable_lsn: snapshot.durable,
-        stored_lsn: if view.stored == Lsn::ZERO { return None } else { view.stored },
+        stored_lsn: if view.stored == Lsn::ZERO {
+            return None;
+        } else {
+            view.stored
+        },
         last_commit: snapshot.durable_commit,
         instance: instance.to_owned(),
         sequence,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use highwater_config::Config;
 use highwater_format::{ClusterName, Header, Identity, Layout, Object as Container};
-use highwater_store::{ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError};
+use highwater_store::{
+    ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
+};
 
 use crate::error::{AgentError, Result};
 use crate::state::{RegionState, State};
@@ -44,7 +46,12 @@ impl Archive {
     /// The archive of `cluster` for the server that `identity` describes.
     pub fn new(cluster: ClusterName, identity: Identity, regions: Vec<Arc<Region>>) -> Self {
         let layout = Layout::new(cluster, identity.system_id);
-        Self { layout, identity, regions, new_lineage: false }
+        Self {
+            layout,
+            identity,
+            regions,
+            new_lineage: false,
+        }
     }
 }
 
@@ -53,11 +60,18 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
     let mut regions = Vec::with_capacity(config.regions.len());
     for (index, settings) in config.regions.iter().enumerate() {
         let plain = highwater_store::open(settings).await?;
-        let health = Arc::new(Health { index, state: state.clone() });
+        let health = Arc::new(Health {
+            index,
+            state: state.clone(),
+        });
         regions.push(Arc::new(Region {
             name: settings.display_name().to_owned(),
             index,
-            store: Arc::new(Retrying::new(plain.clone(), RetryPolicy::patient(), health.clone())),
+            store: Arc::new(Retrying::new(
+                plain.clone(),
+                RetryPolicy::patient(),
+                health.clone(),
+            )),
             quick: Arc::new(Retrying::new(plain, RetryPolicy::interactive(), health)),
         }));
     }
@@ -83,7 +97,13 @@ impl RetryObserver for Health {
 
     fn on_success(&self) {
         let index = self.index;
-        let failing = self.state.subscribe().borrow().regions.get(index).is_some_and(|view| view.last_error.is_some());
+        let failing = self
+            .state
+            .subscribe()
+            .borrow()
+            .regions
+            .get(index)
+            .is_some_and(|view| view.last_error.is_some());
         if failing {
             self.state.update_region(index, |view| {
                 view.last_error = None;
@@ -124,7 +144,12 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
     if same {
         return Ok(Written::Same);
     }
-    Err(AgentError::Conflict { region: store.region().to_owned(), key: key.to_owned(), ours, theirs })
+    Err(AgentError::Conflict {
+        region: store.region().to_owned(),
+        key: key.to_owned(),
+        ours,
+        theirs,
+    })
 }
 
 /// Whether two objects carry the same content, and how each calls itself.
@@ -136,7 +161,11 @@ fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
                 && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
             (same, describe(ours.header()), describe(theirs.header()))
         }
-        (_, Err(error)) => (false, format!("{our_length} bytes"), format!("{their_length} bytes that cannot be read: {error}")),
+        (_, Err(error)) => (
+            false,
+            format!("{our_length} bytes"),
+            format!("{their_length} bytes that cannot be read: {error}"),
+        ),
         (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), describe(theirs.header())),
     }
 }

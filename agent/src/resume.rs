@@ -60,7 +60,13 @@ fn begin(server: &ServerView, size: SegmentSize) -> Resume {
     let first = server.slot.unwrap_or(server.end);
     let timeline = server.history.timeline_at(first);
     let start = object_start(size, size.segment_start(first));
-    Resume { timeline, start, sealed: start, begins: server.history.begin_of(timeline).unwrap_or(Lsn::ZERO), after: None }
+    Resume {
+        timeline,
+        start,
+        sealed: start,
+        begins: server.history.begin_of(timeline).unwrap_or(Lsn::ZERO),
+        after: None,
+    }
 }
 
 fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume> {
@@ -68,11 +74,20 @@ fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume>
         return Err(AgentError::Diverged {
             timeline: at.timeline,
             at: server.end,
-            range: highwater_format::LsnRange { start: server.end, end: at.lsn },
+            range: highwater_format::LsnRange {
+                start: server.end,
+                end: at.lsn,
+            },
         });
     }
     let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
-    Ok(Resume { timeline: at.timeline, start: object_start(size, at.lsn), sealed: at.lsn, begins, after: None })
+    Ok(Resume {
+        timeline: at.timeline,
+        start: object_start(size, at.lsn),
+        sealed: at.lsn,
+        begins,
+        after: None,
+    })
 }
 
 /// The server was promoted since: the rest of the old timeline first, if there is any, or the next one.
@@ -89,16 +104,33 @@ fn follow(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume
     let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
     if at.lsn < switch {
         let start = object_start(size, at.lsn);
-        return Ok(Resume { timeline: at.timeline, start, sealed: at.lsn, begins, after: None });
+        return Ok(Resume {
+            timeline: at.timeline,
+            start,
+            sealed: at.lsn,
+            begins,
+            after: None,
+        });
     }
     let timeline = child_of(&server.history, at.timeline);
     let start = object_start(size, switch);
-    Ok(Resume { timeline, start, sealed: start, begins: switch, after: Some(at) })
+    Ok(Resume {
+        timeline,
+        start,
+        sealed: start,
+        begins: switch,
+        after: Some(at),
+    })
 }
 
 /// The timeline that follows `parent` in a history that contains it.
 fn child_of(history: &History, parent: TimelineId) -> TimelineId {
-    let mut later = history.entries.iter().map(|entry| entry.timeline).skip_while(|id| *id != parent).skip(1);
+    let mut later = history
+        .entries
+        .iter()
+        .map(|entry| entry.timeline)
+        .skip_while(|id| *id != parent)
+        .skip(1);
     later.next().unwrap_or(history.timeline)
 }
 

@@ -8,14 +8,22 @@ fn id(number: u32) -> TimelineId {
 }
 
 fn at(timeline: u32, lsn: u64) -> Option<Position> {
-    Some(Position { timeline: id(timeline), lsn: Lsn(lsn) })
+    Some(Position {
+        timeline: id(timeline),
+        lsn: Lsn(lsn),
+    })
 }
 
 const MIB: u64 = 1 << 20;
 
 fn server(timeline: u32, end: u64, history: &str) -> ServerView {
     let history = History::parse(id(timeline), history.as_bytes()).unwrap();
-    ServerView { timeline: id(timeline), end: Lsn(end), history, slot: Some(Lsn(35 * MIB)) }
+    ServerView {
+        timeline: id(timeline),
+        end: Lsn(end),
+        history,
+        slot: Some(Lsn(35 * MIB)),
+    }
 }
 
 fn size() -> SegmentSize {
@@ -50,9 +58,15 @@ fn an_old_primary_is_refused() {
 fn the_rest_of_the_old_timeline_comes_before_the_new_one() {
     let server = server(3, 200 * MIB, "1\t0/6400000\tx\n2\t0/7000000\tx\n");
     let rest = resume(at(1, 90 * MIB), &server, size()).unwrap();
-    assert_eq!((rest.timeline, rest.start, rest.after), (id(1), Lsn(80 * MIB), None));
+    assert_eq!(
+        (rest.timeline, rest.start, rest.after),
+        (id(1), Lsn(80 * MIB), None)
+    );
     let next = resume(at(1, 100 * MIB), &server, size()).unwrap();
-    assert_eq!((next.timeline, next.start, next.begins), (id(2), Lsn(96 * MIB), Lsn(100 * MIB)));
+    assert_eq!(
+        (next.timeline, next.start, next.begins),
+        (id(2), Lsn(96 * MIB), Lsn(100 * MIB))
+    );
     assert_eq!(next.after, at(1, 100 * MIB));
     let past = resume(at(2, 120 * MIB), &server, size()).unwrap();
     assert_eq!(past.timeline, id(3));
@@ -61,5 +75,8 @@ fn the_rest_of_the_old_timeline_comes_before_the_new_one() {
 #[test]
 fn a_stranger_is_refused() {
     let server = server(5, 200 * MIB, "4\t0/6400000\tx\n");
-    assert_eq!(resume(at(3, 90 * MIB), &server, size()).unwrap_err().kind(), Kind::Refused);
+    assert_eq!(
+        resume(at(3, 90 * MIB), &server, size()).unwrap_err().kind(),
+        Kind::Refused
+    );
 }

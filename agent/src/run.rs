@@ -53,7 +53,12 @@ pub struct Options {
 /// Runs the agent until `cancel`, which stores the last bytes first.
 pub async fn run(config: Config, options: Options, cancel: CancellationToken) -> Result<()> {
     let clock = Clock::system();
-    let state = State::new(config.regions.iter().map(|region| region.display_name().to_owned()));
+    let state = State::new(
+        config
+            .regions
+            .iter()
+            .map(|region| region.display_name().to_owned()),
+    );
     state.update(|snapshot| snapshot.started_at = Some(clock.now()));
     let conninfo = connection(&config)?;
     let schedule = config.backup.schedule.as_deref().map(str::parse).transpose()?;
@@ -62,7 +67,12 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
     let services = CancellationToken::new();
     if let Some(listen) = config.admin.listen {
         let listener = admin::bind(listen).await?;
-        tasks.spawn(admin::serve(listener, state.clone(), clock.clone(), services.clone()));
+        tasks.spawn(admin::serve(
+            listener,
+            state.clone(),
+            clock.clone(),
+            services.clone(),
+        ));
     }
     let started = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
@@ -74,7 +84,11 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
 /// The connection parameters: those of the configuration, or libpq's own environment.
 pub fn connection(config: &Config) -> Result<ConnInfo> {
     use secrecy::ExposeSecret as _;
-    let text = config.cluster.connection.as_ref().map(|secret| secret.expose_secret());
+    let text = config
+        .cluster
+        .connection
+        .as_ref()
+        .map(|secret| secret.expose_secret());
     Ok(ConnInfo::resolve(text)?.with_application_name("highwater"))
 }
 
@@ -110,14 +124,29 @@ async fn start(
     let shared = Shared {
         segment_size: identity.segment_size,
         window: Arc::new(Window::new(archive.regions.len(), budget_share)),
-        progress: Arc::new(Progress::new(config.durability.policy, archive.regions.len(), state.clone())),
+        progress: Arc::new(Progress::new(
+            config.durability.policy,
+            archive.regions.len(),
+            state.clone(),
+        )),
         state,
         uploads: config.wal.uploads,
-        origin: Position { timeline: resume.timeline, lsn: resume.sealed },
+        origin: Position {
+            timeline: resume.timeline,
+            lsn: resume.sealed,
+        },
         histories: histories.into(),
         archive,
     };
-    Ok(Started { shared, conninfo, identity, connection, resume, positions, clock })
+    Ok(Started {
+        shared,
+        conninfo,
+        identity,
+        connection,
+        resume,
+        positions,
+        clock,
+    })
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
@@ -199,7 +228,9 @@ impl Started {
     ) -> Result<()> {
         let instance = instance(&self.clock);
         let budget = Budget::new(config.wal.memory / WAL_SHARE);
-        self.shared.state.update(|snapshot| snapshot.memory_limit = budget.limit());
+        self.shared
+            .state
+            .update(|snapshot| snapshot.memory_limit = budget.limit());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
@@ -209,7 +240,13 @@ impl Started {
             let uploader = Uploader::new(shared.clone(), region.clone());
             tasks.spawn(uploader.run(known, stop_storing.clone()));
             let interval = config.pulse.interval;
-            let pulse = pulse::run(shared.clone(), region.clone(), interval, instance.clone(), stop_storing.clone());
+            let pulse = pulse::run(
+                shared.clone(),
+                region.clone(),
+                interval,
+                instance.clone(),
+                stop_storing.clone(),
+            );
             tasks.spawn(async move {
                 pulse.await;
                 Ok(())
@@ -227,7 +264,10 @@ impl Started {
         tasks.spawn(scheduled.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));
-        let rules = Rules { interval: config.wal.flush_interval, size: config.wal.flush_size };
+        let rules = Rules {
+            interval: config.wal.flush_interval,
+            size: config.wal.flush_size,
+        };
         let tools = Tools {
             rules,
             identity: self.identity.clone(),
@@ -287,6 +327,10 @@ fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Re
 /// Names this process in pulses: which machine, which process, since when.
 fn instance(clock: &Clock) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "unknown" } else { host.trim() };
+    let host = if host.trim().is_empty() {
+        "unknown"
+    } else {
+        host.trim()
+    };
     format!("{host}/{}/{}", std::process::id(), clock.now().unix_micros())
 }

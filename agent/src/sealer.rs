@@ -130,17 +130,32 @@ impl Sealer {
                 self.slots.clear();
             }
             Work::Frame(pending) => self.slots.push(Slot::Pending(pending)),
-            Work::Tail { range, frames, rest, commits, stamp } => {
+            Work::Tail {
+                range,
+                frames,
+                rest,
+                commits,
+                stamp,
+            } => {
                 let mut parts = self.frames(frames).await?;
                 if !rest.is_empty() {
                     let charge = self.budget.charge(rest.len() as u64);
                     parts.push(await_frame(self.encoder.start(rest, charge)).await?.frame);
                 }
-                self.seal(Kind::Tail, range, parts, commits, stamp, Vec::new()).await?;
+                self.seal(Kind::Tail, range, parts, commits, stamp, Vec::new())
+                    .await?;
             }
-            Work::Object { range, commits, stamp } => {
+            Work::Object {
+                range,
+                commits,
+                stamp,
+            } => {
                 let parts = self.frames(0..self.slots.len()).await?;
-                let kind = if range.len() == self.segment_size.bytes() { Kind::Segment } else { Kind::Tail };
+                let kind = if range.len() == self.segment_size.bytes() {
+                    Kind::Segment
+                } else {
+                    Kind::Tail
+                };
                 let charges = self.slots.drain(..).filter_map(|slot| match slot {
                     Slot::Done(encoded) => Some(encoded.charge),
                     Slot::Pending(_) => None,
@@ -148,10 +163,19 @@ impl Sealer {
                 let charges = charges.collect();
                 self.seal(kind, range, parts, commits, stamp, charges).await?;
             }
-            Work::History { timeline, begins, after, content } => self.window.push(Item {
+            Work::History {
+                timeline,
+                begins,
+                after,
+                content,
+            } => self.window.push(Item {
                 key: self.layout.history(timeline),
                 object: Object::new(content),
-                what: What::History { timeline, begins, after },
+                what: What::History {
+                    timeline,
+                    begins,
+                    after,
+                },
                 charge: None,
             }),
             Work::Settle(answer) => drop(answer.send(())),
@@ -196,29 +220,57 @@ impl Sealer {
         let key = match kind {
             Kind::Segment => {
                 let number = self.segment_size.segment_number(range.start);
-                self.layout.segment(SegmentName { timeline: self.timeline, number }, self.segment_size)
+                self.layout.segment(
+                    SegmentName {
+                        timeline: self.timeline,
+                        number,
+                    },
+                    self.segment_size,
+                )
             }
             _ => self.layout.tail(self.timeline, range),
         };
         let sealed = tokio::task::spawn_blocking(move || container::seal(header, &parts))
             .await
             .map_err(|error| AgentError::Bug(format!("sealing an object: {error}")))?;
-        let Sealed { bytes, crc32, .. } =
-            sealed.map_err(|source| AgentError::Encode { what: format!("{range}"), source })?;
+        let Sealed { bytes, crc32, .. } = sealed.map_err(|source| AgentError::Encode {
+            what: format!("{range}"),
+            source,
+        })?;
         drop(charges);
         let charge = Some(self.budget.charge(bytes.len() as u64));
         if let Some(time) = commits.last {
-            self.progress.commit(Position { timeline: self.timeline, lsn: range.end }, time);
+            self.progress.commit(
+                Position {
+                    timeline: self.timeline,
+                    lsn: range.end,
+                },
+                time,
+            );
         }
-        let what = What::Wal { timeline: self.timeline, range, last_commit: commits.last };
-        self.window.push(Item { key, object: Object::with_crc32(bytes, crc32), what, charge });
-        self.state.update(|snapshot| snapshot.sealed = snapshot.sealed.max(range.end));
+        let what = What::Wal {
+            timeline: self.timeline,
+            range,
+            last_commit: commits.last,
+        };
+        self.window.push(Item {
+            key,
+            object: Object::with_crc32(bytes, crc32),
+            what,
+            charge,
+        });
+        self.state
+            .update(|snapshot| snapshot.sealed = snapshot.sealed.max(range.end));
         Ok(())
     }
 }
 
-async fn await_frame(pending: impl Future<Output = std::result::Result<Result<Encoded>, tokio::task::JoinError>>) -> Result<Encoded> {
-    pending.await.map_err(|error| AgentError::Bug(format!("compressing a frame: {error}")))?
+async fn await_frame(
+    pending: impl Future<Output = std::result::Result<Result<Encoded>, tokio::task::JoinError>>,
+) -> Result<Encoded> {
+    pending
+        .await
+        .map_err(|error| AgentError::Bug(format!("compressing a frame: {error}")))?
 }
 
 fn missing_frame(number: usize) -> AgentError {

@@ -171,7 +171,11 @@ impl Segmenter {
         if !self.has_unsealed() {
             return;
         }
-        let cut = if self.sealed < self.frame_start() { self.cut_across_frames() } else { self.cut_in_frame() };
+        let cut = if self.sealed < self.frame_start() {
+            self.cut_across_frames()
+        } else {
+            self.cut_in_frame()
+        };
         out.push(cut);
         self.mark_sealed();
     }
@@ -191,7 +195,10 @@ impl Segmenter {
         let (start, commits) = self.push_run(self.sealed, self.open_commits);
         let offset = usize::try_from(start.distance_from(self.frame_start())).unwrap_or(0);
         Cut::Tail {
-            range: LsnRange { start, end: self.received },
+            range: LsnRange {
+                start,
+                end: self.received,
+            },
             frames: self.frames.len()..self.frames.len(),
             rest: Bytes::copy_from_slice(self.frame.get(offset..).unwrap_or_default()),
             commits,
@@ -209,7 +216,10 @@ impl Segmenter {
             self.push_run(self.frame_start(), self.frame_commits);
         }
         Cut::Tail {
-            range: LsnRange { start: self.object_start + first as u64 * FRAME, end: self.received },
+            range: LsnRange {
+                start: self.object_start + first as u64 * FRAME,
+                end: self.received,
+            },
             frames: first..self.frames.len(),
             rest: Bytes::copy_from_slice(&self.frame),
             commits,
@@ -218,10 +228,19 @@ impl Segmenter {
 
     /// Notes a chunk of the current frame and merges full runs; returns where the chunk has to begin.
     fn push_run(&mut self, start: Lsn, commits: CommitSpan) -> (Lsn, CommitSpan) {
-        self.runs.push(Run { start, level: 0, commits });
+        self.runs.push(Run {
+            start,
+            level: 0,
+            commits,
+        });
         loop {
             let level = self.runs.last().map_or(0, |run| run.level);
-            let same = self.runs.iter().rev().take_while(|run| run.level == level).count();
+            let same = self
+                .runs
+                .iter()
+                .rev()
+                .take_while(|run| run.level == level)
+                .count();
             if same < FANOUT {
                 break;
             }
@@ -230,9 +249,14 @@ impl Segmenter {
                 a.commits.merge(b.commits);
                 a
             });
-            self.runs.extend(merged.map(|run| Run { level: level + 1, ..run }));
+            self.runs.extend(merged.map(|run| Run {
+                level: level + 1,
+                ..run
+            }));
         }
-        self.runs.last().map_or((start, commits), |run| (run.start, run.commits))
+        self.runs
+            .last()
+            .map_or((start, commits), |run| (run.start, run.commits))
     }
 
     fn finish_frame(&mut self, now: Duration, out: &mut Vec<Cut>) {
@@ -248,7 +272,10 @@ impl Segmenter {
         } else if self.sealed > start && self.sealed < self.received {
             let number = self.frames.len() - 1;
             out.push(Cut::Tail {
-                range: LsnRange { start, end: self.received },
+                range: LsnRange {
+                    start,
+                    end: self.received,
+                },
                 frames: number..number + 1,
                 rest: Bytes::new(),
                 commits,
@@ -262,7 +289,13 @@ impl Segmenter {
         for frame in self.frames.drain(..) {
             commits.merge(frame);
         }
-        out.push(Cut::Object { range: LsnRange { start: self.object_start, end: self.received }, commits });
+        out.push(Cut::Object {
+            range: LsnRange {
+                start: self.object_start,
+                end: self.received,
+            },
+            commits,
+        });
         self.object_start = self.received;
         self.object_since = now;
         self.mark_sealed();
@@ -276,7 +309,8 @@ impl Segmenter {
         }
         let left = self.object_size.saturating_sub(got);
         let elapsed = now.saturating_sub(self.object_since);
-        elapsed.as_micros().saturating_mul(u128::from(left)) < self.rules.interval.as_micros().saturating_mul(u128::from(got))
+        elapsed.as_micros().saturating_mul(u128::from(left))
+            < self.rules.interval.as_micros().saturating_mul(u128::from(got))
     }
 }
 
@@ -289,7 +323,6 @@ pub fn object_size(segment_size: SegmentSize) -> u64 {
 pub fn object_start(segment_size: SegmentSize, lsn: Lsn) -> Lsn {
     lsn.align_down(object_size(segment_size))
 }
-
 
 #[cfg(test)]
 #[path = "segmenter_tests.rs"]

@@ -8,7 +8,10 @@ use super::*;
 const MIB: usize = 1 << 20;
 
 fn rules(interval_ms: u64, size: u64) -> Rules {
-    Rules { interval: Duration::from_millis(interval_ms), size }
+    Rules {
+        interval: Duration::from_millis(interval_ms),
+        size,
+    }
 }
 
 fn ms(value: u64) -> Duration {
@@ -36,14 +39,20 @@ struct Reader {
 
 impl Reader {
     fn new(start: Lsn) -> Self {
-        Self { start, frames: Vec::new(), pieces: Vec::new() }
+        Self {
+            start,
+            frames: Vec::new(),
+            pieces: Vec::new(),
+        }
     }
 
     fn take(&mut self, cuts: Vec<Cut>) {
         for cut in cuts {
             match cut {
                 Cut::Frame { plain } => self.frames.push(plain),
-                Cut::Tail { range, frames, rest, .. } => {
+                Cut::Tail {
+                    range, frames, rest, ..
+                } => {
                     let mut bytes: Vec<u8> = self.frames[frames].concat();
                     bytes.extend_from_slice(&rest);
                     self.pieces.push((range, bytes, false));
@@ -73,7 +82,9 @@ fn a_quiet_database_is_cut_by_the_interval_only() {
     segmenter.tick(ms(1009), &mut out);
     assert_eq!(out, []);
     segmenter.tick(ms(1010), &mut out);
-    assert!(matches!(&out[..], [Cut::Tail { range, .. }] if *range == LsnRange { start: Lsn(0), end: Lsn(100) }));
+    assert!(
+        matches!(&out[..], [Cut::Tail { range, .. }] if *range == LsnRange { start: Lsn(0), end: Lsn(100) })
+    );
     assert_eq!(segmenter.deadline(), None);
 }
 
@@ -85,8 +96,14 @@ fn a_fast_stream_writes_no_tail_chunks() {
         feed(&mut segmenter, &vec![7; MIB], ms(step * 20), &mut out);
         segmenter.tick(ms(step * 20), &mut out);
     }
-    assert_eq!(out.iter().filter(|cut| matches!(cut, Cut::Object { .. })).count(), 4);
-    assert_eq!(out.iter().filter(|cut| matches!(cut, Cut::Tail { .. })).count(), 0);
+    assert_eq!(
+        out.iter().filter(|cut| matches!(cut, Cut::Object { .. })).count(),
+        4
+    );
+    assert_eq!(
+        out.iter().filter(|cut| matches!(cut, Cut::Tail { .. })).count(),
+        0
+    );
 }
 
 #[test]
@@ -108,7 +125,9 @@ fn a_slow_segment_needs_few_chunks_to_read() {
         feed(&mut segmenter, &[3; 40], ms(step * 2000), &mut out);
         segmenter.tick(ms(step * 2000 + 1000), &mut out);
         for cut in out {
-            let Cut::Tail { range, .. } = cut else { panic!("only chunks so far: {cut:?}") };
+            let Cut::Tail { range, .. } = cut else {
+                panic!("only chunks so far: {cut:?}")
+            };
             coverage.insert(highwater_format::coverage::Piece {
                 range,
                 kind: highwater_format::coverage::PieceKind::Tail,
@@ -116,7 +135,10 @@ fn a_slow_segment_needs_few_chunks_to_read() {
             });
         }
     }
-    let all = LsnRange { start: Lsn(0), end: Lsn(800_000) };
+    let all = LsnRange {
+        start: Lsn(0),
+        end: Lsn(800_000),
+    };
     let cover = coverage.cover(all).unwrap();
     assert!(cover.len() <= 3 * FANOUT, "{} chunks", cover.len());
 }
@@ -146,8 +168,17 @@ fn commit_times_belong_to_the_chunk_they_end_in() {
         segmenter.push(&[0; 8], commits, ms(0), &mut out);
         segmenter.seal(&mut out);
     }
-    let spans: Vec<_> = out.iter().map(|cut| match cut { Cut::Tail { commits, .. } => commits.last, _ => None }).collect();
-    assert_eq!(spans, [Some(Time::from_unix_micros(5)), Some(Time::from_unix_micros(3))]);
+    let spans: Vec<_> = out
+        .iter()
+        .map(|cut| match cut {
+            Cut::Tail { commits, .. } => commits.last,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        spans,
+        [Some(Time::from_unix_micros(5)), Some(Time::from_unix_micros(3))]
+    );
 }
 
 proptest! {

@@ -25,7 +25,8 @@ pub async fn identity(conn: &mut Connection) -> Result<Identity> {
     Ok(Identity {
         system_id: system.system_id,
         server_version: conn.server_version(),
-        segment_size: SegmentSize::from_show(&segment_size).map_err(|error| unexpected("wal_segment_size", &error))?,
+        segment_size: SegmentSize::from_show(&segment_size)
+            .map_err(|error| unexpected("wal_segment_size", &error))?,
         wal_block_size: number(conn, "wal_block_size").await?,
         block_size: number(conn, "block_size").await?,
     })
@@ -37,15 +38,26 @@ async fn number(conn: &mut Connection, setting: &str) -> Result<u32> {
 }
 
 fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
-    AgentError::refused(format!("the server's {setting} cannot be used: {error}"), "Check that this is PostgreSQL 14 to 18")
+    AgentError::refused(
+        format!("the server's {setting} cannot be used: {error}"),
+        "Check that this is PostgreSQL 14 to 18",
+    )
 }
 
 /// Where the server stands. Creates the slot if it is missing, with WAL kept from the last checkpoint on.
-pub async fn view(conn: &mut Connection, info: &ConnInfo, slot: &str, identity: &Identity) -> Result<ServerView> {
+pub async fn view(
+    conn: &mut Connection,
+    info: &ConnInfo,
+    slot: &str,
+    identity: &Identity,
+) -> Result<ServerView> {
     let system = conn.identify_system().await?;
     if system.system_id != identity.system_id {
         return Err(AgentError::refused(
-            format!("the server's system identifier is now {}, it was {}", system.system_id, identity.system_id),
+            format!(
+                "the server's system identifier is now {}, it was {}",
+                system.system_id, identity.system_id
+            ),
             "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
         ));
     }
@@ -54,7 +66,12 @@ pub async fn view(conn: &mut Connection, info: &ConnInfo, slot: &str, identity: 
         None => History::root(system.timeline),
     };
     let slot = ensure_slot(conn, info, slot).await?;
-    Ok(ServerView { timeline: system.timeline, end: system.xlogpos, history, slot })
+    Ok(ServerView {
+        timeline: system.timeline,
+        end: system.xlogpos,
+        history,
+        slot,
+    })
 }
 
 /// A history file, verbatim; none if the server has none (the first timeline has none).
@@ -87,7 +104,9 @@ pub fn parse_history(timeline: TimelineId, content: &[u8]) -> Result<History> {
 
 /// The history files that lead to `timeline`, oldest first; files of long gone ancestors may be missing.
 pub async fn histories(conn: &mut Connection, timeline: TimelineId) -> Result<Vec<(TimelineId, Bytes)>> {
-    let Some(content) = history(conn, timeline).await? else { return Ok(Vec::new()) };
+    let Some(content) = history(conn, timeline).await? else {
+        return Ok(Vec::new());
+    };
     let mut files = Vec::new();
     for entry in parse_history(timeline, &content)?.entries {
         if let Some(ancestor) = history(conn, entry.timeline).await? {
@@ -114,7 +133,10 @@ async fn ensure_slot(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Resu
 /// None: no such slot. Some(None): it keeps no WAL.
 async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<Option<Option<Lsn>>> {
     if conn.server_version() >= READ_SLOT_SINCE {
-        return Ok(conn.read_replication_slot(slot).await?.map(|position| position.restart_lsn));
+        return Ok(conn
+            .read_replication_slot(slot)
+            .await?
+            .map(|position| position.restart_lsn));
     }
     let mut sql = Connection::connect(info, Mode::Sql).await?;
     // The name is one that the configuration allows: [a-z0-9_].
@@ -122,6 +144,9 @@ async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Re
     let rows = sql.simple_query(&query).await?.rows;
     sql.close().await;
     let Some(row) = rows.first() else { return Ok(None) };
-    let text = row.first().and_then(Option::as_ref).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    let text = row
+        .first()
+        .and_then(Option::as_ref)
+        .and_then(|bytes| std::str::from_utf8(bytes).ok());
     Ok(Some(text.and_then(|text| text.parse().ok())))
 }

@@ -127,9 +127,20 @@ pub struct State {
 impl State {
     /// A state in which nothing is known but the regions' names.
     pub fn new(regions: impl IntoIterator<Item = String>) -> Self {
-        let regions = regions.into_iter().map(|name| RegionView { name, ..RegionView::default() }).collect();
-        let (sender, _) = watch::channel(Snapshot { regions, ..Snapshot::default() });
-        Self { cell: Arc::new(sender) }
+        let regions = regions
+            .into_iter()
+            .map(|name| RegionView {
+                name,
+                ..RegionView::default()
+            })
+            .collect();
+        let (sender, _) = watch::channel(Snapshot {
+            regions,
+            ..Snapshot::default()
+        });
+        Self {
+            cell: Arc::new(sender),
+        }
     }
 
     /// Changes the snapshot.

@@ -110,7 +110,8 @@ impl Uploader {
     async fn join(&self) -> Result<Option<Position>> {
         let store = &*self.region.store;
         identity::admit(store, &self.shared.archive).await?;
-        let position = inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
+        let position =
+            inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
         tracing::info!(region = self.region.name, position = ?position, "region joined");
         Ok(position)
     }
@@ -185,6 +186,8 @@ impl Uploader {
     }
 
     fn set_state(&self, state: RegionState) {
-        self.shared.state.update_region(self.region.index, |view| view.state = state);
+        self.shared
+            .state
+            .update_region(self.region.index, |view| view.state = state);
     }
 }

@@ -59,15 +59,24 @@ impl What {
     /// Where a region stands that had everything before this and now has this too.
     pub fn end(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position { timeline, lsn: range.end },
-            Self::History { timeline, begins, .. } => Position { timeline, lsn: begins },
+            Self::Wal { timeline, range, .. } => Position {
+                timeline,
+                lsn: range.end,
+            },
+            Self::History { timeline, begins, .. } => Position {
+                timeline,
+                lsn: begins,
+            },
         }
     }
 
     /// Where a region must stand so that this continues what it has.
     pub fn start(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position { timeline, lsn: range.start },
+            Self::Wal { timeline, range, .. } => Position {
+                timeline,
+                lsn: range.start,
+            },
             Self::History { after, .. } => after,
         }
     }
@@ -76,8 +85,14 @@ impl What {
         match (self, other) {
             (
                 Self::Wal { timeline, range, .. },
-                Self::Wal { timeline: other_timeline, range: other_range, .. },
-            ) => timeline == other_timeline && range.start <= other_range.start && range.end >= other_range.end,
+                Self::Wal {
+                    timeline: other_timeline,
+                    range: other_range,
+                    ..
+                },
+            ) => {
+                timeline == other_timeline && range.start <= other_range.start && range.end >= other_range.end
+            }
             _ => false,
         }
     }
@@ -117,8 +132,18 @@ impl Window {
     /// A window for `regions` regions that keeps at most about `share` bytes for those that lag.
     pub fn new(regions: usize, share: u64) -> Self {
         let (changed, _) = watch::channel(0);
-        let inner = Inner { items: VecDeque::new(), first: 0, bytes: 0, forgotten: None, passed: vec![None; regions] };
-        Self { inner: Mutex::new(inner), changed, share }
+        let inner = Inner {
+            items: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            forgotten: None,
+            passed: vec![None; regions],
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed,
+            share,
+        }
     }
 
     /// Adds the next object.
@@ -164,9 +189,16 @@ impl Window {
         if number < inner.first {
             return Next::Behind;
         }
-        let Some(mut index) = usize::try_from(number - inner.first).ok() else { return Next::Wait };
+        let Some(mut index) = usize::try_from(number - inner.first).ok() else {
+            return Next::Wait;
+        };
         while let Some(item) = inner.items.get(index) {
-            if !inner.items.iter().skip(index + 1).any(|later| later.what.covers(item.what)) {
+            if !inner
+                .items
+                .iter()
+                .skip(index + 1)
+                .any(|later| later.what.covers(item.what))
+            {
                 return Next::Item(inner.first + index as u64, item.clone());
             }
             index += 1;
@@ -187,15 +219,23 @@ impl Window {
     pub fn is_stored_in(&self, regions: usize) -> bool {
         let inner = self.lock();
         let end = inner.end();
-        inner.passed.iter().flatten().filter(|passed| **passed >= end).count() >= regions
+        inner
+            .passed
+            .iter()
+            .flatten()
+            .filter(|passed| **passed >= end)
+            .count()
+            >= regions
     }
 
     /// WAL items of `timeline` that reach into `range`, for comparing what the server sends again.
     pub fn overlapping(&self, timeline: TimelineId, range: LsnRange) -> Vec<Arc<Item>> {
         let reaches = |item: &&Arc<Item>| match item.what {
-            What::Wal { timeline: of, range: covered, .. } => {
-                of == timeline && covered.start < range.end && range.start < covered.end
-            }
+            What::Wal {
+                timeline: of,
+                range: covered,
+                ..
+            } => of == timeline && covered.start < range.end && range.start < covered.end,
             What::History { .. } => false,
         };
         self.lock().items.iter().filter(reaches).cloned().collect()
@@ -214,7 +254,8 @@ impl Inner {
     /// The number from which a region at `at` finds all it lacks; none if something before is forgotten.
     fn continues(&self, at: Position) -> Option<u64> {
         let oldest = self.items.front().map(|item| item.what.start());
-        let reaches_back = oldest.is_some_and(|start| start <= at) || self.forgotten.is_none_or(|end| end <= at);
+        let reaches_back =
+            oldest.is_some_and(|start| start <= at) || self.forgotten.is_none_or(|end| end <= at);
         if !reaches_back {
             return None;
         }

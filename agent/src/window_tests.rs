@@ -14,7 +14,10 @@ fn wal(start: u64, end: u64, bytes: usize) -> Item {
         object: Object::new(Bytes::from(vec![0; bytes])),
         what: What::Wal {
             timeline: timeline(1),
-            range: LsnRange { start: Lsn(start), end: Lsn(end) },
+            range: LsnRange {
+                start: Lsn(start),
+                end: Lsn(end),
+            },
             last_commit: None,
         },
         charge: None,
@@ -22,7 +25,10 @@ fn wal(start: u64, end: u64, bytes: usize) -> Item {
 }
 
 fn at(lsn: u64) -> Position {
-    Position { timeline: timeline(1), lsn: Lsn(lsn) }
+    Position {
+        timeline: timeline(1),
+        lsn: Lsn(lsn),
+    }
 }
 
 fn key(next: &Next) -> String {
@@ -67,7 +73,11 @@ fn a_region_that_lags_is_left_behind_when_memory_is_short() {
     window.passed(0, 1);
     assert_eq!(key(&window.next(0)), "behind");
     window.passed(0, 4);
-    assert_eq!(key(&window.next(2)), "2 20-30", "within its share it is kept for the region that lags");
+    assert_eq!(
+        key(&window.next(2)),
+        "2 20-30",
+        "within its share it is kept for the region that lags"
+    );
     assert_eq!(window.attach(1, at(10)), None);
     assert_eq!(window.attach(1, at(20)), Some(2));
     assert_eq!(window.attach(1, at(30)), Some(3));
@@ -84,7 +94,11 @@ fn a_detached_region_holds_nothing_back() {
     window.detach(1);
     assert_eq!(key(&window.next(0)), "behind");
     assert!(window.is_stored_in(1));
-    assert_eq!(window.attach(1, at(5)), None, "an empty window does not mean that nothing was missed");
+    assert_eq!(
+        window.attach(1, at(5)),
+        None,
+        "an empty window does not mean that nothing was missed"
+    );
     assert_eq!(window.attach(1, at(10)), Some(1));
 }
 
@@ -95,13 +109,30 @@ fn a_history_file_comes_before_what_follows_it() {
     window.push(Item {
         key: "history".into(),
         object: Object::new(Bytes::from_static(b"1\t0/5\n")),
-        what: What::History { timeline: timeline(2), begins: Lsn(0), after: at(10) },
+        what: What::History {
+            timeline: timeline(2),
+            begins: Lsn(0),
+            after: at(10),
+        },
         charge: None,
     });
     window.attach(0, at(0));
     window.passed(0, 1);
-    assert_eq!(window.attach(0, at(5)), None, "the rest of the old timeline comes first");
+    assert_eq!(
+        window.attach(0, at(5)),
+        None,
+        "the rest of the old timeline comes first"
+    );
     assert_eq!(window.attach(0, at(10)), Some(1));
     assert_eq!(key(&window.next(1)), "1 history");
-    assert_eq!(window.attach(0, Position { timeline: timeline(2), lsn: Lsn(0) }), Some(2));
+    assert_eq!(
+        window.attach(
+            0,
+            Position {
+                timeline: timeline(2),
+                lsn: Lsn(0)
+            }
+        ),
+        Some(2)
+    );
 }

@@ -50,7 +50,9 @@ pub(super) struct Flush {
 impl Flush {
     /// What may be reported now; never less than before.
     fn report(&mut self, durable: Option<DurableLsn>, received: Lsn) -> Lsn {
-        let allowed = durable.map_or(Lsn::ZERO, |durable| durable.reportable(self.timeline, self.begins));
+        let allowed = durable.map_or(Lsn::ZERO, |durable| {
+            durable.reportable(self.timeline, self.begins)
+        });
         // The archive may be ahead of this stream, which begins at an object's start.
         let allowed = allowed.min(received);
         if allowed < self.floor {
@@ -102,7 +104,13 @@ impl Feedback {
         let received = *self.received.borrow_and_update();
         let durable = *self.durable.borrow_and_update();
         let flush = self.flush.report(durable, received);
-        let status = Status { write: received, flush, apply: flush, reply_requested: ask, now: self.clock.now() };
+        let status = Status {
+            write: received,
+            flush,
+            apply: flush,
+            reply_requested: ask,
+            now: self.clock.now(),
+        };
         self.writer.send(status).await?;
         Ok((received, flush))
     }
@@ -116,12 +124,22 @@ mod tests {
     use crate::frontier::{Frontier, Position};
 
     fn durable(lsn: u64) -> Option<DurableLsn> {
-        Frontier::new(Policy::Any, 1).stored(0, Position { timeline: TimelineId::FIRST, lsn: Lsn(lsn) })
+        Frontier::new(Policy::Any, 1).stored(
+            0,
+            Position {
+                timeline: TimelineId::FIRST,
+                lsn: Lsn(lsn),
+            },
+        )
     }
 
     #[test]
     fn the_flush_position_is_durable_received_and_never_below_the_slot() {
-        let mut flush = Flush { timeline: TimelineId::FIRST, begins: Lsn::ZERO, floor: Lsn(100) };
+        let mut flush = Flush {
+            timeline: TimelineId::FIRST,
+            begins: Lsn::ZERO,
+            floor: Lsn(100),
+        };
         assert_eq!(flush.report(None, Lsn(200)), Lsn::ZERO);
         assert_eq!(flush.report(durable(90), Lsn(200)), Lsn::ZERO);
         assert_eq!(flush.report(durable(150), Lsn(120)), Lsn(120));

@@ -59,7 +59,10 @@ impl Intake {
             budget: tools.budget.clone(),
             queue: tools.queue.clone(),
             state: tools.state.clone(),
-            stamp: Stamp { time: Time::UNIX_EPOCH, end: Lsn::ZERO },
+            stamp: Stamp {
+                time: Time::UNIX_EPOCH,
+                end: Lsn::ZERO,
+            },
             newest_commit: None,
             cuts: Vec::new(),
         }
@@ -120,7 +123,9 @@ impl Intake {
         if self.scanner.is_none() && object_start(self.identity.segment_size, at) == at {
             self.scanner = Some(scanner(&self.identity, self.timeline, at));
         }
-        let Some(scanner) = &mut self.scanner else { return commits };
+        let Some(scanner) = &mut self.scanner else {
+            return commits;
+        };
         let result = scanner.feed(data, &mut |event| {
             if let WalEvent::Commit { time, .. } = event {
                 commits.add(time);
@@ -146,8 +151,23 @@ impl Intake {
                     let charge = self.budget.charge(plain.len() as u64);
                     Work::Frame(self.encoder.start(plain, charge))
                 }
-                Cut::Tail { range, frames, rest, commits } => Work::Tail { range, frames, rest, commits, stamp },
-                Cut::Object { range, commits } => Work::Object { range, commits, stamp },
+                Cut::Tail {
+                    range,
+                    frames,
+                    rest,
+                    commits,
+                } => Work::Tail {
+                    range,
+                    frames,
+                    rest,
+                    commits,
+                    stamp,
+                },
+                Cut::Object { range, commits } => Work::Object {
+                    range,
+                    commits,
+                    stamp,
+                },
             };
             self.queue.send(work).await.map_err(|_| AgentError::Cancelled)?;
         }
@@ -157,7 +177,12 @@ impl Intake {
 
 /// A reader of this server's records from `start` on.
 fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner {
-    WalScanner::new(start, identity.segment_size, Some(timeline), Some(identity.major()))
-        .with_page_size(identity.wal_block_size)
-        .with_system_id(identity.system_id)
+    WalScanner::new(
+        start,
+        identity.segment_size,
+        Some(timeline),
+        Some(identity.major()),
+    )
+    .with_page_size(identity.wal_block_size)
+    .with_system_id(identity.system_id)
 }

@@ -27,9 +27,9 @@ use crate::frontier::Position;
 use crate::resume::{Resume, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
+use crate::server;
 use crate::state;
 use crate::uploader::Shared;
-use crate::server;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -75,7 +75,11 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// A receiver whose first session is ready to stream.
     pub(crate) fn new(context: Context, connection: Connection, resume: Resume) -> Self {
-        Self { context, sealed: None, first: Some((connection, resume)) }
+        Self {
+            context,
+            sealed: None,
+            first: Some((connection, resume)),
+        }
     }
 
     /// Streams until told to stop; ends early only with an error that trying again cannot cure.
@@ -95,8 +99,15 @@ impl Receiver {
             if began.elapsed() >= GOOD_SESSION {
                 pause = BACKOFF.0;
             }
-            tracing::warn!(reason, pause_ms = pause.as_millis(), "not streaming, connecting again");
-            self.context.shared.state.update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
+            tracing::warn!(
+                reason,
+                pause_ms = pause.as_millis(),
+                "not streaming, connecting again"
+            );
+            self.context
+                .shared
+                .state
+                .update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
             tokio::select! {
                 () = self.context.cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
@@ -124,8 +135,9 @@ impl Receiver {
             }
             let overlap = self.overlap(&resume).await?;
             self.send(Work::Begin(resume.timeline)).await?;
-            let started =
-                connection.start_replication(Some(&self.context.slot), resume.start, resume.timeline).await;
+            let started = connection
+                .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
+                .await;
             let next = match started.map_err(|error| explain(error, &resume))? {
                 Started::AtEnd(back, next) => {
                     connection = back;
@@ -135,7 +147,10 @@ impl Receiver {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, overlap);
                     let ended = stream.run(reader, writer, floor).await;
-                    self.sealed = Some(Position { timeline: resume.timeline, lsn: stream.sealed() });
+                    self.sealed = Some(Position {
+                        timeline: resume.timeline,
+                        lsn: stream.sealed(),
+                    });
                     match ended.map_err(|error| explain_stream(error, &resume))? {
                         Ended::Closed => return Ok(()),
                         Ended::Timeline(back, next) => {
@@ -153,7 +168,13 @@ impl Receiver {
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
-        let view = server::view(&mut connection, &context.conninfo, &context.slot, &context.identity).await?;
+        let view = server::view(
+            &mut connection,
+            &context.conninfo,
+            &context.slot,
+            &context.identity,
+        )
+        .await?;
         let archived = self.sealed.or_else(|| context.shared.progress.furthest());
         let resume = resume(archived, &view, context.shared.segment_size)?;
         Ok((connection, resume))
@@ -171,17 +192,28 @@ impl Receiver {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
-        let range = LsnRange { start: resume.start, end: resume.sealed };
+        let range = LsnRange {
+            start: resume.start,
+            end: resume.sealed,
+        };
         Overlap::load(&self.context.shared, resume.timeline, range).await
     }
 
     async fn send(&self, work: Work) -> Result<()> {
-        self.context.tools.queue.send(work).await.map_err(|_| AgentError::Cancelled)
+        self.context
+            .tools
+            .queue
+            .send(work)
+            .await
+            .map_err(|_| AgentError::Cancelled)
     }
 
     /// The timeline ended where the server says; the next one begins with the object around that place.
     fn switch(&self, resume: &Resume, next: NextTimeline) -> Resume {
-        let after = Position { timeline: resume.timeline, lsn: self.sealed.map_or(resume.sealed, |at| at.lsn) };
+        let after = Position {
+            timeline: resume.timeline,
+            lsn: self.sealed.map_or(resume.sealed, |at| at.lsn),
+        };
         tracing::info!(from = %resume.timeline, to = %next.timeline, at = %next.switch, received = %after.lsn, "timeline switch");
         if after.lsn > next.switch {
             tracing::warn!(
@@ -190,15 +222,32 @@ impl Receiver {
             );
         }
         let start = object_start(self.context.shared.segment_size, next.switch);
-        Resume { timeline: next.timeline, start, sealed: start, begins: next.switch, after: Some(after) }
+        Resume {
+            timeline: next.timeline,
+            start,
+            sealed: start,
+            begins: next.switch,
+            after: Some(after),
+        }
     }
 
     /// Puts the history of the timeline that begins into the pipeline, before any of its WAL.
-    async fn follow_history(&self, connection: &mut Connection, resume: &Resume, after: Position) -> Result<()> {
+    async fn follow_history(
+        &self,
+        connection: &mut Connection,
+        resume: &Resume,
+        after: Position,
+    ) -> Result<()> {
         let content = server::required_history(connection, resume.timeline).await?;
         server::parse_history(resume.timeline, &content)?;
         let (timeline, begins) = (resume.timeline, resume.start);
-        self.send(Work::History { timeline, begins, after, content }).await
+        self.send(Work::History {
+            timeline,
+            begins,
+            after,
+            content,
+        })
+        .await
     }
 }
 
@@ -206,7 +255,10 @@ impl Receiver {
 fn is_final(error: &AgentError) -> bool {
     match error {
         AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
-        _ => matches!(error.kind(), Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug),
+        _ => matches!(
+            error.kind(),
+            Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
+        ),
     }
 }
 
@@ -223,12 +275,22 @@ fn explain(error: highwater_pgwire::PgError, resume: &Resume) -> AgentError {
         );
     }
     if let Some(end) = error.ahead_of_server() {
-        let range = LsnRange { start: end, end: resume.sealed };
-        return AgentError::Diverged { timeline: resume.timeline, at: end, range };
+        let range = LsnRange {
+            start: end,
+            end: resume.sealed,
+        };
+        return AgentError::Diverged {
+            timeline: resume.timeline,
+            at: end,
+            range,
+        };
     }
     if error.is_not_in_history() {
         return AgentError::refused(
-            format!("the server's history does not contain {} on timeline {}: {error}", resume.start, resume.timeline),
+            format!(
+                "the server's history does not contain {} on timeline {}: {error}",
+                resume.start, resume.timeline
+            ),
             "Point the agent at a server that descends from the archived one",
         );
     }

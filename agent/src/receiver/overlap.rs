@@ -30,11 +30,23 @@ impl Overlap {
                 append(&mut plain, range, *held, bytes);
                 continue;
             }
-            let until = window.iter().map(|(held, _)| held.start).filter(|start| *start > next).min();
-            let missing = LsnRange { start: next, end: until.map_or(range.end, |until| until.min(range.end)) };
+            let until = window
+                .iter()
+                .map(|(held, _)| held.start)
+                .filter(|start| *start > next)
+                .min();
+            let missing = LsnRange {
+                start: next,
+                end: until.map_or(range.end, |until| until.min(range.end)),
+            };
             plain.extend_from_slice(&from_regions(shared, timeline, missing).await?);
         }
-        Ok(Self { timeline, range, plain, compared: 0 })
+        Ok(Self {
+            timeline,
+            range,
+            plain,
+            compared: 0,
+        })
     }
 
     /// Compares the next bytes of the stream; what lies past the overlap is not looked at.
@@ -45,7 +57,11 @@ impl Overlap {
         if expected != got {
             let same = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
             let at = self.range.start + (self.compared + same) as u64;
-            return Err(AgentError::Diverged { timeline: self.timeline, at, range: self.range });
+            return Err(AgentError::Diverged {
+                timeline: self.timeline,
+                at,
+                range: self.range,
+            });
         }
         self.compared += length;
         if self.compared == self.plain.len() && !self.plain.is_empty() {
@@ -60,9 +76,12 @@ impl Overlap {
 fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<(LsnRange, Vec<u8>)>> {
     let mut pieces = Vec::new();
     for item in shared.window.overlapping(timeline, range) {
-        let What::Wal { range: held, .. } = item.what else { continue };
+        let What::Wal { range: held, .. } = item.what else {
+            continue;
+        };
         let opened = Object::open(item.object.bytes.clone()).and_then(|object| object.plain());
-        let plain = opened.map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
+        let plain =
+            opened.map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
         pieces.push((held, plain));
     }
     Ok(pieces)
@@ -72,14 +91,25 @@ fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Resu
 async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<u8>> {
     let mut reasons = Vec::new();
     for region in &shared.archive.regions {
-        match read_range(&shared.archive, &*region.quick, shared.segment_size, timeline, range).await {
+        match read_range(
+            &shared.archive,
+            &*region.quick,
+            shared.segment_size,
+            timeline,
+            range,
+        )
+        .await
+        {
             Ok(Some(plain)) => return Ok(plain),
             Ok(None) => reasons.push(format!("{} does not hold it", region.name)),
             Err(error) => reasons.push(format!("{}: {error}", region.name)),
         }
     }
     Err(AgentError::Trouble {
-        what: format!("timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({})", reasons.join("; ")),
+        what: format!(
+            "timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({})",
+            reasons.join("; ")
+        ),
         next: "The stream begins when a region that holds it answers".into(),
     })
 }
@@ -91,8 +121,16 @@ mod tests {
     use super::*;
 
     fn overlap(plain: &[u8]) -> Overlap {
-        let range = LsnRange { start: Lsn(100), end: Lsn(100 + plain.len() as u64) };
-        Overlap { timeline: TimelineId::FIRST, range, plain: plain.to_vec(), compared: 0 }
+        let range = LsnRange {
+            start: Lsn(100),
+            end: Lsn(100 + plain.len() as u64),
+        };
+        Overlap {
+            timeline: TimelineId::FIRST,
+            range,
+            plain: plain.to_vec(),
+            compared: 0,
+        }
     }
 
     #[test]
@@ -107,7 +145,9 @@ mod tests {
     fn the_first_differing_byte_is_named() {
         let mut overlap = overlap(b"abcdef");
         overlap.compare(b"abc").unwrap();
-        let Err(AgentError::Diverged { at, .. }) = overlap.compare(b"dXf") else { panic!("must differ") };
+        let Err(AgentError::Diverged { at, .. }) = overlap.compare(b"dXf") else {
+            panic!("must differ")
+        };
         assert_eq!(at, Lsn(104));
     }
 }

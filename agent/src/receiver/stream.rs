@@ -54,7 +54,15 @@ impl<'a> Stream<'a> {
     pub(super) fn new(context: &'a Context, resume: Resume, overlap: Overlap) -> Self {
         let intake = Intake::new(&context.tools, &resume, context.now());
         let durable = context.shared.progress.subscribe();
-        Self { context, intake, overlap, durable, resume, server_end: Lsn::ZERO, refreshed: None }
+        Self {
+            context,
+            intake,
+            overlap,
+            durable,
+            resume,
+            server_end: Lsn::ZERO,
+            refreshed: None,
+        }
     }
 
     /// End of what was sealed.
@@ -63,7 +71,12 @@ impl<'a> Stream<'a> {
     }
 
     /// Reads until the stream ends. Everything received is sealed then, however it ended.
-    pub(super) async fn run(&mut self, mut reader: WalReader, writer: StatusWriter, floor: Lsn) -> Result<Ended> {
+    pub(super) async fn run(
+        &mut self,
+        mut reader: WalReader,
+        writer: StatusWriter,
+        floor: Lsn,
+    ) -> Result<Ended> {
         let (signals, feedback) = self.feedback(writer, floor);
         let mut feedback = AbortOnDropHandle::new(tokio::spawn(feedback.run()));
         let end = {
@@ -90,7 +103,9 @@ impl<'a> Stream<'a> {
             drop(feedback.await);
             return Ok(Ended::Closed);
         };
-        let writer = feedback.await.map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
+        let writer = feedback
+            .await
+            .map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
         Ok(Ended::Timeline(Box::new(reader.into_connection(writer)?), next))
     }
 
@@ -100,14 +115,25 @@ impl<'a> Stream<'a> {
         let feedback = Feedback {
             writer,
             clock: self.context.clock.clone(),
-            flush: Flush { timeline: self.resume.timeline, begins: self.resume.begins, floor },
+            flush: Flush {
+                timeline: self.resume.timeline,
+                begins: self.resume.begins,
+                floor,
+            },
             durable: self.context.shared.progress.subscribe(),
             received: watcher,
             reply: reply.clone(),
             done: done.clone(),
             eager: self.context.synchronous,
         };
-        (Signals { received, reply, done }, feedback)
+        (
+            Signals {
+                received,
+                reply,
+                done,
+            },
+            feedback,
+        )
     }
 
     /// Reads messages. None: the agent was told to stop.
@@ -118,7 +144,10 @@ impl<'a> Stream<'a> {
             let deadline = self.intake.deadline().map(|at| self.context.started + at);
             let room = budget.has_room();
             if !room {
-                self.context.shared.state.update(|snapshot| snapshot.connection = state::Connection::Throttled);
+                self.context
+                    .shared
+                    .state
+                    .update(|snapshot| snapshot.connection = state::Connection::Throttled);
             }
             tokio::select! {
                 biased;
@@ -143,9 +172,17 @@ impl<'a> Stream<'a> {
 
     async fn take(&mut self, message: StreamMessage, signals: &Signals) -> Result<Option<StreamEnd>> {
         match message {
-            StreamMessage::Data { server_end, server_time, data, .. } => {
+            StreamMessage::Data {
+                server_end,
+                server_time,
+                data,
+                ..
+            } => {
                 self.server_end = server_end;
-                self.intake.stamp(Stamp { time: server_time, end: server_end });
+                self.intake.stamp(Stamp {
+                    time: server_time,
+                    end: server_end,
+                });
                 self.overlap.compare(&data)?;
                 self.intake.push(&data, self.context.now()).await?;
                 signals.received.send_replace(self.intake.received());
@@ -159,10 +196,20 @@ impl<'a> Stream<'a> {
                 }
                 Ok(None)
             }
-            StreamMessage::Keepalive { server_end, server_time, reply_requested } => {
+            StreamMessage::Keepalive {
+                server_end,
+                server_time,
+                reply_requested,
+            } => {
                 self.server_end = server_end;
-                self.intake.stamp(Stamp { time: server_time, end: server_end });
-                self.context.shared.state.update_quietly(|snapshot| snapshot.server_time = Some(server_time));
+                self.intake.stamp(Stamp {
+                    time: server_time,
+                    end: server_end,
+                });
+                self.context
+                    .shared
+                    .state
+                    .update_quietly(|snapshot| snapshot.server_time = Some(server_time));
                 // Nothing is left to receive and the server wants to know: it may be shutting down and
                 // wait for its last bytes to be safe.
                 if reply_requested && server_end <= self.intake.received() {
@@ -184,7 +231,8 @@ impl<'a> Stream<'a> {
             return Ok(());
         }
         let durable = self.durable.borrow().map(DurableLsn::position);
-        let idle = durable.is_some_and(|at| at.timeline == self.resume.timeline && at.lsn >= self.intake.sealed());
+        let idle =
+            durable.is_some_and(|at| at.timeline == self.resume.timeline && at.lsn >= self.intake.sealed());
         if idle { self.intake.seal().await } else { Ok(()) }
     }
 
@@ -194,7 +242,9 @@ impl<'a> Stream<'a> {
         let reached = |durable: &Option<DurableLsn>| {
             durable.is_some_and(|at| at.position().timeline == timeline && at.position().lsn >= sealed)
         };
-        let waited = tokio::time::timeout(GRACE, self.durable.wait_for(reached)).await.is_ok();
+        let waited = tokio::time::timeout(GRACE, self.durable.wait_for(reached))
+            .await
+            .is_ok();
         if !waited {
             tracing::warn!(%sealed, "stopping before the last bytes are durable: PostgreSQL keeps them for the slot");
         }
@@ -203,7 +253,8 @@ impl<'a> Stream<'a> {
     /// Shows others where the stream stands.
     fn refresh(&mut self) {
         self.refreshed = Some(Instant::now());
-        let (received, server_end, timeline) = (self.intake.received(), self.server_end, self.resume.timeline);
+        let (received, server_end, timeline) =
+            (self.intake.received(), self.server_end, self.resume.timeline);
         let (used, commit) = (self.context.tools.budget.used(), self.intake.newest_commit());
         let throttled = !self.context.tools.budget.has_room();
         let now = self.context.clock.now();
@@ -213,7 +264,11 @@ impl<'a> Stream<'a> {
             snapshot.server_end = server_end;
             snapshot.memory_used = used;
             snapshot.received_commit = commit.max(snapshot.received_commit);
-            snapshot.connection = if throttled { state::Connection::Throttled } else { state::Connection::Streaming };
+            snapshot.connection = if throttled {
+                state::Connection::Throttled
+            } else {
+                state::Connection::Streaming
+            };
             if snapshot.durable >= received && received >= server_end {
                 snapshot.current_at = Some(now);
             }

@@ -46,11 +46,11 @@ impl RetryPolicy {
     }
 
     /// For uploads: passing failures and those that an operator must mend are retried for ever, at most
-    /// about a minute apart. A wrong configuration still ends at once.
+    /// about ten seconds apart, so that a region that is back is used at once. A wrong configuration still ends at once.
     pub fn patient() -> Self {
         Self {
             first_wait: Duration::from_millis(100),
-            longest_wait: Duration::from_secs(30),
+            longest_wait: Duration::from_secs(5),
             budget: None,
             waits_for_operator: true,
             seed: None,

@@ -197,7 +197,7 @@ async fn waits_grow_to_their_cap_with_jitter_and_repeat_with_the_seed() {
     );
     let late = &waits[20..];
     assert!(
-        late.iter().all(|wait| (30..=60).contains(&wait.as_secs())),
+        late.iter().all(|wait| (5..=10).contains(&wait.as_secs())),
         "{waits:?}"
     );
     assert!(

@@ -9,7 +9,7 @@ use std::io;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::{RequestId, RequestIdExt};
 
 use crate::{ErrorKind, Operation, StoreError};
@@ -182,7 +182,7 @@ where
             );
         }
     }
-    let text = DisplayErrorContext(error).to_string();
+    let text = chain(error);
     match error {
         SdkError::ConstructionFailure(_) => (
             ErrorKind::Config,
@@ -198,12 +198,29 @@ where
             format!("the endpoint cannot be used: {text}"),
             None,
         ),
-        _ => (ErrorKind::Retry, format!("the connection failed: {text}"), None),
+        _ => (
+            ErrorKind::Retry,
+            format!("the connection failed: {text}"),
+            Some("check that the endpoint is up and can be reached from here".to_owned()),
+        ),
     }
 }
 
+/// What happened, from the outside in, each layer's words once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&words);
+        }
+    }
+    text
+}
+
 fn credentials(error: &CredentialsError) -> Verdict {
-    let text = DisplayErrorContext(error).to_string();
+    let text = chain(error);
     let advice = "give the process credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, a web identity \
                   token, or an instance or container role";
     match error {
