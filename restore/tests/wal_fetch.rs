@@ -25,7 +25,11 @@ struct Case {
 }
 
 fn region(name: &str, was_read: bool, store: Result<Arc<dyn Store>, String>) -> Region {
-    Region { name: name.to_owned(), was_read, store }
+    Region {
+        name: name.to_owned(),
+        was_read,
+        store,
+    }
 }
 
 impl Case {
@@ -38,7 +42,8 @@ impl Case {
     }
 
     fn silent(mut self, name: &str, was_read: bool) -> Self {
-        self.regions.push(region(name, was_read, Err("does not answer".to_owned())));
+        self.regions
+            .push(region(name, was_read, Err("does not answer".to_owned())));
         self
     }
 

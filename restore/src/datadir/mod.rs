@@ -99,7 +99,7 @@ impl DataDir {
     /// The directory or a tablespace may not be written, the owner is unknown, there is no room, or the manifest
     /// asks for something that is never done.
     pub fn prepare(request: &Request<'_>, manifest: Manifest) -> Result<Self, DataDirError> {
-        let root = std::path::absolute(request.into).map_err(DataDirError::io("find", request.into))?;
+        let root = resolved(request.into)?;
         let leftover = look(&root, request.backup)?;
         let owner = Owner::decide(&root, request.owner)?;
         let tablespaces = Tablespaces::place(&root, &request.backup.tablespaces, request.tablespaces)?;
@@ -338,6 +338,12 @@ impl Names {
         self.pg_manifest |= path == crate::fetch::PG_MANIFEST;
         self.tablespace_map |= path == "tablespace_map";
     }
+}
+
+/// The absolute path. A link as the target itself is followed once, here; none inside it ever is.
+fn resolved(path: &Path) -> Result<PathBuf, DataDirError> {
+    let found = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    found.map_err(DataDirError::io("find", path))
 }
 
 /// Looks at a directory; a leftover must be of the same system.
