@@ -7,7 +7,7 @@ import signal
 import statistics
 import sys
 
-from site_of_bench import Site
+from place import Site
 from works import WORKS
 
 

@@ -7,7 +7,7 @@ All tools of a work read the same data in the same run of the benchmark.
 import contextlib
 import shutil
 
-from site_of_bench import metric, size_of, wait
+from place import metric, size_of, wait
 
 MIB = 1 << 20
 SEGMENT = 16 * MIB
@@ -92,7 +92,7 @@ class Wal(Work):
     def copy(self):
         to = self.site.fresh("copied")
         paths = [self.site.data / "pg_wal" / name for name in self.segments]
-        cost = self.site.measured("cp", *paths, to)
+        cost = self.site.synced(to, "cp", *paths, to)
         cost.stored = size_of(to)
         return cost
 
@@ -129,7 +129,7 @@ class Wal(Work):
         yield "pg_receivewal", self.receivewal
         if self.has_pgbackrest():
             yield "pgbackrest async, 2 processes", self.push
-        yield "cp of the segments", self.copy
+        yield "cp of the segments, sync", self.copy
         yield "highwater to a directory", lambda: self.agent("directory")
         yield "highwater to two S3 regions", lambda: self.agent("s3")
         yield "highwater to two S3, zstd", lambda: self.agent("s3", *zstd)
@@ -150,7 +150,7 @@ class Backup(Work):
 
     def tar(self):
         to = self.site.fresh("tarred")
-        cost = self.site.measured("tar", "-cf", to / "base.tar", "--exclude=pg_wal/*", "-C", self.site.data, ".", accept=(0, 1))
+        cost = self.site.synced(to, "tar", "-cf", to / "base.tar", "--exclude=pg_wal/*", "-C", self.site.data, ".", accept=(0, 1))
         cost.stored = size_of(to)
         return cost
 
@@ -161,7 +161,7 @@ class Backup(Work):
 
     def copy(self):
         to = self.site.fresh("copied")
-        cost = self.site.measured(*self.copying(to), accept=(0, 1))
+        cost = self.site.synced(to, *self.copying(to), accept=(0, 1))
         cost.stored = size_of(to)
         return cost
 
@@ -197,8 +197,8 @@ class Backup(Work):
         if self.has_pgbackrest():
             yield "pgbackrest, 2 processes", lambda: self.rest(False)
             yield "pgbackrest, 2 processes, bundles", lambda: self.rest(True)
-        yield "tar", self.tar
-        yield "cp -a", self.copy
+        yield "tar, sync", self.tar
+        yield "cp -a, sync", self.copy
         lz4 = ("--set", "backup.compression=lz4")
         yield "highwater to a directory", lambda: self.agent("directory")
         yield "highwater to a directory, lz4", lambda: self.agent("directory", *lz4)
@@ -224,32 +224,32 @@ class Restore(Backup):
             self.rest(True, measured=False)
         site.sql("CHECKPOINT")
 
-    def into(self, *command, accept=(0,)):
-        return self.site.measured("sh", "-c", 'to="$1"; shift; "$@" && sync -f "$to"', "sh", self.target, *command, accept=accept)
+    def into(self, *command, sync=False, accept=(0,)):
+        """A tool that fills an empty target; with `sync` one that leaves the disk to the kernel."""
+        def tool():
+            self.site.fresh("restored")
+            self.site.fresh("lock")
+            if sync:
+                return self.site.synced(self.target, *command, accept=accept)
+            return self.site.measured(*command)
+        return tool
 
     def tools(self):
         site = self.site
         self.target = site.work / "restored"
-
-        def fresh(work):
-            def tool():
-                site.fresh("restored")
-                return work()
-            return tool
-
         if self.has_pgbackrest():
             for name, repository in (("", "repository"), (", bundles", "repository-bundle")):
-                command = self.pgbackrest(repository, "restore", "--type=none", **{"pg1-path": self.target})
-                yield f"pgbackrest, 2 processes{name}", fresh(lambda command=command: (site.fresh("lock"), site.measured(*command))[1])
-        if self.lz4():
+                yield f"pgbackrest, 2 processes{name}", self.into(
+                    *self.pgbackrest(repository, "restore", "--type=none", **{"pg1-path": self.target}))
+        if self.lz4() and shutil.which("lz4"):
             script = f"lz4 -dc {site.work}/taken/base.tar.lz4 | tar -xf - -C {self.target}"
-            if shutil.which("lz4"):
-                yield "lz4 | tar, sync", fresh(lambda: self.into("sh", "-c", script))
-        yield "tar, sync", fresh(lambda: self.into("tar", "-xf", site.work / "tarred/base.tar", "-C", self.target))
-        yield "cp -a, sync", fresh(lambda: self.into(*self.copying(self.target), accept=(0, 1)))
+            yield "lz4 | tar, sync", self.into("sh", "-c", script, sync=True)
+        tar = ["tar", "-xf", site.work / "tarred/base.tar", "-C", self.target]
+        yield "tar, sync", self.into(*tar, sync=True)
+        yield "cp -a, sync", self.into(*self.copying(self.target), sync=True, accept=(0, 1))
         for kind, name in (("directory", "a directory"), ("s3", "one of two S3 regions")):
-            command = site.restore(self.configs[kind], "run", "--to-immediate", "--into", self.target)
-            yield f"highwater from {name}", fresh(lambda command=command: site.measured(*command))
+            yield f"highwater from {name}", self.into(
+                *site.restore(self.configs[kind], "run", "--to-immediate", "--into", self.target))
 
 
 class Replay(Wal):
@@ -300,15 +300,19 @@ class Replay(Wal):
         cost.wall = when("recovery stopping") - when("redo starts")
         return cost
 
+    def get(self):
+        self.site.fresh("spool")
+        self.site.fresh("lock")
+        command = self.pgbackrest("repository", "archive-get", "%f", '"%p"',
+                                  **{"archive-async": "y", "pg1-path": self.site.work / "replayed"})
+        return self.replay("directory", " ".join(map(str, command)))
+
     def tools(self):
         site = self.site
         yield "segments already in pg_wal", lambda: self.replay("directory", "false", segments=True)
         yield "cp", lambda: self.replay("directory", f'cp {site.work}/copied/%f "%p"')
         if self.has_pgbackrest():
-            get = self.pgbackrest("repository", "archive-get", "%f", '"%p"',
-                                  **{"archive-async": "y", "pg1-path": site.work / "replayed"})
-            yield "pgbackrest async, 2 processes", lambda: (site.fresh("spool"), site.fresh("lock"),
-                                                            self.replay("directory", " ".join(map(str, get))))[2]
+            yield "pgbackrest async, 2 processes", self.get
         yield "highwater from a directory", lambda: self.replay("directory")
         yield "highwater from one of two S3 regions", lambda: self.replay("s3")
 

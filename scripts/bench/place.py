@@ -62,11 +62,17 @@ class Site:
 
     def measured(self, *command, until=None, accept=(0,)):
         """Runs a command under the meter, with the CPU that PostgreSQL and the endpoints spent meanwhile."""
+        os.sync()  # nobody pays for what others left to be written
         before = meter.cpu_of(self.servers())
         cost = meter.measure(command, self.account, self.log, self.environment, self.work, until, accept)
         time.sleep(0.2)  # a walsender outlives its client by a moment
         cost.server = meter.cpu_of(self.servers()) - before
         return cost
+
+    def synced(self, to, *command, accept=(0,)):
+        """A copying tool that leaves the disk to the kernel, with the sync that the others do themselves."""
+        script = 'to="$1"; shift; "$@"; code=$?; sync -f "$to" && exit "$code"'
+        return self.measured("sh", "-c", script, "sh", to, *command, accept=accept)
 
     def servers(self):
         pids = [process.pid for process in self.endpoints]
