@@ -29,6 +29,12 @@ const REFRESH: Duration = Duration::from_millis(100);
 /// How long a stream whose sending half failed may still deliver what is on its way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How long a server that wants to stop is made to wait for storage.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Questions of a stopping server follow each other closely.
+const ASKS_FOLLOW_WITHIN: Duration = Duration::from_secs(2);
+
 /// How a stream ended.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -48,6 +54,8 @@ pub(super) struct Stream<'a> {
     resume: Resume,
     server_end: Lsn,
     refreshed: Option<Instant>,
+    /// Since when, and when last, the server has asked for a position that storage does not reach.
+    asked: Option<(Instant, Instant)>,
 }
 
 impl<'a> Stream<'a> {
@@ -62,6 +70,7 @@ impl<'a> Stream<'a> {
             resume,
             server_end: Lsn::ZERO,
             refreshed: None,
+            asked: None,
         }
     }
 
@@ -217,12 +226,46 @@ impl<'a> Stream<'a> {
                 }
                 if reply_requested {
                     signals.reply.notify_one();
+                    self.let_go_of_a_stopping_server(server_end)?;
                 }
                 self.refresh();
                 Ok(None)
             }
             StreamMessage::Ended(end) => Ok(Some(end)),
         }
+    }
+
+    /// A server that is shutting down asks again after every answer until all it sent is reported safe. If
+    /// storage does not take it within [`SHUTDOWN_PATIENCE`], the connection is closed, so that the server can
+    /// stop; nothing is lost, because its slot keeps the WAL.
+    fn let_go_of_a_stopping_server(&mut self, server_end: Lsn) -> Result<()> {
+        let received = self.intake.received();
+        let safe = self
+            .durable
+            .borrow()
+            .is_some_and(|at| at.reportable(self.resume.timeline, self.resume.begins) >= received);
+        if server_end > received || safe {
+            self.asked = None;
+            return Ok(());
+        }
+        let now = Instant::now();
+        // An ordinary server hears from us every second and has no reason to ask; one question is no shutdown.
+        let since = match self.asked {
+            Some((since, last)) if now - last < ASKS_FOLLOW_WITHIN => since,
+            _ => now,
+        };
+        self.asked = Some((since, now));
+        if now - since < SHUTDOWN_PATIENCE {
+            return Ok(());
+        }
+        Err(AgentError::Trouble {
+            what: format!(
+                "PostgreSQL wants to stop and waits for WAL up to {received} to be durable, which storage has not taken for {} s; \
+                 letting it go",
+                SHUTDOWN_PATIENCE.as_secs()
+            ),
+            next: "Its slot keeps the WAL: it is stored when server and regions are back".into(),
+        })
     }
 
     /// As a synchronous standby: what arrived while the last chunk was on its way goes into the next one.
