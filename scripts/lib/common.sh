@@ -103,6 +103,9 @@ wait_until() { # seconds, what, command...
 # Milliseconds of the machine's clock.
 now_ms() { printf '%s\n' $((${EPOCHREALTIME/[^0-9]/} / 1000)); }
 
+# A process that only its parent has not noticed yet is gone.
+alive() { kill -0 "$1" 2>/dev/null && ! grep -qs '^State:.*Z' "/proc/$1/status"; }
+
 # Ends processes by their ids and waits until they are gone.
 end_process() { # signal, pid...
   local signal="$1" pid
@@ -112,7 +115,7 @@ end_process() { # signal, pid...
   done
   for pid in "$@"; do
     for _ in {1..100}; do
-      kill -0 "$pid" 2>/dev/null || break
+      alive "$pid" || break
       sleep 0.05
     done
     kill -s KILL "$pid" 2>/dev/null || true

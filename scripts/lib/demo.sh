@@ -113,7 +113,9 @@ agent_is_ready() { http_get "$admin_port" /readyz >/dev/null; }
 # What the agent says of its positions, from its metrics; LSNs as PostgreSQL writes them.
 show_positions() {
   http_get "$admin_port" /metrics | awk '
-    function lsn(bytes) { return sprintf("%X/%X", bytes / 4294967296, bytes % 4294967296) }
+    # In halves of 16 bits: not every awk writes 32 bits in hexadecimal.
+    function half(word) { return word < 65536 ? sprintf("%X", word) : sprintf("%X%04X", word / 65536, word % 65536) }
+    function lsn(bytes) { return half(int(bytes / 4294967296)) "/" half(bytes % 4294967296) }
     function name(text) { sub(/.*region="/, "", text); sub(/".*/, "", text); return text }
     /^highwater_durable_lsn /       { durable = lsn($2) }
     /^highwater_server_lsn /        { server = lsn($2) }
@@ -143,12 +145,12 @@ start_work() {
 }
 
 lose_the_machine() {
-  local postmaster
+  local postmaster backends=()
   postmaster="$(head -n 1 primary/postmaster.pid)"
-  mapfile -t backends < <(ps -o pid= --ppid "$postmaster" | tr -d ' ')
-  kill -s KILL "$agent_pid" "$postmaster" "${backends[@]}" 2>/dev/null || true
-  rm -rf primary
+  # One line, without its end.
+  read -r -a backends <"/proc/$postmaster/task/$postmaster/children" || true
   end_process KILL "$agent_pid" "$postmaster" "${backends[@]}"
+  rm -rf primary
 }
 
 compare() { # port, further arguments...
