@@ -259,7 +259,7 @@ impl Started {
             options: BackupOptions::from_config(&config),
             state: shared.state.clone(),
             clock: self.clock.clone(),
-            cancel: cancel.clone(),
+            cancel: services.clone(),
         };
         tasks.spawn(scheduled.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());

@@ -9,6 +9,7 @@ use highwater_pgwire::{ConnInfo, Connection, Mode};
 
 use crate::error::{AgentError, Result};
 use crate::resume::ServerView;
+use crate::sql;
 
 /// `READ_REPLICATION_SLOT` exists from this version on.
 const READ_SLOT_SINCE: u32 = 150_000;
@@ -138,7 +139,7 @@ async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Re
             .await?
             .map(|position| position.restart_lsn));
     }
-    let mut sql = Connection::connect(info, Mode::Sql).await?;
+    let mut sql = sql::connect(info).await?;
     // The name is one that the configuration allows: [a-z0-9_].
     let query = format!("SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'");
     let rows = sql.simple_query(&query).await?.rows;

@@ -195,8 +195,11 @@ impl<'a> Stream<'a> {
                 self.overlap.compare(&data)?;
                 self.intake.push(&data, self.context.now()).await?;
                 signals.received.send_replace(self.intake.received());
+                let received = self.intake.received();
                 self.context.shared.state.update_quietly(|snapshot| {
                     snapshot.received_bytes += data.len() as u64;
+                    snapshot.received = received;
+                    snapshot.server_end = server_end;
                     snapshot.server_time = Some(server_time);
                 });
                 self.commit_group().await?;

@@ -31,7 +31,7 @@ pub struct Postgres {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPostgres {
     /// The directory given has another version, or none.
-    #[error("--pg-bin {directory}: {problem}; the backup needs PostgreSQL {major}")]
+    #[error("--bin {directory}: {problem}; the backup needs PostgreSQL {major}")]
     Given {
         /// The directory.
         directory: PathBuf,
@@ -43,7 +43,7 @@ pub enum NoPostgres {
     /// Nothing suitable was found.
     #[error(
         "no PostgreSQL {major} found in PATH, /usr/lib/postgresql/{major}/bin or /usr/pgsql-{major}/bin{others}; \
-         install it, name its directory with --pg-bin, or restore without --start"
+         install it, name its directory with --bin, or restore without --start"
     )]
     NotFound {
         /// What is needed.
@@ -255,7 +255,7 @@ mod tests {
     fn an_absent_version_names_where_it_was_looked_for() {
         let error = Postgres::find(99, None).unwrap_err().to_string();
         assert!(
-            error.contains("/usr/lib/postgresql/99/bin") && error.contains("--pg-bin"),
+            error.contains("/usr/lib/postgresql/99/bin") && error.contains("--bin"),
             "{error}"
         );
     }
