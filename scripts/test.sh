@@ -7,8 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
 
-# The end-to-end tests run the programs as a user would.
-cargo build --locked -p highwater-agent -p highwater-restore --bins
+# The end-to-end tests run the programs as a user would. Built together with the tests, so that no
+# dependency is built twice with different features.
+cargo build --locked --workspace --bins --tests
 
 # Clusters and servers of several tests share the machine: more at once only makes each slower.
 if [ -z "${HIGHWATER_TEST_THREADS:-}" ]; then

@@ -224,8 +224,16 @@ impl RestoreSite {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(version: PgVersion, regions: &[(&str, &S3Server)]) -> Result<Self> {
+        Self::with_config(version, &config(None, regions))
+    }
+
+    /// The same with a configuration file of the test's own.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn with_config(version: PgVersion, toml: &str) -> Result<Self> {
         let dir = TestDir::new()?;
-        let config = dir.write("restore.toml", config(None, regions))?;
+        let config = dir.write("restore.toml", toml)?;
         Ok(Self { version, dir, config })
     }
 

@@ -1,0 +1,185 @@
+//! The archive belongs to one history: a rolled-back primary, a hole that cannot be closed and a
+//! second agent are told apart from a plain restart, and none of them spoils what is archived.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::ledger::Expect;
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Snapshot, Stop, process};
+
+/// The write-once objects of both regions: all but the pulse, which is rewritten, and the notes of writers.
+fn archived(site: &Site) -> [Vec<String>; 2] {
+    let kept = |snapshot: S3Snapshot| {
+        let mut keys = snapshot.keys(BUCKET);
+        keys.retain(|key| key.contains("/wal/") || key.contains("/base/"));
+        keys
+    };
+    site.snapshots().map(kept)
+}
+
+/// Starts `run` and waits for it to give up; returns the exit code and what it said.
+async fn gives_up(site: &Site) -> Result<(i32, String)> {
+    let mut agent = site.agent()?.arg("run").start()?;
+    let code = agent.wait_exit(PATIENCE).await?;
+    Ok((code, agent.last_words()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    process::run(
+        Path::new("cp"),
+        &["-a".as_ref(), from.as_os_str(), to.as_os_str()],
+        Path::new("/"),
+    )
+    .map(drop)
+}
+
+#[tokio::test]
+async fn a_primary_that_was_rolled_back_is_refused() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    site.primary.sql("CREATE TABLE story (line text)").await?;
+    site.primary.stop(Stop::Fast).await?;
+    let kept = site.primary.dir().join("kept");
+    copy(site.primary.data_dir(), &kept)?;
+    site.primary.start_again().await?;
+    site.primary
+        .sql("INSERT INTO story SELECT 'what was archived ' || g FROM generate_series(1, 2000) g")
+        .await?;
+    site.all_durable().await?;
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    let before = archived(&site);
+
+    // The copy is put in its place, and grows past the point up to which the other one was archived.
+    site.primary.stop(Stop::Immediate).await?;
+    site.primary.lose_disk()?;
+    copy(&kept, site.primary.data_dir())?;
+    site.primary.start_again().await?;
+    site.primary
+        .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 9000) g")
+        .await?;
+    let reported = site.tap.highest_flush();
+    let (code, said) = gives_up(&site).await?;
+    ensure!(code == 4, "exit code {code}:\n{said}");
+    ensure!(said.contains("differs from the archive"), "{said}");
+    ensure!(
+        site.tap.highest_flush() == reported,
+        "something of the other history was acknowledged"
+    );
+    ensure!(
+        archived(&site) == before,
+        "something of the other history was stored"
+    );
+
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let restored = place.recovered("data", &[]).await?;
+    ensure!(
+        restored
+            .value("SELECT count(*) FROM story WHERE line LIKE 'what was%'")
+            .await?
+            == "2000"
+    );
+    ensure!(restored.value("SELECT count(*) FROM story").await? == "2000");
+    Ok(())
+}
+
+#[tokio::test]
+async fn wal_that_the_server_has_removed_is_never_skipped_silently() -> Result<()> {
+    let mut site = Site::start(
+        PgCluster::builder(PgVersion::V15)
+            .conf("min_wal_size", "2MB")
+            .conf("max_wal_size", "2MB"),
+        1,
+    )
+    .await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    let end = site.all_durable().await?;
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    let before = archived(&site);
+
+    site.primary
+        .sql("SELECT pg_drop_replication_slot('highwater')")
+        .await?;
+    site.primary
+        .sql("CREATE TABLE filling AS SELECT repeat(md5(g::text), 30) FROM generate_series(1, 20000) g")
+        .await?;
+    site.primary.sql("SELECT pg_switch_wal()").await?;
+    site.primary.sql("CHECKPOINT").await?;
+    site.primary.sql("CHECKPOINT").await?;
+    let (code, said) = gives_up(&site).await?;
+    ensure!(code == 1 && said.contains("removed"), "exit code {code}:\n{said}");
+    ensure!(
+        site.tap.highest_flush()
+            <= end
+                .max(site.tap.feedback().first().map_or(0, |first| first.flush))
+                .max(end)
+    );
+    ensure!(
+        archived(&site) == before,
+        "WAL beyond the hole was stored without a word"
+    );
+    site.primary.kill9();
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_agents_of_one_cluster_do_no_harm() -> Result<()> {
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    let mut first = site.start_agent().await?;
+    site.backup().await?;
+    let mut second = site.agent()?.arg("run").start()?;
+    ledger.grow(100).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(
+        first.is_running(),
+        "the first agent has left:\n{}",
+        first.last_words()
+    );
+    // Whichever way the second one chose, to wait or to leave, one that is started now goes on.
+    first.kill9();
+    if !second.is_running() {
+        second = site.start_agent().await?;
+    }
+    ledger.grow(100).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| second.last_words())?;
+    drop(second);
+    for (name, region) in REGIONS.iter().zip(&site.regions) {
+        let place = RestoreSite::new(PgVersion::V15, &[(name, region.as_ref())])?;
+        log.check(&place.recovered("data", &[]).await?, Expect::everything())
+            .await
+            .context(*name)?;
+        let verify = place.program()?.arg("verify").output().await?;
+        ensure!(verify.code == 0, "{name}: {}", verify.said());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_decommission_the_server_keeps_no_wal_for_the_agent() -> Result<()> {
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let mut agent = site.start_agent().await?;
+    ensure!(
+        site.primary
+            .value("SELECT count(*) FROM pg_replication_slots")
+            .await?
+            == "1"
+    );
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    let decommission: Program = site.agent()?.arg("decommission");
+    decommission.output().await?.expect_code(0)?;
+    ensure!(
+        site.primary
+            .value("SELECT count(*) FROM pg_replication_slots")
+            .await?
+            == "0"
+    );
+    Ok(())
+}
