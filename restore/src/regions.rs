@@ -3,7 +3,7 @@
 //! Owns: the order of preference, and that a region which cannot be opened stays in the list with its error. Does not
 //! own: retries (the store's one retry layer) and what is read.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use highwater_config::{Config, Exit};
 use highwater_format::FormatErrorKind;
@@ -59,6 +59,10 @@ impl Region {
     }
 }
 
+/// Passing failures of one call are retried for this long: a region that was lost for good must not cost the person
+/// who waits for a restore half a minute, and another region is asked next.
+const RETRY_BUDGET: Duration = Duration::from_secs(10);
+
 /// Opens all regions of the configuration, the preferred one first.
 ///
 /// # Errors
@@ -93,7 +97,7 @@ async fn open_one(settings: &RegionConfig) -> Region {
         Ok(store) => {
             let store: Arc<dyn Store> = Arc::new(Retrying::new(
                 store,
-                RetryPolicy::interactive(),
+                RetryPolicy::interactive().with_budget(Some(RETRY_BUDGET)),
                 Arc::new(NoObserver),
             ));
             Region {

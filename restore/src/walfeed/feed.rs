@@ -28,6 +28,9 @@ use crate::recovery::facts::Facts;
 /// server is started again; PostgreSQL itself would wait for ever.
 const RETRY_BUDGET: Duration = Duration::from_secs(20);
 
+/// The plan does without a region that could not be read then: it may be back, but is not waited for.
+const SILENT_BUDGET: Duration = Duration::from_millis(500);
+
 /// What PostgreSQL is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -80,16 +83,18 @@ impl Feed {
     pub fn over(facts: Facts, mut regions: Vec<Region>) -> Self {
         for region in &mut regions {
             if let Ok(store) = &mut region.store {
-                let policy = RetryPolicy::interactive().with_budget(Some(RETRY_BUDGET));
+                let budget = if region.was_read {
+                    RETRY_BUDGET
+                } else {
+                    SILENT_BUDGET
+                };
+                let policy = RetryPolicy::interactive().with_budget(Some(budget));
                 *store = Arc::new(Retrying::new(store.clone(), policy, Arc::new(NoObserver)));
             }
         }
-        let sources = Sources::new(
-            regions
-                .iter()
-                .filter_map(|region| region.store.clone().ok())
-                .collect(),
-        );
+        let (read, silent): (Vec<&Region>, Vec<&Region>) = regions.iter().partition(|region| region.was_read);
+        let in_order = read.into_iter().chain(silent);
+        let sources = Sources::new(in_order.filter_map(|region| region.store.clone().ok()).collect());
         Self {
             layout: facts.layout(),
             size: facts.segments(),
