@@ -196,7 +196,7 @@ proptest! {
         let (mut model, mut now, mut reader) = (Vec::new(), 0, Reader::new(start));
         let mut coverage = highwater_format::coverage::Coverage::new();
         for (length, wait, seal) in steps {
-            let data: Vec<u8> = (0..length).map(|i| ((i + model.len()) % 251) as u8).collect();
+            let data: Vec<u8> = (0..=250).cycle().skip(model.len() % 251).take(length).collect();
             let mut out = Vec::new();
             feed(&mut segmenter, &data, ms(now), &mut out);
             now += wait;
