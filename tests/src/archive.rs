@@ -77,7 +77,8 @@ pub fn wal_end(snapshot: &S3Snapshot, bucket: &str, timeline: u32, segment_size:
 }
 
 /// Timeline, start and end of a key that holds WAL.
-fn range_of(key: &str, segment_size: u64) -> Option<(u32, u64, u64)> {
+#[must_use]
+pub fn range_of(key: &str, segment_size: u64) -> Option<(u32, u64, u64)> {
     let (_, below) = key.split_once("/wal/")?;
     let mut parts = below.split('/');
     let timeline = u32::from_str_radix(parts.next()?, 16).ok()?;

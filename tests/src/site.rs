@@ -245,6 +245,12 @@ impl RestoreSite {
         Ok(Program::restore()?.arg("--config").arg(&self.config))
     }
 
+    /// The configuration file.
+    #[must_use]
+    pub fn config_path(&self) -> &Path {
+        &self.config
+    }
+
     /// The data directory that `name` is restored into.
     #[must_use]
     pub fn data(&self, name: &str) -> PathBuf {

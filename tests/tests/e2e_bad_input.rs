@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use highwater_tests::process::RunAs;
 use highwater_tests::program::Finished;
 use highwater_tests::s3::Rights;
 use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site, config, region_config};
@@ -11,6 +12,7 @@ use highwater_tests::{PgCluster, PgVersion, Program, S3Server};
 const DONE: i32 = 0;
 const NO: i32 = 1;
 const USAGE: i32 = 2;
+const TROUBLE: i32 = 3;
 const DAMAGE: i32 = 4;
 
 /// The answer has this exit code and names all of `words` (in any case).
@@ -152,7 +154,7 @@ async fn what_is_wrong_with_a_region_is_named() -> Result<()> {
         (
             "no such bucket",
             region_config("north", "missing", &endpoint, access, secret),
-            "missing",
+            "NoSuchBucket",
         ),
         (
             "denied",
@@ -167,7 +169,7 @@ async fn what_is_wrong_with_a_region_is_named() -> Result<()> {
         (
             "unreachable",
             region_config("north", BUCKET, "http://127.0.0.1:9", access, secret),
-            "127.0.0.1:9",
+            "connect",
         ),
     ];
     for (case, regions, word) in cases {
@@ -444,4 +446,69 @@ async fn a_newer_format_is_named() -> Result<()> {
     });
     let said = north(&site)?.run("data", &[]).await?;
     answers("newer format", &said, DAMAGE, &["version 9"])
+}
+
+/// Runs `program` with `disk` as a file system of its own that holds `megabytes`; needs root and
+/// the right to mount, which not every machine gives: then `None`.
+fn on_a_small_disk(
+    program: &std::path::Path,
+    arguments: &[String],
+    disk: &std::path::Path,
+    megabytes: u32,
+) -> Result<Option<Finished>> {
+    let Some(user) = RunAs::current() else {
+        return Ok(None);
+    };
+    let script = "mount -t tmpfs -o size=$0m,uid=$1,gid=$2,mode=0755 tmpfs \"$3\" || exit 99
+        uid=$1; gid=$2; shift 3; exec setpriv --reuid=$uid --regid=$gid --clear-groups -- \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        &megabytes.to_string(),
+        &user.uid.to_string(),
+        &user.gid.to_string(),
+    ]);
+    command.arg(disk).arg(program).args(arguments);
+    let output = command.env("AWS_EC2_METADATA_DISABLED", "true").output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.code() == Some(99) || stderr.contains("unshare:") {
+        return Ok(None);
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(Some(Finished {
+        code: output.status.code().unwrap_or(-1),
+        stdout,
+        stderr,
+    }))
+}
+
+#[tokio::test]
+async fn a_disk_that_is_too_small_is_named() -> Result<()> {
+    let site = archived().await?;
+    let place = north(&site)?;
+    let disk = place.data("disk");
+    std::fs::create_dir(&disk)?;
+    let program = place.program()?;
+    let config = place.config_path().display().to_string();
+    let arguments = [
+        "--config",
+        &config,
+        "run",
+        "--into",
+        &disk.join("data").display().to_string(),
+    ]
+    .map(str::to_owned);
+    let Some(said) = on_a_small_disk(program.path(), &arguments, &disk, 10)? else {
+        return Ok(());
+    };
+    ensure!(
+        said.code == NO || said.code == TROUBLE,
+        "exit code {}:\n{}",
+        said.code,
+        said.said()
+    );
+    answers("small disk", &said, said.code, &["free", "room"])
 }

@@ -163,3 +163,40 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     log.check(&restored, Expect::everything()).await?;
     Ok(())
 }
+
+/// The tests above can fail: a region that has lost the newest WAL that was promised is noticed.
+#[tokio::test]
+async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    ledger.grow(50).await?;
+    let kept_end = site.all_durable().await?;
+    ledger.grow(50).await?;
+    let log = ledger.stop().await;
+    let flush = site.all_durable().await?;
+    drop(agent);
+    site.primary.kill9();
+
+    let whole = site.regions[0].snapshot();
+    let size = site.segment_size();
+    let cut = whole
+        .clone()
+        .filtered(|key, _| archive::range_of(key, size).is_none_or(|(_, _, end)| end <= kept_end));
+    ensure!(
+        archive::wal_end(&cut, BUCKET, 1, size) < flush,
+        "nothing was cut away"
+    );
+    let frozen = S3Server::serve(cut).await?;
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], &frozen)])?;
+    match place.recovered("data", &[]).await {
+        // The pulse of the region tells how far it had been.
+        Err(refused) => tracing::info!(%refused, "the restore itself noticed"),
+        Ok(restored) => {
+            let checked = log.check(&restored, Expect::held_through(flush)).await;
+            ensure!(checked.is_err(), "the loss of promised commits was not noticed");
+        }
+    }
+    Ok(())
+}
