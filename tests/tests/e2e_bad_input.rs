@@ -375,8 +375,7 @@ async fn damage_in_the_only_region_is_never_restored() -> Result<()> {
     let of = |part: &str| -> Result<String> {
         let keys = region.objects(BUCKET);
         keys.into_iter()
-            .filter(|key| key.contains(part))
-            .next_back()
+            .rfind(|key| key.contains(part))
             .with_context(|| format!("no object {part}"))
     };
     for part in ["/pack/", "/manifest", "/wal/"] {

@@ -3,7 +3,7 @@
 //!
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,12 +20,16 @@ struct Witness {
     violation: Option<String>,
 }
 
+fn seen(witness: &Mutex<Witness>) -> MutexGuard<'_, Witness> {
+    witness.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Notes at every status message, before PostgreSQL reads it, what the regions hold.
 fn witness(site: &Site) -> Arc<Mutex<Witness>> {
     let witness = Arc::new(Mutex::new(Witness::default()));
     let (noted, regions, segment) = (Arc::clone(&witness), site.regions.clone(), site.segment_size());
     site.tap.on_feedback(move |feedback| {
-        let mut noted = noted.lock().unwrap();
+        let mut noted = seen(&noted);
         if feedback.flush < noted.flush && feedback.flush != 0 {
             noted.violation = Some(format!("flush went back to {}", lsn::show(feedback.flush)));
         }
@@ -86,7 +90,7 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
     site.primary.lose_disk()?;
     let log = ledger.stop().await;
 
-    let seen = witness.lock().unwrap().clone();
+    let seen = seen(&witness).clone();
     ensure!(seen.violation.is_none(), "{}", seen.violation.unwrap_or_default());
     let promised = log
         .entries
@@ -155,7 +159,7 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     site.all_durable().await?;
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
-    let violation = witness.lock().unwrap().violation.clone();
+    let violation = seen(&witness).violation.clone();
     ensure!(violation.is_none(), "{}", violation.unwrap_or_default());
 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
