@@ -113,7 +113,8 @@ fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -
     Ok(())
 }
 
-/// The first SIGTERM or SIGINT asks everything to stop in good order; a second one is left to the system.
+/// The first SIGTERM or SIGINT asks everything to stop in good order; that takes a bounded time, further
+/// ones change nothing.
 async fn stop_on_signal(cancel: CancellationToken) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {

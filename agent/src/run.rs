@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use highwater_config::Config;
-use highwater_format::{Identity, TimelineId};
+use highwater_format::{Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ use crate::region::{Archive, Region};
 use crate::resume::{Resume, ServerView, resume};
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
-use crate::segmenter::Rules;
+use crate::segmenter::{Rules, object_size};
 use crate::state::State;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
@@ -42,6 +42,10 @@ const QUEUE: usize = 64;
 
 /// The share of the memory limit that WAL bytes may take; the rest is for sockets, TLS and the program.
 const WAL_SHARE: u64 = 2;
+
+/// Whole objects of WAL that have to find room: one being received, one sealed for the regions that keep up,
+/// one in flight to one that does not.
+const OBJECTS_AT_ONCE: u64 = 4;
 
 /// What the command line adds to the configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +83,19 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
         started = start(&config, options, conninfo, regions, state, clock) => started?,
     };
     started.supervise(config, schedule, tasks, services, cancel).await
+}
+
+/// Bytes of WAL that may be held: the configured limit's share, but at least what large segments need to get
+/// through at all.
+fn wal_limit(config: &Config, size: SegmentSize) -> u64 {
+    let (share, needed) = (config.wal.memory / WAL_SHARE, OBJECTS_AT_ONCE * object_size(size));
+    if needed > share {
+        tracing::warn!(
+            needed_mib = needed >> 20,
+            "memory.limit is too small for this server's WAL segments; using more: set it to at least twice what is needed"
+        );
+    }
+    share.max(needed)
 }
 
 /// The connection parameters: those of the configuration, or libpq's own environment.
@@ -120,10 +137,10 @@ async fn start(
     let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
     let resume = resume(furthest, &view, identity.segment_size)?;
     let histories = leading_histories(&mut connection, &view, &resume).await?;
-    let budget_share = config.wal.memory / WAL_SHARE / 2;
+    let limit = wal_limit(config, identity.segment_size);
     let shared = Shared {
         segment_size: identity.segment_size,
-        window: Arc::new(Window::new(archive.regions.len(), budget_share)),
+        window: Arc::new(Window::new(archive.regions.len(), limit / 2)),
         progress: Arc::new(Progress::new(
             config.durability.policy,
             archive.regions.len(),
@@ -131,6 +148,7 @@ async fn start(
         )),
         state,
         uploads: config.wal.uploads,
+        in_flight: limit / 4,
         origin: Position {
             timeline: resume.timeline,
             lsn: resume.sealed,
@@ -227,7 +245,7 @@ impl Started {
         cancel: CancellationToken,
     ) -> Result<()> {
         let instance = instance(&self.clock);
-        let budget = Budget::new(config.wal.memory / WAL_SHARE);
+        let budget = Budget::new(wal_limit(&config, self.identity.segment_size));
         self.shared
             .state
             .update(|snapshot| snapshot.memory_limit = budget.limit());

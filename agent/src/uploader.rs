@@ -7,9 +7,11 @@
 //! Invariant: the position reported to [`Progress`] is the end of what the region holds without a hole,
 //! because uploads are retired in the order in which they were taken.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -29,6 +31,9 @@ use crate::region::{Archive, Region, write_once};
 use crate::state::{RegionState, State};
 use crate::window::{Item, Next, What, Window};
 
+/// Before a region that cannot be used is tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// What all regions' pipelines share.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -44,6 +49,9 @@ pub struct Shared {
     pub state: State,
     /// Uploads in flight per region.
     pub uploads: usize,
+    /// Bytes in flight per region; one object always may be. What is in flight to a region that does not
+    /// answer stays in memory, and must leave room for the others.
+    pub in_flight: u64,
     /// Where the stream began: the position of a region that holds nothing when no other does either.
     pub origin: Position,
     /// History files of the timelines that lead to the one of `origin`, and its own.
@@ -65,18 +73,34 @@ impl Uploader {
         Self { shared, region }
     }
 
-    /// Works until cancelled; ends early only with an error that trying again cannot cure.
+    /// Works until cancelled; ends early only with an error that concerns the whole archive. Trouble of this
+    /// region alone is shown and tried again: it must not stop the others.
     ///
     /// `known` is the region's position if it has been read already.
     pub async fn run(self, known: Option<Option<Position>>, cancel: CancellationToken) -> Result<()> {
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Ok(()),
-            result = self.work(known) => result,
+        cancel
+            .run_until_cancelled(self.persist(known))
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    async fn persist(&self, mut known: Option<Option<Position>>) -> Result<()> {
+        loop {
+            let Err(error) = self.work(known.take()).await;
+            if !is_of_this_region(&error) {
+                return Err(error);
+            }
+            tracing::error!(region = self.region.name, %error, "the region cannot be used; it is tried again");
+            self.shared.window.detach(self.region.index);
+            self.shared.state.update_region(self.region.index, |view| {
+                view.state = RegionState::Failing;
+                view.last_error = Some(error.to_string());
+            });
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn work(&self, known: Option<Option<Position>>) -> Result<()> {
+    async fn work(&self, known: Option<Option<Position>>) -> Result<Infallible> {
         let index = self.region.index;
         for (timeline, content) in self.shared.histories.iter() {
             let key = self.shared.archive.layout.history(*timeline);
@@ -123,9 +147,14 @@ impl Uploader {
         let mut uploads: FuturesOrdered<Upload> = FuturesOrdered::new();
         let mut barrier = false;
         let mut behind = false;
+        let mut in_flight = 0;
         loop {
             changed.mark_unchanged();
-            while !behind && !barrier && uploads.len() < self.shared.uploads {
+            while !behind
+                && !barrier
+                && uploads.len() < self.shared.uploads
+                && (uploads.is_empty() || in_flight < self.shared.in_flight)
+            {
                 match self.shared.window.next(from) {
                     Next::Item(number, item) => {
                         // Nothing of a timeline may be stored before its history is.
@@ -135,6 +164,7 @@ impl Uploader {
                         }
                         barrier = history;
                         from = number + 1;
+                        in_flight += item.object.bytes.len() as u64;
                         uploads.push_back(self.upload(number, item));
                     }
                     Next::Wait => break,
@@ -148,6 +178,7 @@ impl Uploader {
             tokio::select! {
                 Some(done) = uploads.next() => {
                     let (number, item) = done?;
+                    in_flight -= item.object.bytes.len() as u64;
                     position = self.retire(position, number, &item)?;
                     barrier = false;
                 }
@@ -190,4 +221,13 @@ impl Uploader {
             .state
             .update_region(self.region.index, |view| view.state = state);
     }
+}
+
+/// Whether an error leaves the other regions untouched. A conflict, another cluster's archive or a mistake of
+/// ours does not: going on could make it worse.
+fn is_of_this_region(error: &AgentError) -> bool {
+    matches!(
+        error,
+        AgentError::Store(_) | AgentError::Object { .. } | AgentError::Trouble { .. }
+    )
 }

@@ -195,8 +195,8 @@ fn keep_size(limit: Option<&str>) -> Option<Finding> {
     Some(match limit? {
         "-1" => Finding::note(
             what,
-            "-1: while no region takes WAL, pg_wal grows until its disk is full. A limit below the free space turns that \
-             into a recorded gap: ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';",
+            "-1: while no region takes WAL, pg_wal grows until its disk is full. A limit below the free space lets \
+             the server go on and the archive stop instead: ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';",
         ),
         limit => Finding::ok(
             what,
