@@ -52,8 +52,10 @@ pub struct Plan {
     pub chain: Chain,
     /// The WAL to fetch: from the start of the backup's first segment to the end of what is needed.
     pub wal: LsnRange,
-    /// The end of unbroken WAL behind the backup. Nothing beyond it is in any readable region.
+    /// The end of unbroken WAL behind the backup. Nothing that continues it is in any readable region.
     pub wal_end: Lsn,
+    /// Objects lie behind `wal_end` after a break that a crash left; nothing of them was ever acknowledged.
+    pub ragged: bool,
     /// How PostgreSQL is told.
     pub target: ResolvedTarget,
     /// What will be fetched.

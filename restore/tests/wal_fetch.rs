@@ -13,7 +13,8 @@ mod support;
 use std::fs;
 use std::sync::Arc;
 
-use highwater_format::{SegmentName, WalFile};
+use highwater_format::{Lsn, SegmentName, WalFile};
+use highwater_restore::recovery::facts::{Facts, TimelineFacts};
 use highwater_restore::walfeed::feed::{Answer, Feed, Region};
 use highwater_restore::walfeed::{self, answer};
 use highwater_store::{ErrorKind, Fault, FaultyStore, Rule, Store};
@@ -54,6 +55,10 @@ impl Case {
             .map(|region| (region.name.as_str(), region.was_read))
             .collect();
         let facts = facts(&known, end);
+        self.ask_by(facts, name).await
+    }
+
+    async fn ask_by(self, facts: Facts, name: &str) -> (Answer, Option<Vec<u8>>) {
         let feed = Feed::over(facts, self.regions.clone());
         let to = self.dir.path().join("RECOVERYXLOG");
         let answer = answer(&feed, WalFile::parse(name).unwrap(), &to).await;
@@ -140,6 +145,73 @@ async fn fault_53_a_hole_is_never_the_end() {
             matches!(answer, Answer::Failed(_)),
             "{answer:?} with the end at {end:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_ragged_end_that_the_plan_accepted_is_the_end() {
+    let a = memory("a");
+    put_segment(&[&a], segment(2)).await;
+    put_segment(&[&a], segment(4)).await;
+    let ask = async |end, name: String| {
+        let mut facts = facts(&[("a", true)], Some(end));
+        facts.timelines[0].ragged = true;
+        Case::new(&[&a]).ask_by(facts, &name).await
+    };
+    assert_eq!(ask(3 * SIZE, name(2)).await.0, Answer::Done);
+    let past = ask(3 * SIZE, name(3)).await.0;
+    assert!(matches!(past, Answer::PastEnd(_)), "{past:?}");
+    // Chunks behind the break, in the segment asked for.
+    put_tail(&[&a], 1, range(3 * SIZE + 5000, 3 * SIZE + 9000)).await;
+    let past = ask(3 * SIZE, name(3)).await.0;
+    assert!(matches!(past, Answer::PastEnd(_)), "{past:?}");
+    // The plan had more than there is now.
+    let lost = ask(3 * SIZE + 100, name(3)).await.0;
+    assert!(matches!(lost, Answer::Failed(_)), "{lost:?}");
+    // What goes on at the end and is damaged is not nothing.
+    put_segment(&[&a], segment(3)).await;
+    a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
+    let damaged = ask(3 * SIZE, name(3)).await.0;
+    assert!(matches!(damaged, Answer::Failed(_)), "{damaged:?}");
+}
+
+#[tokio::test]
+async fn an_abandoned_branch_is_not_served_past_its_switch_point() {
+    let a = memory("a");
+    for number in 2..6 {
+        put_segment(&[&a], segment(number)).await;
+    }
+    let switch = 3 * SIZE + 8192;
+    let one = |number, begin, end| TimelineFacts {
+        timeline: timeline(number),
+        begin: Lsn(begin),
+        end: Lsn(end),
+        ragged: false,
+    };
+    let ask = async |number| {
+        let mut facts = facts(&[("a", true)], None);
+        facts.timelines = vec![one(1, 0, switch), one(2, switch, switch)];
+        Case::new(&[&a]).ask_by(facts, &name(number)).await
+    };
+    assert_eq!(ask(2).await.0, Answer::Done);
+    let whole = ask(3).await;
+    a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
+    put_tail(&[&a], 1, segment(3).range(size())).await;
+    // From the whole segment, and put together.
+    for (answer, file) in [whole, ask(3).await] {
+        assert_eq!(answer, Answer::Done);
+        let file = file.unwrap();
+        assert_eq!(file.len() as u64, SIZE);
+        assert!(file[..8192] == wal(range(3 * SIZE, switch)));
+        assert!(
+            file[8192..].iter().all(|byte| *byte == 0),
+            "of the abandoned branch"
+        );
+    }
+    for number in [4, 5] {
+        let (answer, file) = ask(number).await;
+        assert!(matches!(answer, Answer::PastEnd(_)), "{answer:?}");
+        assert_eq!(file, None);
     }
 }
 

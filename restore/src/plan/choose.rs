@@ -144,7 +144,7 @@ impl Planner<'_> {
         self.refuse_open_end()?;
         let mut notes = Vec::new();
         let reaches = |base: &&&Base| line.break_at(self.catalog, &self.regions, base.wal.end).is_none();
-        let ragged = |base: &&&Base| line.is_ragged_end(self.catalog, &self.regions, base.wal.end);
+        let ragged = |base: &&&Base| self.ends_ragged(line, base);
         let base = match (bases.iter().find(reaches), bases.iter().find(ragged)) {
             (Some(base), _) => base,
             (None, Some(base)) => {
@@ -161,6 +161,12 @@ impl Planner<'_> {
             last_commit: None,
         };
         Ok(self.finish(line, base, &Cut::End, stop, notes))
+    }
+
+    /// Whether what lies behind the WAL of `base` was never acknowledged.
+    fn ends_ragged(&self, line: &Line, base: &Base) -> bool {
+        line.break_at(self.catalog, &self.regions, base.wal.end).is_some()
+            && line.is_ragged_end(self.catalog, &self.regions, base.wal.end)
     }
 
     /// A region that does not answer may hold WAL past the end of the others: taking their end for the archive's would
@@ -421,6 +427,7 @@ impl Planner<'_> {
             chain: line.chain.clone(),
             wal,
             wal_end: base.wal.end,
+            ragged: self.ends_ragged(line, base),
             target: self.resolve(line.timeline(), cut, stop),
             backup: base.backup.clone(),
             notes,

@@ -211,10 +211,14 @@ impl Model {
 
     /// Plans with every question answered from the truth.
     pub(crate) fn plan(&self, request: &Request) -> Result<Plan, Refusal> {
-        let catalog = self.catalog();
+        self.plan_for(&self.catalog(), request)
+    }
+
+    /// The same with a catalog that was changed.
+    pub(crate) fn plan_for(&self, catalog: &Catalog, request: &Request) -> Result<Plan, Refusal> {
         let mut answers = Answers::new();
         for _ in 0..1000 {
-            match plan(&catalog, request, &answers)? {
+            match plan(catalog, request, &answers)? {
                 Step::Done(plan) => return Ok(*plan),
                 Step::Ask(question) => {
                     let answer = self.answer(&question);

@@ -185,6 +185,9 @@ fn the_ragged_end_of_a_crash_is_an_end_and_not_a_hole() {
         panic!("planned without a look at the WAL")
     };
     assert!(matches!(question, super::Question::Records { lsn: at, .. } if at == lsn(38)));
+    let plan = model.plan_for(&catalog, &Request::latest()).unwrap();
+    assert_eq!((plan.wal_end, plan.ragged), (lsn(38), true));
+    assert!(!simple().plan(&Request::latest()).unwrap().ragged);
 }
 
 #[test]

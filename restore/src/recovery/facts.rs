@@ -84,6 +84,10 @@ pub struct TimelineFacts {
     pub begin: Lsn,
     /// The proven end of its WAL in the archive (of all regions together), or where the next timeline left it.
     pub end: Lsn,
+    /// Objects lie behind `end` that were never acknowledged, after a break that a crash left: they are not a hole in
+    /// what was promised. Files of before this field have none.
+    #[serde(default)]
+    pub ragged: bool,
 }
 
 /// The file cannot be used.
@@ -183,6 +187,17 @@ impl Facts {
     pub fn timeline(&self, timeline: TimelineId) -> Option<&TimelineFacts> {
         self.timelines.iter().find(|facts| facts.timeline == timeline)
     }
+
+    /// Where the line of descent left a timeline for the next one; `None` for the last, and for one that is not on it.
+    /// What the archive has of it from there on belongs to an abandoned branch.
+    #[must_use]
+    pub fn left_at(&self, timeline: TimelineId) -> Option<Lsn> {
+        let index = self
+            .timelines
+            .iter()
+            .position(|facts| facts.timeline == timeline)?;
+        self.timelines.get(index.checked_add(1)?).map(|next| next.begin)
+    }
 }
 
 impl RegionFacts {
@@ -246,6 +261,7 @@ mod tests {
                 timeline: TimelineId::FIRST,
                 begin: Lsn(0),
                 end: Lsn(0x0300_0000),
+                ragged: false,
             }],
             known_timelines: vec![TimelineId::FIRST],
             needed_until: None,
@@ -266,6 +282,18 @@ mod tests {
             Facts::read(&path),
             Err(FactsError::Newer { found: 2, .. })
         ));
+    }
+
+    #[test]
+    fn a_file_of_before_the_mark_of_a_ragged_end_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let facts = facts();
+        let mut json: serde_json::Value = serde_json::from_slice(&facts.to_json()).unwrap();
+        let timeline = json["timelines"][0].as_object_mut().unwrap();
+        assert!(timeline.remove("ragged").is_some());
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(Facts::read(&path).unwrap(), facts);
     }
 
     #[test]

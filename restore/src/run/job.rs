@@ -89,6 +89,7 @@ fn timelines(plan: &Plan) -> Vec<TimelineFacts> {
             timeline,
             begin: range.start,
             end,
+            ragged: plan.ragged && timeline == history.timeline,
         })
     };
     ancestors.chain([history.timeline]).filter_map(one).collect()

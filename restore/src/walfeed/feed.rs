@@ -22,7 +22,7 @@ use highwater_store::{NoObserver, RegionConfig, RetryPolicy, Retrying, Store, St
 use super::place::{self, Offer, PlaceError};
 use super::prove::{Listed, Seen, Verdict, judge};
 use crate::fetch::source::{ReadError, Reject, Sources};
-use crate::recovery::facts::Facts;
+use crate::recovery::facts::{Facts, TimelineFacts};
 
 /// Passing failures of one call are retried for this long. Recovery stops when it is spent and resumes when the
 /// server is started again; PostgreSQL itself would wait for ever.
@@ -111,9 +111,15 @@ impl Feed {
     }
 
     /// Writes the segment `name`, whole and verified, to `path`. A segment that holds a switch point may take what
-    /// lies before it from the parent timeline, which is where the new one's copy came from.
+    /// lies before it from the parent timeline, which is where the new one's copy came from. Of a timeline that was left,
+    /// nothing behind its switch point is served: that is another history.
     pub async fn segment(&self, name: SegmentName, path: &Path) -> Answer {
         let range = name.range(self.size);
+        let left_at = self.facts.left_at(name.timeline);
+        if let Some(switch) = left_at.filter(|switch| *switch <= range.start) {
+            return Answer::PastEnd(format!("timeline {} was left at {switch}", name.timeline));
+        }
+        let limit = left_at.map_or(range.end, |switch| switch.min(range.end));
         let mut spoilt: HashSet<Offer> = HashSet::new();
         // Why objects could not be used; a missing whole segment is no trouble, the newest one never has that object.
         let mut troubles = String::new();
@@ -128,7 +134,7 @@ impl Feed {
                 piece,
                 used: range,
             };
-            match self.write(range, &[whole], range.end, path).await {
+            match self.write(range, &[whole], limit, path).await {
                 Ok(()) => return Answer::Done,
                 Err(PlaceError::Local(error)) => return Answer::Failed(error),
                 Err(PlaceError::Offer(offer, error)) => {
@@ -151,7 +157,7 @@ impl Feed {
             let coverage: Coverage = by_range.values().map(Offer::as_piece).collect();
             let (pieces, until) = match judge(range, known, &seen, &coverage) {
                 Verdict::Serve { pieces, until } => (pieces, until),
-                Verdict::PastEnd(_) if !offers.is_empty() => {
+                Verdict::PastEnd(_) if offers.iter().any(|offer| unproven(offer, range, known)) => {
                     return Answer::Failed(format!("what the regions list of it cannot be used{troubles}"));
                 }
                 Verdict::PastEnd(proof) => return Answer::PastEnd(proof),
@@ -195,7 +201,9 @@ impl Feed {
     /// What the regions list of the segment, and of the parent's segment where that can stand in for its beginning.
     async fn offers(&self, name: SegmentName, seen: &[Seen]) -> Vec<Offer> {
         let range = name.range(self.size);
-        let mut offers = offers_of(name.timeline, seen, range);
+        let end = self.facts.left_at(name.timeline).unwrap_or(range.end);
+        let own = LsnRange::new(range.start, range.end.min(end));
+        let mut offers = offers_of(name.timeline, seen, own);
         let Some((parent, switch)) = self.parent_within(name) else {
             return offers;
         };
@@ -412,6 +420,12 @@ impl Listed {
     fn note_later(&mut self, at: Lsn) {
         self.later = Some(self.later.map_or(at, |later| later.min(at)));
     }
+}
+
+/// Whether an object of the segment contradicts that it lies past the end: any does, but behind a ragged end only one
+/// that goes on where the plan ended.
+fn unproven(offer: &Offer, range: LsnRange, known: Option<&TimelineFacts>) -> bool {
+    !known.is_some_and(|known| known.ragged) || offer.used.start <= range.start
 }
 
 /// The listed pieces, as far as they lie in `range`.

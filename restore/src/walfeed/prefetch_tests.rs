@@ -11,6 +11,7 @@ fn timeline(number: u32, begin: u64, end: u64) -> TimelineFacts {
         timeline: TimelineId::new(number).unwrap(),
         begin: Lsn(begin),
         end: Lsn(end),
+        ragged: false,
     }
 }
 

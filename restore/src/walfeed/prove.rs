@@ -6,7 +6,8 @@
 //! A segment is served when its bytes are there up to the end that the restore was planned for (zeros follow: that
 //! is what the rest of the newest segment looks like on the server too). It lies past the end when no byte of it is
 //! there, the plan's end is not behind its start, nothing newer is listed anywhere, and every region has been seen:
-//! just now, or completely when the restore was planned. A restore that was not planned by this program
+//! just now, or completely when the restore was planned. What is listed behind a ragged end does not count as newer:
+//! the plan saw the break and knows that nothing behind it was ever acknowledged. A restore that was not planned by this program
 //! (no [`TimelineFacts`]) has no such proof, so every region must answer just now.
 
 use highwater_format::coverage::{Coverage, Piece};
@@ -76,6 +77,10 @@ pub fn judge(range: LsnRange, known: Option<&TimelineFacts>, seen: &[Seen], cove
             Ok(_) => serve(range, until, coverage),
             Err(reason) => Verdict::Refuse(format!("the archive has WAL up to {until} only, and {reason}")),
         },
+        _ if known.is_some_and(|known| known.ragged) => match enough_answer(seen) {
+            Ok(proof) => Verdict::PastEnd(proof),
+            Err(reason) => Verdict::Refuse(reason),
+        },
         _ => match all_say_nothing_later(seen, known.is_some()) {
             Ok(proof) => Verdict::PastEnd(proof),
             Err(reason) => Verdict::Refuse(reason),
@@ -88,6 +93,16 @@ fn serve(range: LsnRange, until: Lsn, coverage: &Coverage) -> Verdict {
         Ok(pieces) => Verdict::Serve { pieces, until },
         Err(hole) => Verdict::Refuse(hole.to_string()),
     }
+}
+
+/// Whether a region was asked that shows that the break of a ragged end is still there.
+fn enough_answer(seen: &[Seen]) -> Result<String, String> {
+    if seen.iter().any(|region| region.listed.is_ok()) {
+        let proof =
+            "the plan of this restore ends before it, at a break behind which nothing was ever acknowledged";
+        return Ok(proof.to_owned());
+    }
+    Err(format!("no region can be read{}", why(seen)))
 }
 
 /// Whether nothing newer is listed, and enough regions were asked to know.

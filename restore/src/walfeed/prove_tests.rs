@@ -40,6 +40,7 @@ fn planned(end: u64) -> Option<TimelineFacts> {
         timeline: TimelineId::FIRST,
         begin: Lsn(0),
         end: Lsn(end),
+        ragged: false,
     })
 }
 
@@ -133,11 +134,36 @@ fn something_newer_anywhere_is_a_hole_and_not_the_end() {
 }
 
 #[test]
+fn what_lies_behind_a_ragged_end_is_not_newer() {
+    let ragged = |end| {
+        planned(end).map(|facts| TimelineFacts {
+            ragged: true,
+            ..facts
+        })
+    };
+    let behind = [lists(&[], Some(0x400)), silent(true)];
+    assert!(matches!(verdict(ragged(0x200), &behind), Verdict::PastEnd(_)));
+    let broken = [lists(&[tail(0x280, 0x300)], None)];
+    assert!(matches!(verdict(ragged(0x200), &broken), Verdict::PastEnd(_)));
+    assert!(
+        matches!(verdict(ragged(0x240), &behind), Verdict::Refuse(_)),
+        "what the plan had is never past the end"
+    );
+    assert!(
+        matches!(verdict(ragged(0x200), &[silent(true)]), Verdict::Refuse(_)),
+        "no region answers at all"
+    );
+    let part = [lists(&[tail(0x200, 0x240), tail(0x280, 0x300)], Some(0x400))];
+    assert_eq!(served_until(&verdict(ragged(0x240), &part)), Some(0x240));
+}
+
+#[test]
 fn a_timeline_without_wal_of_its_own_sends_postgresql_to_its_parent() {
     let known = Some(TimelineFacts {
         timeline: TimelineId::FIRST,
         begin: Lsn(0x280),
         end: Lsn(0x280),
+        ragged: false,
     });
     assert!(matches!(verdict(known, &[lists(&[], None)]), Verdict::PastEnd(_)));
 }

@@ -107,6 +107,7 @@ pub fn facts(regions: &[(&str, bool)], end: Option<u64>) -> Facts {
         timeline: timeline(1),
         begin: Lsn(0),
         end: Lsn(end),
+        ragged: false,
     };
     Facts {
         format,
