@@ -34,6 +34,9 @@ fn witness(site: &Site, across: bool) -> Arc<Mutex<Witness>> {
     let (noted, regions, segment) = (Arc::clone(&witness), site.regions.clone(), site.segment_size());
     site.tap.on_feedback(move |feedback| {
         let mut noted = seen(&noted);
+        if feedback.flush == 0 {
+            return; // no opinion: PostgreSQL does not move the slot for it
+        }
         // A server that has crashed knows an older position of its slot: a new connection may begin there.
         if feedback.flush < noted.last && (across || noted.connection == feedback.connection) {
             noted.violation = Some(format!("flush went back to {}", lsn::show(feedback.flush)));
