@@ -222,6 +222,123 @@ async fn fault_60_tablespaces_go_where_they_are_sent_and_nowhere_else() {
     assert!(!space.join("highwater.restore").exists());
 }
 
+/// A backup with a tablespace, and where it goes.
+async fn with_tablespace(a: &Memory) -> (Backup, Sources, Manifest) {
+    let mut files = small_cluster();
+    files.push(file("pg_tblspc/16384/PG_15_202209061/5/77", "in the tablespace"));
+    let mut backup = put_backup(&[a], &files, 100_000).await;
+    backup.tablespaces = vec![Tablespace {
+        oid: 16384,
+        location: "/was/there".to_owned(),
+    }];
+    let sources = Sources::new(vec![shared(a)]);
+    let manifest = manifest_of(&sources, &backup).await;
+    (backup, sources, manifest)
+}
+
+fn prepare_with(
+    into: &Path,
+    space: &Path,
+    backup: &Backup,
+    manifest: &Manifest,
+) -> Result<DataDir, DataDirError> {
+    let request = Request {
+        into,
+        backup,
+        tablespaces: &[format!("/was/there={}", space.display()).parse().unwrap()],
+        owner: owner(),
+        wal_bytes: 0,
+    };
+    DataDir::prepare(&request, manifest.clone())
+}
+
+#[tokio::test]
+async fn what_an_interrupted_restore_left_in_a_tablespace_is_cleared() {
+    let a = memory("a");
+    let (backup, sources, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let space = dir.path().join("space");
+    let first = prepare_with(&dir.path().join("first"), &space, &backup, &manifest).unwrap();
+    drop(first.begin().unwrap());
+    let left = space.join("PG_15_202209061/5/77");
+    fs::write(&left, vec![9; 100_000]).unwrap();
+    fs::write(space.join("PG_15_202209061/5/78"), "of another backup").unwrap();
+    // The operator removes the data directory alone and restores somewhere else.
+    fs::remove_dir_all(dir.path().join("first")).unwrap();
+    let second = prepare_with(&dir.path().join("second"), &space, &backup, &manifest).unwrap();
+    let _locks = second.begin().unwrap();
+    fill(&sources, &backup, &second, manifest).await.unwrap();
+    second.finish().unwrap();
+    assert_eq!(fs::read(&left).unwrap(), b"in the tablespace");
+    assert!(!space.join("PG_15_202209061/5/78").exists());
+}
+
+#[tokio::test]
+async fn a_file_that_is_longer_than_its_content_is_cut() {
+    let a = memory("a");
+    let backup = put_backup(&[&a], &small_cluster(), 100_000).await;
+    let sources = Sources::new(vec![shared(&a)]);
+    let manifest = manifest_of(&sources, &backup).await;
+    let dir = tempfile::tempdir().unwrap();
+    let into = dir.path().join("data");
+    let datadir = prepare(&into, &backup, manifest.clone()).unwrap();
+    let _locks = datadir.begin().unwrap();
+    fs::write(into.join("base/1/1000"), vec![9; 1_000_000]).unwrap();
+    fill(&sources, &backup, &datadir, manifest).await.unwrap();
+    datadir.finish().unwrap();
+    assert_complete(&into);
+}
+
+#[tokio::test]
+async fn a_tablespace_of_another_restore_is_left_alone() {
+    let a = memory("a");
+    let (backup, sources, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (home, space) = (dir.path().join("first"), dir.path().join("space"));
+    let first = prepare_with(&home, &space, &backup, &manifest).unwrap();
+    let refused = || prepare_with(&dir.path().join("second"), &space, &backup, &manifest).unwrap_err();
+    {
+        let _running = first.begin().unwrap();
+        assert!(
+            matches!(refused(), DataDirError::OfAnother { .. }),
+            "{}",
+            refused()
+        );
+    }
+    // Killed between the control file and the removal of the marks: it can be started.
+    let locks = first.begin().unwrap();
+    let mark = fs::read(space.join("highwater.restore")).unwrap();
+    fill(&sources, &backup, &first, manifest.clone()).await.unwrap();
+    first.finish().unwrap();
+    drop(locks);
+    fs::write(space.join("highwater.restore"), mark).unwrap();
+    assert!(
+        matches!(refused(), DataDirError::OfAnother { .. }),
+        "{}",
+        refused()
+    );
+    assert!(!dir.path().join("second").exists() && space.join("PG_15_202209061/5/77").exists());
+}
+
+#[tokio::test]
+async fn parents_that_are_made_can_be_passed_whatever_the_umask() {
+    if owner().is_none() {
+        return;
+    }
+    let a = memory("a");
+    let backup = put_backup(&[&a], &small_cluster(), 100_000).await;
+    let dir = tempfile::tempdir().unwrap();
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    restore(vec![shared(&a)], &backup, &dir.path().join("new/er/data"))
+        .await
+        .unwrap();
+    nix::sys::stat::umask(before);
+    for made in ["new", "new/er"] {
+        let mode = fs::metadata(dir.path().join(made)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "{made}");
+    }
+}
+
 #[tokio::test]
 async fn fault_94_a_hostile_manifest_writes_nothing() {
     let a = memory("a");

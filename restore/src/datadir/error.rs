@@ -58,6 +58,19 @@ pub enum DataDirError {
         /// The system identifier of the archive.
         wanted: String,
     },
+    /// A tablespace that another restore uses.
+    #[error(
+        "{path} belongs to the restore in {root} ({problem}): no file of it was changed; name another directory with \
+         --tablespace, or remove {path} if that restore is gone"
+    )]
+    OfAnother {
+        /// The tablespace's directory.
+        path: PathBuf,
+        /// The data directory that it belongs to.
+        root: PathBuf,
+        /// How that is known.
+        problem: &'static str,
+    },
     /// Not a directory, or a path that cannot be used.
     #[error("{path} cannot be restored into: {problem}")]
     Unusable {
@@ -119,6 +132,7 @@ impl DataDirError {
             | Self::Busy { .. }
             | Self::Started { .. }
             | Self::OtherSystem { .. }
+            | Self::OfAnother { .. }
             | Self::Unusable { .. }
             | Self::Owner(_)
             | Self::Tablespace(_) => Exit::Usage,

@@ -26,6 +26,10 @@ pub struct Marker {
     pub backup: String,
     /// Of which system.
     pub system_id: String,
+    /// The data directory that the restore builds; in a tablespace, the one that it belongs to. Absent in the
+    /// first marks that were ever written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
     /// The tablespace directories that the restore wrote to, besides the data directory.
     pub tablespaces: Vec<PathBuf>,
     /// CRC-32 of the control file, once it is about to be put in place.
@@ -33,12 +37,13 @@ pub struct Marker {
 }
 
 impl Marker {
-    pub(crate) fn new(backup: String, system_id: String, tablespaces: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(backup: String, system_id: String, root: PathBuf, tablespaces: Vec<PathBuf>) -> Self {
         let note = "An unfinished restore by highwater-restore. Run the same command again to start it over.";
         Self {
             note: note.to_owned(),
             backup,
             system_id,
+            root: Some(root),
             tablespaces,
             control_crc32: None,
         }
@@ -103,8 +108,10 @@ pub(crate) fn lock(directory: &Path) -> Result<Lock, DataDirError> {
     }
 }
 
-/// Removes everything in `directory` except its mark. Links are removed, never followed.
+/// Removes everything in `directory` except its mark. Links are removed, never followed. The control file goes first and
+/// for good: what an interruption leaves of a finished restore cannot be started.
 pub(crate) fn clear(directory: &Path) -> Result<(), DataDirError> {
+    remove_control(directory)?;
     let entries = fs::read_dir(directory).map_err(DataDirError::io("look into", directory))?;
     for entry in entries {
         let entry = entry.map_err(DataDirError::io("look into", directory))?;
@@ -121,6 +128,15 @@ pub(crate) fn clear(directory: &Path) -> Result<(), DataDirError> {
         removed.map_err(DataDirError::io("remove", &path))?;
     }
     Ok(())
+}
+
+fn remove_control(directory: &Path) -> Result<(), DataDirError> {
+    let path = directory.join(CONTROL);
+    match fs::remove_file(&path) {
+        Ok(()) => sync_directory(path.parent().unwrap_or(directory)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
+        Err(error) => Err(DataDirError::io("remove", &path)(error)),
+    }
 }
 
 pub(crate) fn remove(directory: &Path) -> Result<(), DataDirError> {
@@ -152,7 +168,7 @@ mod tests {
     use super::*;
 
     fn marker() -> Marker {
-        Marker::new("b".to_owned(), "7".to_owned(), Vec::new())
+        Marker::new("b".to_owned(), "7".to_owned(), PathBuf::from("/data"), Vec::new())
     }
 
     #[test]
@@ -190,6 +206,16 @@ mod tests {
         clear(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(outside.path().join("keep").exists());
+    }
+
+    #[test]
+    fn the_control_file_is_the_first_to_go() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("global")).unwrap();
+        fs::write(dir.path().join(CONTROL), "").unwrap();
+        remove_control(dir.path()).unwrap();
+        assert!(dir.path().join("global").exists() && !dir.path().join(CONTROL).exists());
+        remove_control(dir.path()).unwrap();
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! Use: [`DataDir::prepare`] (looks, decides, refuses, writes nothing), [`DataDir::begin`], then the content,
 //! then [`DataDir::finish`].
 
+pub mod begin;
 pub mod error;
 pub mod finish;
 pub mod marker;
@@ -30,8 +31,7 @@ pub use error::DataDirError;
 pub use owner::Owner;
 pub use tablespace::Remap;
 
-use marker::{Lock, Marker};
-use occupied::Found;
+use marker::Marker;
 use paths::{Paths, Place};
 use space::Space;
 use tablespace::Tablespaces;
@@ -100,15 +100,17 @@ impl DataDir {
     /// asks for something that is never done.
     pub fn prepare(request: &Request<'_>, manifest: Manifest) -> Result<Self, DataDirError> {
         let root = resolved(request.into)?;
-        let leftover = look(&root, request.backup)?;
+        let system_id = request.backup.system_id.to_string();
+        let leftover = begin::look(&root, &system_id)?;
         let owner = Owner::decide(&root, request.owner)?;
         let tablespaces = Tablespaces::place(&root, &request.backup.tablespaces, request.tablespaces)?;
         for placed in tablespaces.outside() {
-            look(&placed.directory, request.backup)?;
+            begin::look_outside(&placed.directory, &root, &system_id)?;
         }
         let marker = Marker::new(
             request.backup.id.to_string(),
-            request.backup.system_id.to_string(),
+            system_id,
+            root.clone(),
             tablespaces
                 .outside()
                 .map(|placed| placed.directory.clone())
@@ -286,46 +288,16 @@ impl DataDir {
             .collect()
     }
 
-    /// The first write: directories, marks, links and empty files. An earlier, interrupted restore is cleared.
-    ///
-    /// # Errors
-    /// The operating system refuses, or somebody else was faster.
-    pub fn begin(&self) -> Result<Lock, DataDirError> {
-        let root = self.paths.root();
-        if let Some(parent) = root.parent() {
-            std::fs::create_dir_all(parent).map_err(DataDirError::io("create the directory", parent))?;
-        }
-        self.make(root)?;
-        let lock = marker::lock(root)?;
-        // Looked at again under the lock, so that of two restores started at once one is refused.
-        if let Found::Leftover(leftover) = occupied::look(root)? {
-            self.clear(&leftover)?;
-        }
-        self.marker.write(root)?;
-        for placed in self.paths.tablespaces().outside() {
-            let directory = &placed.directory;
-            std::fs::create_dir_all(directory)
-                .map_err(DataDirError::io("create the directory", directory))?;
-            self.make(directory)?;
-            self.marker.write(directory)?;
-        }
-        self.tree.create(&self.access)?;
-        Ok(lock)
+    /// Where the control file waits until [`DataDir::finish`] puts it in place.
+    #[must_use]
+    pub fn pending_control(&self) -> PathBuf {
+        self.paths.root().join(paths::CONTROL_PENDING)
     }
 
-    fn make(&self, directory: &Path) -> Result<(), DataDirError> {
-        let made = self.access.directory(directory, self.root_mode);
-        made.map_err(DataDirError::io("create the directory", directory))
-    }
-
-    fn clear(&self, leftover: &Marker) -> Result<(), DataDirError> {
-        marker::clear(self.paths.root())?;
-        for directory in &leftover.tablespaces {
-            if matches!(occupied::look(directory), Ok(Found::Leftover(_))) {
-                marker::clear(directory)?;
-            }
-        }
-        Ok(())
+    /// The data directory and the tablespaces outside it.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        let outside = self.paths.tablespaces().outside();
+        std::iter::once(self.paths.root()).chain(outside.map(|placed| placed.directory.as_path()))
     }
 }
 
@@ -344,23 +316,6 @@ impl Names {
 fn resolved(path: &Path) -> Result<PathBuf, DataDirError> {
     let found = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
     found.map_err(DataDirError::io("find", path))
-}
-
-/// Looks at a directory; a leftover must be of the same system.
-fn look(directory: &Path, backup: &Backup) -> Result<Option<Marker>, DataDirError> {
-    let found = match occupied::look(directory)? {
-        Found::Empty => return Ok(None),
-        Found::Leftover(marker) => marker,
-    };
-    let wanted = backup.system_id.to_string();
-    if found.system_id != wanted {
-        return Err(DataDirError::OtherSystem {
-            path: directory.to_owned(),
-            found: found.system_id,
-            wanted,
-        });
-    }
-    Ok(Some(found))
 }
 
 /// 0750 when the source's files could be read by the group, else 0700.

@@ -106,7 +106,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Files are created by whoever comes first; mode and owner are set by the writer of the first byte. Every
+    /// Files are created by whoever comes first; mode, owner and length are set by the writer of the first byte (packs are
+    /// written side by side, so nothing is cut off that another one wrote, and nothing is left behind the end). Every
     /// directory above was made by this restore; a link in the file's place is refused all the same.
     fn open(&self, target: &FileToWrite, first: bool) -> std::io::Result<File> {
         let file = OpenOptions::new()
@@ -117,6 +118,7 @@ impl Writer<'_> {
             .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&target.path)?;
         if first {
+            file.set_len(target.size)?;
             self.access.apply(&file, target.mode)?;
         }
         Ok(file)

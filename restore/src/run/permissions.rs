@@ -17,6 +17,29 @@ use crate::recovery::facts::Facts;
 const READ: u32 = 0o4;
 const EXECUTE: u32 = 0o1;
 
+/// Checks that the owner can get to the directories that are restored into. Missing ones are made so that it can.
+///
+/// # Errors
+/// The first directory that it cannot get to, with the cure.
+pub fn check_way<'a>(owner: &Owner, directories: impl Iterator<Item = &'a Path>) -> Result<(), RestoreError> {
+    if !owner.give {
+        return Ok(());
+    }
+    let account = Account::of(owner);
+    for directory in directories {
+        let parents: Vec<&Path> = directory.ancestors().skip(1).collect();
+        let closed = parents.into_iter().rev().find(|at| !account.may_one(at, EXECUTE));
+        if let Some(closed) = closed {
+            let cure = format!(
+                "{} lies in it: open it with chmod o+x or give it to a group of that user, or name another directory",
+                directory.display()
+            );
+            return Err(refuse(owner, closed, "pass through", &cure));
+        }
+    }
+    Ok(())
+}
+
 /// Checks the program, the configuration file if it holds keys that are needed, certificate files and `file://` regions.
 ///
 /// # Errors
@@ -122,6 +145,28 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_closed_directory_on_the_way_is_named() {
+        let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let owner = |give| Owner {
+            uid: 64_321,
+            gid: 64_321,
+            name: "stranger".to_owned(),
+            give,
+        };
+        let into = dir.path().join("not/there/yet");
+        let error = check_way(&owner(true), std::iter::once(into.as_path())).unwrap_err();
+        let closed = dir.path().display().to_string();
+        assert!(
+            error.to_string().contains(&format!("pass through {closed}:")),
+            "{error}"
+        );
+        check_way(&owner(false), std::iter::once(into.as_path())).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        check_way(&owner(true), std::iter::once(into.as_path())).unwrap();
+    }
 
     #[test]
     fn mode_bits_are_read_along_the_path() {
