@@ -92,6 +92,22 @@ impl Drop for Server {
     }
 }
 
+/// What an earlier recovery and an administrator left in the configuration; none of it may act on a restored copy.
+fn old_settings(place: &Place, data: &Path) -> String {
+    let touch = |name| format!("touch {}", place.path(name).display());
+    format!(
+        "recovery_target_time = '2001-01-01 00:00:00+00'\nrecovery_target_inclusive = off\n\
+         recovery_target_action = shutdown\nrecovery_min_apply_delay = '1h'\n\
+         archive_cleanup_command = '{}'\nrecovery_end_command = '{}'\nrestore_command = 'false'\n\
+         data_directory = '{}'\nhba_file = '{}'\nexternal_pid_file = '{}'\n",
+        touch("cleaned-up"),
+        touch("ended"),
+        data.display(),
+        place.path("gone_hba.conf").display(),
+        place.path("primary.pid").display(),
+    )
+}
+
 impl Server {
     fn create(place: &Place) -> Self {
         let data = place.path("primary");
@@ -112,15 +128,27 @@ impl Server {
             this.sockets.display()
         );
         let conf = this.data.join("postgresql.conf");
-        fs::write(&conf, fs::read_to_string(&conf).unwrap() + &settings).unwrap();
+        let old = old_settings(place, &this.data);
+        fs::write(&conf, fs::read_to_string(&conf).unwrap() + &settings + &old).unwrap();
+        fs::copy(this.data.join("pg_hba.conf"), place.path("gone_hba.conf")).unwrap();
+        if let Some(user) = account() {
+            std::os::unix::fs::chown(place.path("gone_hba.conf"), Some(user.uid.as_raw()), None).unwrap();
+        }
+        this.start(place, "start", 150);
+        this
+    }
+
+    /// The limit is on the command line, so that no backup knows it from the configuration.
+    fn start(&self, place: &Place, how: &str, max_connections: u32) {
+        let limit = format!("-c max_connections={max_connections}");
         let log = place.path("primary.log");
+        let args = ["-o", &limit, "-w", how];
         run(pg("pg_ctl")
             .arg("-D")
-            .arg(&this.data)
+            .arg(&self.data)
             .arg("-l")
             .arg(log)
-            .args(["-w", "start"]));
-        this
+            .args(args));
     }
 
     fn sql(&self, sql: &str) -> String {
@@ -313,7 +341,7 @@ impl Archive {
             .args(more)
             .args(["--start", "--bin", BIN, "--socket-directory"])
             .arg(place.dir.path());
-        command.args(["--port", if into == "first" { "54991" } else { "54992" }]);
+        command.args(["--port", port(into)]);
         command.env("HIGHWATER_LOG", "info").output().unwrap()
     }
 }
@@ -409,6 +437,15 @@ fn restored(place: &Place, into: &str) -> Server {
     }
 }
 
+fn port(into: &str) -> &'static str {
+    match into {
+        "first" => "54991",
+        "second" => "54992",
+        "third" => "54993",
+        _ => "54994",
+    }
+}
+
 fn count(place: &Place, port: &str) -> String {
     let args = [
         "-p",
@@ -435,10 +472,14 @@ async fn a_lost_cluster_comes_back_at_the_end_and_at_an_lsn() {
     archive.base_backup(&place, &server).await;
     server.sql("insert into ledger select n, repeat('x', 500) from generate_series(1, 20000) n");
     let before_mistake = server.lsn();
-    server.sql("insert into ledger select n, repeat('y', 100) from generate_series(1, 5000) n");
+    server.start(&place, "restart", 160);
+    server.sql("insert into ledger select n, repeat('y', 100) from generate_series(1, 4999) n");
+    let late = server.lsn().to_string();
+    server.sql("insert into ledger values (5000, 'y')");
     let end = server.lsn();
     archive.wal(&server, end).await;
     drop(server);
+    fs::remove_file(place.path("gone_hba.conf")).unwrap();
 
     if account().is_some() {
         let output = archive.restore(&place, "first", &["--owner", "nobody"]);
@@ -476,4 +517,34 @@ async fn a_lost_cluster_comes_back_at_the_end_and_at_an_lsn() {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{text}", output.status);
     assert_eq!(count(&place, "54992"), "20000");
+    assert!(!place.path("ended").exists() && !place.path("cleaned-up").exists());
+
+    // The original ran with more connections than its configuration says.
+    let pause = [
+        "--owner",
+        "nobody",
+        "--exclusive",
+        "--action",
+        "pause",
+        "--to-lsn",
+    ];
+    let output = archive.restore(&place, "third", &[&pause[..], &[&lsn]].concat());
+    let _third = restored(&place, "third");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{text}", output.status);
+    assert!(
+        text.contains("highwater-recovery.json"),
+        "no word on what is left: {text}"
+    );
+    assert_eq!(count(&place, "54993"), "20000");
+
+    // And with still more later, which only the WAL tells.
+    let output = archive.restore(&place, "fourth", &[&pause[..], &[&late]].concat());
+    let _fourth = restored(&place, "fourth");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.code() == Some(3) && text.contains("max_connections = 160"),
+        "{text}"
+    );
 }

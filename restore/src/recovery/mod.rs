@@ -7,6 +7,8 @@
 //! knows where to get its WAL.
 
 pub mod facts;
+pub mod inherited;
+pub mod limits;
 pub mod settings;
 
 use std::fs;
@@ -28,6 +30,8 @@ pub struct Setup<'a> {
     pub target: &'a [(&'static str, String)],
     /// What happens at the target.
     pub action: Action,
+    /// Limits that the server must not go below while it recovers; see [`limits`].
+    pub limits: &'a [(&'static str, u32)],
     /// Write configuration files that the backup lacks, so that a server can be started.
     pub generate_configuration: bool,
 }
@@ -71,6 +75,19 @@ pub fn clear(root: &Path, access: &Access) -> Result<(), DataDirError> {
     // A prefetcher that is just leaving removes its spool itself.
     let _ = crate::walfeed::spool::Spool::of(root).remove();
     Ok(())
+}
+
+/// What the restored configuration sets `name` to, by its files in `root`.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn configured(root: &Path, name: &str) -> Result<Option<String>, DataDirError> {
+    for path in [auto_conf(root), root.join("postgresql.conf")] {
+        if let Some(value) = inherited::value_of(&read_if_there(&path)?, name) {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
 }
 
 fn auto_conf(root: &Path) -> PathBuf {

@@ -1,34 +1,20 @@
 //! The text of settings. Pure.
 //!
 //! Owns: quoting for PostgreSQL and for the shell, the two blocks of ours in `postgresql.auto.conf`, and switching off
-//! recovery settings that the backup brought along (PostgreSQL refuses two targets, and an old `restore_command` would
-//! read another archive).
+//! recovery settings that the backup brought along: those in this file are commented out, and those in `postgresql.conf`
+//! and what it includes are overruled by the neutral values in our block.
 
 use std::path::Path;
 
-use super::Setup;
+use super::{Setup, inherited};
 use crate::target::Action;
 
-const RECOVERY_BEGIN: &str = "# highwater-restore: recovery settings, begin";
-const RECOVERY_END: &str = "# highwater-restore: recovery settings, end";
+/// The first line of the block that only recovery needs.
+pub const RECOVERY_BEGIN: &str = "# highwater-restore: recovery settings, begin";
+/// Its last line.
+pub const RECOVERY_END: &str = "# highwater-restore: recovery settings, end";
 const PROTECT_BEGIN: &str = "# highwater-restore: settings that keep a restored copy to itself, begin; remove them when it is the primary";
 const PROTECT_END: &str = "# highwater-restore: settings that keep a restored copy to itself, end";
-
-/// Settings that the backup may have brought and that contradict ours.
-const RECOVERY_NAMES: [&str; 12] = [
-    "restore_command",
-    "archive_cleanup_command",
-    "recovery_end_command",
-    "recovery_target",
-    "recovery_target_time",
-    "recovery_target_xid",
-    "recovery_target_name",
-    "recovery_target_lsn",
-    "recovery_target_inclusive",
-    "recovery_target_timeline",
-    "recovery_target_action",
-    "recovery_min_apply_delay",
-];
 
 /// A value as a quoted string of PostgreSQL's configuration files, in which backslashes escape.
 #[must_use]
@@ -58,23 +44,29 @@ pub fn restore_command(program: &Path, facts: &Path) -> String {
 #[must_use]
 pub fn blocks(root: &Path, setup: &Setup<'_>) -> String {
     let mut lines = vec![RECOVERY_BEGIN.to_owned()];
-    let mut set = |name: &str, value: &str| lines.push(format!("{name} = {}", quote(value)));
-    set(
-        "restore_command",
-        &restore_command(setup.program, &super::facts_path(root)),
+    let set = |(name, value): (&str, &str)| format!("{name} = {}", quote(value));
+    lines.extend(
+        neutral(setup)
+            .map(set)
+            .chain([set((
+                "restore_command",
+                &restore_command(setup.program, &super::facts_path(root)),
+            ))])
+            .chain(setup.target.iter().map(|(name, value)| set((name, value)))),
     );
-    for (name, value) in setup.target {
-        set(name, value);
-    }
     // Without readers, recovery needs none of the primary's limits (max_connections and others raised after the
     // backup would stop it). Only a server that is to wait at its target must be readable.
-    set(
-        "hot_standby",
-        if setup.action == Action::Pause {
-            "on"
-        } else {
-            "off"
-        },
+    let hot_standby = if setup.action == Action::Pause {
+        "on"
+    } else {
+        "off"
+    };
+    lines.push(set(("hot_standby", hot_standby)));
+    lines.extend(
+        setup
+            .limits
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}")),
     );
     lines.push(RECOVERY_END.to_owned());
     lines.push(PROTECT_BEGIN.to_owned());
@@ -83,6 +75,15 @@ pub fn blocks(root: &Path, setup: &Setup<'_>) -> String {
     lines.push("synchronous_standby_names = ''".to_owned());
     lines.push(PROTECT_END.to_owned());
     lines.join("\n") + "\n"
+}
+
+/// The recovery settings that are not set here, with their neutral values. Before ours: PostgreSQL takes them in the order
+/// of the file, and a target that is emptied after another one was set is a second target to it.
+fn neutral(setup: &Setup<'_>) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let ours = |name: &str| name == "restore_command" || setup.target.iter().any(|(set, _)| *set == name);
+    inherited::RECOVERY
+        .into_iter()
+        .filter(move |(name, _)| !ours(name))
 }
 
 /// `existing` without older blocks of ours, with recovery settings commented out, and `blocks` behind it.
@@ -95,7 +96,7 @@ pub fn with_blocks(existing: &str, blocks: &str) -> String {
     );
     let mut text = String::new();
     for line in rest.lines() {
-        if RECOVERY_NAMES.contains(&name_of(line)) {
+        if inherited::is_recovery(line) {
             text.push_str("# highwater-restore: was ");
         }
         text.push_str(line);
@@ -122,14 +123,6 @@ fn without(text: &str, begin: &str, end: &str) -> String {
         inside &= line != end;
     }
     kept
-}
-
-/// The setting that a line sets, in lower case letters as PostgreSQL writes them itself.
-fn name_of(line: &str) -> &str {
-    let line = line.trim_start();
-    line.split(|c: char| c == '=' || c.is_whitespace())
-        .next()
-        .unwrap_or_default()
 }
 
 /// A configuration file for a backup that has none, because it lay outside the data directory (as Debian has it).

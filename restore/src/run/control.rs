@@ -15,6 +15,11 @@
 //! | 48 | its timeline u32 |
 //! | 136 | minimum recovery end u64 |
 //! | 144 | its timeline u32 |
+//! | 180 | `max_connections` i32 |
+//! | 184 | `max_worker_processes` i32 |
+//! | 188 | `max_wal_senders` i32 |
+//! | 192 | `max_prepared_transactions` i32 |
+//! | 196 | `max_locks_per_transaction` i32 |
 
 use std::fs;
 use std::io;
@@ -57,6 +62,8 @@ pub struct Control {
     pub timeline: Option<TimelineId>,
     /// Replay must reach this before the cluster is consistent.
     pub minimum_recovery_end: Lsn,
+    /// The limits that the server ran with last, in the order of [`crate::recovery::limits::NAMES`].
+    pub limits: [u32; 5],
 }
 
 impl Control {
@@ -65,7 +72,15 @@ impl Control {
     /// # Errors
     /// It is not there, too short, or of an unknown version.
     pub fn read(root: &Path) -> io::Result<Self> {
-        let bytes = fs::read(root.join("global/pg_control"))?;
+        Self::read_file(&root.join("global/pg_control"))
+    }
+
+    /// Reads a control file under any name.
+    ///
+    /// # Errors
+    /// It is not there, too short, or of an unknown version.
+    pub fn read_file(path: &Path) -> io::Result<Self> {
+        let bytes = fs::read(path)?;
         Self::parse(&bytes)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of pg_control"))
     }
@@ -102,6 +117,13 @@ impl Control {
             checkpoint: Lsn(u64_at(32)?),
             timeline: TimelineId::new(u32_at(48)?),
             minimum_recovery_end: Lsn(u64_at(136)?),
+            limits: [
+                u32_at(180)?,
+                u32_at(184)?,
+                u32_at(188)?,
+                u32_at(192)?,
+                u32_at(196)?,
+            ],
         })
     }
 }
@@ -118,6 +140,9 @@ mod tests {
         bytes[32..40].copy_from_slice(&0x200u64.to_le_bytes());
         bytes[48..52].copy_from_slice(&2u32.to_le_bytes());
         bytes[136..144].copy_from_slice(&0x300u64.to_le_bytes());
+        for (at, limit) in [(180, 150u32), (184, 8), (188, 10), (192, 0), (196, 64)] {
+            bytes[at..at + 4].copy_from_slice(&limit.to_le_bytes());
+        }
         bytes
     }
 
@@ -130,6 +155,7 @@ mod tests {
             (control.timeline.unwrap().get(), control.minimum_recovery_end),
             (2, Lsn(0x300))
         );
+        assert_eq!(control.limits, [150, 8, 10, 0, 64]);
     }
 
     #[test]

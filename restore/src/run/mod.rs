@@ -6,7 +6,9 @@
 
 pub mod control;
 pub mod job;
+mod notes;
 pub mod permissions;
+pub mod pins;
 pub mod progress;
 pub mod reached;
 pub mod report;
@@ -94,6 +96,7 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
         manifest,
     )?;
     let facts = job::facts(&input);
+    permissions::check_way(into.access().owner(), into.directories())?;
     permissions::check(into.access().owner(), &program, &facts, input.config)?;
 
     let mut phases = Phases::default();
@@ -103,11 +106,13 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
     phases.fetch = watch.elapsed();
 
     let watch = options.clock.start();
+    let target = &input.plan.target;
     let setup = Setup {
         program: &program,
         facts: &facts,
-        target: &input.plan.target.settings,
-        action: input.plan.target.action,
+        target: &target.settings,
+        action: target.action,
+        limits: &limits(&into, target.action)?,
         generate_configuration: options.start.is_some(),
     };
     recovery::write(&into, &setup)?;
@@ -116,13 +121,29 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
     phases.finish = watch.elapsed();
 
     let mut report = report::of(&input, &into, &fetched, options);
+    let pins = pins::of(into.root())?;
+    report.notes.extend(pins.notes);
     if let (Some(postgres), Some(start)) = (&postgres, &options.start) {
         let watch = options.clock.start();
-        report.end = replay(&input, &into, postgres, start).await?;
+        report.end = replay(&input, &into, postgres, start, &pins.settings).await?;
         phases.replay = Some(watch.elapsed());
     }
     report.set_phases(phases);
     Ok(report)
+}
+
+/// Only a server that is to be read while it recovers needs the original's limits.
+fn limits(into: &DataDir, action: Action) -> Result<Vec<(&'static str, u32)>, RestoreError> {
+    if action != Action::Pause {
+        return Ok(Vec::new());
+    }
+    let path = into.pending_control();
+    let control = control::Control::read_file(&path).map_err(|source| RestoreError::Local {
+        action: "read",
+        path,
+        source,
+    })?;
+    Ok(recovery::limits::at_least(into.root(), control.limits)?)
 }
 
 fn find_postgres(identity: &Identity, start: &StartOptions) -> Result<Postgres, RestoreError> {
@@ -159,9 +180,10 @@ async fn replay(
     into: &DataDir,
     postgres: &Postgres,
     start: &StartOptions,
+    pins: &[(String, String)],
 ) -> Result<End, RestoreError> {
     let (root, access) = (into.root(), into.access());
-    let started = server::start(postgres, root, access, start);
+    let started = server::start(postgres, root, access, start, pins);
     let mut child = started.map_err(|source| RestoreError::Local {
         action: "start",
         path: postgres.program.clone(),

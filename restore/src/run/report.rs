@@ -7,9 +7,9 @@ use std::time::Duration;
 use highwater_format::{BackupId, Lsn, TimelineId};
 use serde::Serialize;
 
-use super::server::{self, Postgres};
+use super::server::Postgres;
 use super::watch::Reached;
-use super::{Input, Options};
+use super::{Input, Options, notes};
 use crate::datadir::DataDir;
 use crate::fetch::Fetched;
 
@@ -102,42 +102,8 @@ pub(crate) fn of(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: 
         fetch_ms: 0,
         finish_ms: 0,
         replay_ms: None,
-        notes: notes(input, into, fetched, options),
+        notes: notes::of(input, into, fetched, options),
     }
-}
-
-fn notes(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: &Options) -> Vec<String> {
-    let mut notes = input.plan.notes.clone();
-    if into.starts_over() {
-        notes.push("an interrupted restore was cleared and started over".to_owned());
-    }
-    if fetched.fell_back > 0 {
-        notes.push(format!(
-            "{} packs came from another region than the preferred one; run `highwater-restore verify`",
-            fetched.fell_back
-        ));
-    }
-    let missing = into.missing_configuration();
-    if !missing.is_empty() {
-        let names = missing.join(", ");
-        notes.push(if options.start.is_some() {
-            format!("the backup has no {names} (kept outside the data directory); minimal ones were written")
-        } else {
-            format!("the backup has no {names} (kept outside the data directory); provide them before you start the server")
-        });
-    }
-    notes.push(
-        "archive_mode is off and synchronous_standby_names empty in postgresql.auto.conf, so that a copy keeps to \
-         itself; remove those lines when it takes over"
-            .to_owned(),
-    );
-    if options.start.is_some() {
-        notes.push(format!(
-            "the server logs to {} until it is restarted",
-            into.root().join(server::LOG).display()
-        ));
-    }
-    notes
 }
 
 impl Report {

@@ -142,11 +142,17 @@ pub struct StartOptions {
     pub settings: Vec<(String, String)>,
 }
 
-/// Starts the server on `root`. It keeps running when this program ends.
+/// Starts the server on `root`, with `pins` above its configuration and the operator's settings above them. It keeps running when this program ends.
 ///
 /// # Errors
 /// The log cannot be made or the program not started.
-pub fn start(postgres: &Postgres, root: &Path, access: &Access, options: &StartOptions) -> io::Result<Child> {
+pub fn start(
+    postgres: &Postgres,
+    root: &Path,
+    access: &Access,
+    options: &StartOptions,
+    pins: &[(String, String)],
+) -> io::Result<Child> {
     let path = root.join(LOG);
     let log = OpenOptions::new()
         .create(true)
@@ -156,7 +162,7 @@ pub fn start(postgres: &Postgres, root: &Path, access: &Access, options: &StartO
     access.apply(&log, 0o600)?;
     let mut command = Command::new(&postgres.program);
     command.arg("-D").arg(root);
-    for (name, value) in settings(options) {
+    for (name, value) in pins.iter().cloned().chain(settings(options)) {
         command.arg("-c").arg(format!("{name}={value}"));
     }
     command

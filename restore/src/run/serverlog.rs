@@ -14,6 +14,28 @@ const KEPT: usize = 12;
 /// Log line prefix given to the server.
 pub const PREFIX: &str = "%m [%p] ";
 
+/// A limit that is lower than the original's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLow {
+    /// The setting.
+    pub name: String,
+    /// The least that it must be.
+    pub needed: u32,
+}
+
+impl TooLow {
+    /// From `max_connections = 50 is a lower setting than on the primary server, where its value was 100.`
+    fn parse(text: &str) -> Option<Self> {
+        let (before, after) = text.split_once(" is a lower setting than on the ")?;
+        let (name, _) = before.split_once(" = ")?;
+        let number = after.rsplit_once(' ')?.1.trim_end_matches(['.', ')']);
+        Some(Self {
+            name: name.rsplit(' ').next()?.to_owned(),
+            needed: number.parse().ok()?,
+        })
+    }
+}
+
 /// What has been said so far.
 #[derive(Debug, Clone, Default)]
 pub struct ServerLog {
@@ -33,6 +55,10 @@ pub struct ServerLog {
     pub new_timeline: Option<TimelineId>,
     /// It waits at its target.
     pub paused: bool,
+    /// Why it cannot go on as a readable server: one of its limits is lower than the original's.
+    pub too_low: Option<TooLow>,
+    /// It waits, and not at its target: the operator's command, or a limit.
+    pub halted: bool,
     /// It stopped at its target.
     pub shut_down_at_target: bool,
     /// It is open.
@@ -63,6 +89,9 @@ impl ServerLog {
     }
 
     fn note(&mut self, line: &str) {
+        if let Some(too_low) = TooLow::parse(line) {
+            self.too_low = Some(too_low);
+        }
         if let Some((_, text)) = line.split_once("LOG:  ") {
             self.note_log(text);
         } else if let Some((_, text)) = line
@@ -86,10 +115,10 @@ impl ServerLog {
             self.last_completed = Some(time.to_owned());
         } else if let Some(id) = text.strip_prefix("selected new timeline ID: ") {
             self.new_timeline = id.trim().parse().ok().and_then(TimelineId::new);
-        } else if text.starts_with("pausing at the end of recovery")
-            || text.starts_with("recovery has paused")
-        {
+        } else if text.starts_with("pausing at the end of recovery") {
             self.paused = true;
+        } else if text.starts_with("recovery has paused") {
+            self.halted = true;
         } else if text.starts_with("shutdown at recovery target") {
             self.shut_down_at_target = true;
         } else if text.starts_with("database system is ready to accept connections") {
@@ -136,6 +165,24 @@ mod tests {
             assert_eq!(log.new_timeline.map(TimelineId::get), Some(2));
             assert!(log.ready && log.fatal.is_none() && log.stopped.is_some());
         }
+    }
+
+    #[test]
+    fn waiting_at_the_target_is_not_mistaken_for_waiting_at_a_limit() {
+        let mut log = ServerLog::default();
+        log.feed("x [1] WARNING:  hot standby is not possible because of insufficient parameter settings\n");
+        log.feed("x [1] DETAIL:  max_connections = 100 is a lower setting than on the primary server, where its value was 150.\n");
+        log.feed("x [1] LOG:  recovery has paused\n");
+        let too_low = TooLow {
+            name: "max_connections".to_owned(),
+            needed: 150,
+        };
+        assert_eq!(
+            (log.paused, log.halted, log.too_low.clone()),
+            (false, true, Some(too_low))
+        );
+        log.feed("x [1] LOG:  pausing at the end of recovery\n");
+        assert!(log.paused);
     }
 
     #[test]

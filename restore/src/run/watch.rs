@@ -94,6 +94,7 @@ pub async fn wait(
         match wanted.action {
             Action::Promote if log.ready => return promoted(root, &log, wanted),
             Action::Pause if log.paused => return stopped_at_target(&log, wanted, true),
+            _ if log.halted && log.too_low.is_some() => return Err(halted(&log, wanted)),
             _ => tokio::time::sleep(LOOK).await,
         }
     }
@@ -149,6 +150,28 @@ fn stopped_at_target(log: &ServerLog, wanted: &Wanted<'_>, running: bool) -> Res
     })
 }
 
+/// A limit was raised on the original after the backup. The server waits with what it has replayed so far.
+fn halted(log: &ServerLog, wanted: &Wanted<'_>) -> NotReached {
+    let what = format!("the server paused before it reached {}", wanted.target);
+    failed(
+        what,
+        log,
+        Exit::Trouble,
+        &raise(log).unwrap_or_else(|| "see its log".to_owned()),
+    )
+}
+
+/// What to do about a limit that is too low.
+fn raise(log: &ServerLog) -> Option<String> {
+    let limit = log.too_low.as_ref()?;
+    Some(format!(
+        "the original ran with {name} = {needed}: append that to postgresql.auto.conf in the data directory and start the server \
+         again (stop it first if it runs): recovery goes on where it stopped",
+        name = limit.name,
+        needed = limit.needed
+    ))
+}
+
 fn at_exit(status: ExitStatus, log: &ServerLog, wanted: &Wanted<'_>) -> Result<Reached, NotReached> {
     if wanted.action == Action::Shutdown && status.success() && log.shut_down_at_target {
         return stopped_at_target(log, wanted, false);
@@ -162,13 +185,21 @@ fn at_exit(status: ExitStatus, log: &ServerLog, wanted: &Wanted<'_>) -> Result<R
         format!("the server ended before it reached {}: {fatal}", wanted.target),
         log,
         exit,
-        next,
+        &next,
     ))
 }
 
 /// What a dying server means. By the text of its last words, which are kept untranslated (`lc_messages=C`); what is
 /// not known ends with the general answer.
-fn advice(fatal: &str, log: &ServerLog) -> (Exit, &'static str) {
+fn advice(fatal: &str, log: &ServerLog) -> (Exit, String) {
+    if let Some(next) = raise(log) {
+        return (Exit::Trouble, next);
+    }
+    let (exit, next) = known_advice(fatal, log);
+    (exit, next.to_owned())
+}
+
+fn known_advice(fatal: &str, log: &ServerLog) -> (Exit, &'static str) {
     let fetch_failed = log
         .last_lines()
         .iter()
@@ -271,6 +302,16 @@ mod tests {
             Exit::Damage
         );
         assert_eq!(advice("something else", &log).0, Exit::Trouble);
+        let mut low = ServerLog::default();
+        low.feed("x DETAIL:  max_wal_senders = 5 is a lower setting than on the primary server, where its value was 20.\n");
+        let (exit, next) = advice(
+            "recovery aborted because of insufficient parameter settings",
+            &low,
+        );
+        assert!(
+            exit == Exit::Trouble && next.contains("max_wal_senders = 20"),
+            "{next}"
+        );
         log.feed("x cannot be had, and is not proven to lie past the end: time-out\n");
         assert_eq!(
             advice(
