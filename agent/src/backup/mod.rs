@@ -177,6 +177,16 @@ pub async fn run_backup(ctx: BackupContext) -> Result<BackupReport> {
     }
 }
 
+/// A base backup whose start PostgreSQL has reported.
+struct Begun {
+    id: BackupId,
+    start: Position,
+    /// The server's time, at or after the start.
+    started_at: Time,
+    /// The same moment here.
+    at: Instant,
+}
+
 struct BackupRun<'a> {
     ctx: &'a BackupContext,
     targets: Arc<Targets>,
@@ -216,18 +226,18 @@ impl<'a> BackupRun<'a> {
             timeline: system.timeline,
         };
         prepare::confirm_stream(&self.targets, &wal, system.xlogpos, self.ctx.options.stream_wait).await?;
-        let started_at = prepare::server_time(&self.ctx.conn, archive).await?;
         let mut stream = conn.base_backup(self.request()).await?;
         let start = stream::start(&mut stream, &self.ctx.cancel).await?;
         self.check_start(&wal, &system, start).await?;
-        let id = BackupId::new(start.timeline, start.lsn, started_at);
+        let begun = self.begin(start).await?;
+        let id = &begun.id;
         tracing::info!(backup = %id, start = %start.lsn, timeline = %start.timeline, "base backup begins");
-        let received = self.receive(&mut stream, &id, start, started_at).await;
+        let received = self.receive(&mut stream, &begun).await;
         for warning in stream.warnings() {
             tracing::warn!(backup = %id, "PostgreSQL during the base backup: {warning}");
         }
-        let received = received.map_err(|error| self.voided(&id, error))?;
-        let publication = self.record(&id, start, started_at, server_version, received)?;
+        let received = received.map_err(|error| self.voided(id, error))?;
+        let publication = self.record(&begun, server_version, received)?;
         publish::publish(&self.targets, &archive.layout, &wal, &publication).await?;
         Ok(self.report(publication.backup))
     }
@@ -246,6 +256,18 @@ impl<'a> BackupRun<'a> {
             progress: true,
             wait_wal: false,
         }
+    }
+
+    /// Names the backup by the server's time, which is asked for only now: see [`prepare::server_time`].
+    async fn begin(&self, start: Position) -> Result<Begun> {
+        let (ctx, options) = (self.ctx, &self.ctx.options);
+        let started_at = prepare::server_time(&ctx.conn, &ctx.archive, start, options.stream_wait).await?;
+        Ok(Begun {
+            id: BackupId::new(start.timeline, start.lsn, started_at),
+            start,
+            started_at,
+            at: Instant::now(),
+        })
     }
 
     /// A standby may begin at a restart point that lies before what was confirmed: that WAL must be there too.
@@ -274,20 +296,15 @@ impl<'a> BackupRun<'a> {
         self.targets.settle(futures::future::join_all(checks).await)
     }
 
-    async fn receive(
-        &self,
-        stream: &mut BaseBackup,
-        id: &BackupId,
-        start: Position,
-        started_at: Time,
-    ) -> Result<Received> {
+    async fn receive(&self, stream: &mut BaseBackup, begun: &Begun) -> Result<Received> {
+        let (start, started_at) = (begun.start, begun.started_at);
         let (archive, options) = (&self.ctx.archive, &self.ctx.options);
         let system_id = archive.identity.system_id;
         let mut header = Header::pack(options.codec, system_id, start.timeline, 0);
         header.sealed_at = started_at;
         header.server_end = start.lsn;
         let settings = PackSettings {
-            backup: id.clone(),
+            backup: begun.id.clone(),
             layout: archive.layout.clone(),
             header,
             pack_size: options
@@ -312,14 +329,8 @@ impl<'a> BackupRun<'a> {
         Ok(received)
     }
 
-    fn record(
-        &self,
-        id: &BackupId,
-        start: Position,
-        started_at: Time,
-        server_version: u32,
-        received: Received,
-    ) -> Result<Publication> {
+    fn record(&self, begun: &Begun, server_version: u32, received: Received) -> Result<Publication> {
+        let (id, start, started_at) = (&begun.id, begun.start, begun.started_at);
         let label =
             BackupLabel::parse(received.backup_label.as_bytes()).map_err(|source| AgentError::Encode {
                 what: "backup_label".into(),
@@ -366,7 +377,7 @@ impl<'a> BackupRun<'a> {
             stop_lsn,
             stop_timeline: start.timeline,
             started_at,
-            finished_at: started_at.saturating_add(self.began.elapsed()),
+            finished_at: started_at.saturating_add(begun.at.elapsed()),
             label: backup_label,
             tablespaces,
             from_standby: label.from_standby,
