@@ -274,6 +274,28 @@ async fn what_an_interrupted_restore_left_in_a_tablespace_is_cleared() {
 }
 
 #[tokio::test]
+async fn a_restore_over_a_link_starts_over_in_its_own_tablespace() {
+    let a = memory("a");
+    let (backup, _, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let space = dir.path().join("space");
+    for into in [link.join("data"), link.join("data"), real.join("data")] {
+        let datadir = prepare_with(&into, &space, &backup, &manifest).unwrap();
+        drop(datadir.begin().unwrap());
+    }
+    let mark = fs::read_to_string(space.join("highwater.restore")).unwrap();
+    assert!(mark.contains(real.join("data").to_str().unwrap()), "{mark}");
+    // A mark that names the link, as a link made later would have it.
+    let other = mark.replace(real.to_str().unwrap(), link.to_str().unwrap());
+    fs::write(space.join("highwater.restore"), other).unwrap();
+    let datadir = prepare_with(&real.join("data"), &space, &backup, &manifest).unwrap();
+    drop(datadir.begin().unwrap());
+}
+
+#[tokio::test]
 async fn a_file_that_is_longer_than_its_content_is_cut() {
     let a = memory("a");
     let backup = put_backup(&[&a], &small_cluster(), 100_000).await;

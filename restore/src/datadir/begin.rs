@@ -74,7 +74,7 @@ impl DataDir {
                 continue;
             };
             if let Ok(Found::Leftover(mark)) = occupied::look(directory)
-                && mark.root.as_deref().is_none_or(|home| home == root)
+                && mark.root.as_deref().is_none_or(|home| same(home, root))
             {
                 marker::clear(directory)?;
                 marker::remove(directory)?;
@@ -108,7 +108,7 @@ pub(super) fn look_outside(
 ) -> Result<Option<Marker>, DataDirError> {
     let found = look(directory, system_id)?;
     let home = found.as_ref().and_then(|mark| mark.root.as_deref());
-    let Some(home) = home.filter(|home| *home != root) else {
+    let Some(home) = home.filter(|home| !same(home, root)) else {
         return Ok(found);
     };
     match in_use(home)? {
@@ -119,6 +119,11 @@ pub(super) fn look_outside(
             problem,
         }),
     }
+}
+
+/// Whether two paths name one directory; links may have been made or followed in between.
+fn same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Whether the restore in `home` runs, or came far enough to be started.

@@ -17,6 +17,9 @@ use super::paths::CONTROL;
 /// The file's name, in the data directory and in each tablespace.
 pub const NAME: &str = "highwater.restore";
 
+/// The name under which the mark is written before it is renamed; a crash in between leaves it.
+pub(super) const UNFINISHED: &str = "highwater.restore.new";
+
 /// What the mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -63,7 +66,7 @@ impl Marker {
     /// Writes the mark whole or not at all, and makes it durable.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), DataDirError> {
         let path = directory.join(NAME);
-        let temporary = directory.join(format!("{NAME}.new"));
+        let temporary = directory.join(UNFINISHED);
         let io = DataDirError::io("write", &temporary);
         let text = serde_json::to_vec_pretty(self).map_err(|error| DataDirError::Unusable {
             path: path.clone(),

@@ -312,10 +312,16 @@ impl Names {
     }
 }
 
-/// The absolute path. A link as the target itself is followed once, here; none inside it ever is.
+/// The absolute path. Links on the way to the target, and the target itself, are followed once, here; none inside it ever
+/// is. What does not exist yet gets the same name that it has once it is there.
 fn resolved(path: &Path) -> Result<PathBuf, DataDirError> {
-    let found = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-    found.map_err(DataDirError::io("find", path))
+    let absolute = std::path::absolute(path).map_err(DataDirError::io("find", path))?;
+    for existing in absolute.ancestors() {
+        if let (Ok(found), Ok(rest)) = (existing.canonicalize(), absolute.strip_prefix(existing)) {
+            return Ok(found.components().chain(rest.components()).collect());
+        }
+    }
+    Ok(absolute)
 }
 
 /// 0750 when the source's files could be read by the group, else 0700.

@@ -53,7 +53,9 @@ pub fn look(directory: &Path) -> Result<Found, DataDirError> {
         if name == marker::NAME {
             return leftover(directory);
         }
-        example.get_or_insert(name);
+        if name != marker::UNFINISHED {
+            example.get_or_insert(name);
+        }
     }
     match example {
         None => Ok(Found::Empty),
@@ -105,6 +107,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(look(dir.path()).unwrap(), Found::Empty);
         assert_eq!(look(&dir.path().join("new")).unwrap(), Found::Empty);
+    }
+
+    #[test]
+    fn a_mark_that_was_not_finished_does_not_bar_the_next_try() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(marker::UNFINISHED), "{").unwrap();
+        assert_eq!(look(dir.path()).unwrap(), Found::Empty);
     }
 
     #[test]
