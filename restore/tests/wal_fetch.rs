@@ -11,14 +11,18 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use highwater_format::{Lsn, SegmentName, WalFile};
+use highwater_restore::clock::Clock;
 use highwater_restore::recovery::facts::{Facts, TimelineFacts};
 use highwater_restore::walfeed::feed::{Answer, Feed, Region};
 use highwater_restore::walfeed::{self, answer};
 use highwater_store::{ErrorKind, Fault, FaultyStore, Rule, Store};
 use support::*;
+use tokio::time::Instant;
 
 struct Case {
     regions: Vec<Region>,
@@ -252,6 +256,69 @@ async fn fault_52_an_outage_in_the_middle_stops_recovery() {
     let (answer, file) = case.ask_with(Some(4 * SIZE), &name(3)).await;
     assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
     assert_eq!(file, None);
+}
+
+/// The feed of a region that accepts and never answers, and of another one.
+fn beside_a_frozen_one(
+    dir: &Path,
+    frozen: &Memory,
+    other: &Memory,
+    was_read: bool,
+) -> (Feed, Arc<FaultyStore>) {
+    let faulty = Arc::new(FaultyStore::new(shared(frozen)));
+    faulty.freeze();
+    let facts = facts(&[("a", was_read), ("b", true)], Some(4 * SIZE));
+    let regions = vec![
+        region("a", was_read, Ok(faulty.clone())),
+        region("b", true, Ok(shared(other))),
+    ];
+    (Feed::noting(facts, regions, dir), faulty)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_the_plan_did_without_costs_no_time() {
+    let (a, b) = (memory("a"), memory("b"));
+    put_segment(&[&b], segment(3)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("RECOVERYXLOG");
+    let (feed, _) = beside_a_frozen_one(dir.path(), &a, &b, false);
+    let began = Instant::now();
+    let ask = async |name: &str| answer(&feed, WalFile::parse(name).unwrap(), &to).await;
+    assert_eq!(ask(&name(3)).await, Answer::Done);
+    assert!(matches!(ask(&name(4)).await, Answer::PastEnd(_)));
+    assert!(matches!(ask("00000002.history").await, Answer::PastEnd(_)));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_died_after_the_plan_is_known_to_the_next_process() {
+    let (a, b) = (memory("a"), memory("b"));
+    put_segment(&[&a, &b], segment(3)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("RECOVERYXLOG");
+    let ask = async |feed: &Feed, name: &str| answer(feed, WalFile::parse(name).unwrap(), &to).await;
+    fs::write(
+        dir.path().join("silent-0"),
+        Clock::System
+            .now()
+            .saturating_add(Duration::from_secs(30))
+            .to_string(),
+    )
+    .unwrap();
+    let (feed, faulty) = beside_a_frozen_one(dir.path(), &a, &b, true);
+    let began = Instant::now();
+    assert_eq!(ask(&feed, &name(3)).await, Answer::Done);
+    assert!(matches!(ask(&feed, &name(4)).await, Answer::PastEnd(_)));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // But what only that region has is waited for before recovery is stopped.
+    b.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        faulty.thaw();
+    };
+    let three = name(3);
+    let (answer, ()) = tokio::join!(ask(&feed, &three), back);
+    assert_eq!(answer, Answer::Done);
 }
 
 #[tokio::test]

@@ -130,6 +130,16 @@ impl Sources {
         }
     }
 
+    /// Asks the regions marked here, in the order of preference, after the others until they answer: it is known from
+    /// before that they did not.
+    #[must_use]
+    pub fn asking_last(self, marks: &[bool]) -> Self {
+        for (region, last) in self.regions.iter().zip(marks) {
+            region.failing.store(*last, Ordering::Relaxed);
+        }
+        self
+    }
+
     /// The stores, in order.
     pub fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
         self.regions.iter().map(|region| &region.store)

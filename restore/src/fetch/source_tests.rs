@@ -49,3 +49,12 @@ async fn absent_everywhere_is_told_from_not_answered() {
     };
     assert!(nowhere.is_absent() && !nowhere.may_pass());
 }
+
+#[tokio::test]
+async fn a_region_that_is_known_to_be_silent_is_asked_last() {
+    let both = vec![region("a", Some(b"good")).await, region("b", Some(b"good")).await];
+    let sources = Sources::new(both.clone()).asking_last(&[true, false]);
+    assert_eq!(sources.read("k", good).await.unwrap().region, "b");
+    let sources = Sources::new(both).asking_last(&[false, true]);
+    assert_eq!(sources.read("k", good).await.unwrap().region, "a");
+}

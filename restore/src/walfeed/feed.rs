@@ -8,28 +8,23 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
-use highwater_format::layout::{Key, Layout};
+use highwater_format::layout::Layout;
 use highwater_format::lsn::{Lsn, LsnRange, SegmentSize};
 use highwater_format::timeline::{History, TimelineId};
 use highwater_format::walname::SegmentName;
-use highwater_store::{NoObserver, RegionConfig, RetryPolicy, Retrying, Store, StoreError};
+use highwater_store::{RegionConfig, Store, StoreError};
 
+use super::look::Look;
 use super::place::{self, Offer, PlaceError};
-use super::prove::{Listed, Seen, Verdict, judge};
+use super::prove::{Seen, Verdict, judge};
+use super::watched::{Note, Watched};
 use crate::fetch::source::{ReadError, Reject, Sources};
 use crate::recovery::facts::{Facts, TimelineFacts};
-
-/// Passing failures of one call are retried for this long. Recovery stops when it is spent and resumes when the
-/// server is started again; PostgreSQL itself would wait for ever.
-const RETRY_BUDGET: Duration = Duration::from_secs(20);
-
-/// The plan does without a region that could not be read then: it may be back, but is not waited for.
-const SILENT_BUDGET: Duration = Duration::from_millis(500);
 
 /// What PostgreSQL is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +44,15 @@ pub struct Feed {
     layout: Layout,
     size: SegmentSize,
     sources: Sources,
-    regions: Vec<Region>,
+    places: Vec<Place>,
+}
+
+/// A region as it is asked.
+#[derive(Debug)]
+struct Place {
+    name: String,
+    was_read: bool,
+    store: Result<Arc<Watched>, String>,
 }
 
 /// One region, open or not.
@@ -64,44 +67,62 @@ pub struct Region {
 }
 
 impl Feed {
-    /// Opens the regions that the facts name. One that cannot be opened counts as one that does not answer.
-    pub async fn open(facts: Facts, configured: &[RegionConfig]) -> Self {
-        let mut regions = Vec::new();
-        for region in &facts.regions {
-            let opened = highwater_store::open(&region.settings(configured)).await;
-            regions.push(Region {
-                name: region.name.clone(),
-                was_read: region.was_read,
-                store: opened.map_err(|error| error.to_string()),
-            });
-        }
-        Self::over(facts, regions)
+    /// Opens the regions that the facts name. One that cannot be opened counts as one that does not answer. Notes about
+    /// silent regions are kept in `spool`.
+    pub async fn open(facts: Facts, configured: &[RegionConfig], spool: &Path) -> Self {
+        let opened = facts.regions.iter().map(async |region| Region {
+            name: region.name.clone(),
+            was_read: region.was_read,
+            store: highwater_store::open(&region.settings(configured))
+                .await
+                .map_err(|error| error.to_string()),
+        });
+        let regions = join_all(opened).await;
+        Self::noting(facts, regions, spool)
     }
 
-    /// A feed over stores that are open, with the retry layer put around each.
+    /// A feed over stores that are open and do not retry by themselves.
     #[must_use]
-    pub fn over(facts: Facts, mut regions: Vec<Region>) -> Self {
-        for region in &mut regions {
-            if let Ok(store) = &mut region.store {
-                let budget = if region.was_read {
-                    RETRY_BUDGET
-                } else {
-                    SILENT_BUDGET
-                };
-                let policy = RetryPolicy::interactive().with_budget(Some(budget));
-                *store = Arc::new(Retrying::new(store.clone(), policy, Arc::new(NoObserver)));
+    pub fn over(facts: Facts, regions: Vec<Region>) -> Self {
+        Self::build(facts, regions, None)
+    }
+
+    /// The same, with notes about silent regions in `spool`.
+    #[must_use]
+    pub fn noting(facts: Facts, regions: Vec<Region>, spool: &Path) -> Self {
+        Self::build(facts, regions, Some(spool))
+    }
+
+    fn build(facts: Facts, regions: Vec<Region>, spool: Option<&Path>) -> Self {
+        let usable = |region: &Region| region.was_read && region.store.is_ok();
+        let count = regions.iter().filter(|region| usable(region)).count();
+        let place = |(index, region): (usize, Region)| {
+            let has_other = count > usize::from(usable(&region));
+            let note = spool.map(|spool| Note::of(spool, index));
+            let watch = |store| Arc::new(Watched::new(store, region.was_read, has_other, note));
+            Place {
+                store: region.store.map(watch),
+                name: region.name,
+                was_read: region.was_read,
             }
-        }
-        let (read, silent): (Vec<&Region>, Vec<&Region>) = regions.iter().partition(|region| region.was_read);
-        let in_order = read.into_iter().chain(silent);
-        let sources = Sources::new(in_order.filter_map(|region| region.store.clone().ok()).collect());
+        };
+        let places: Vec<Place> = regions.into_iter().enumerate().map(place).collect();
         Self {
             layout: facts.layout(),
             size: facts.segments(),
             facts,
-            sources,
-            regions,
+            sources: sources(&places),
+            places,
         }
+    }
+
+    /// Before giving up: the regions that the plan had read and that were asked in a hurry only will be asked with all
+    /// patience. `false` if there are none, so that asking again is of no use.
+    #[must_use]
+    pub fn wake(&self) -> bool {
+        let needed = self.places.iter().filter(|place| place.was_read);
+        let woken = needed.filter(|place| place.store.as_ref().is_ok_and(|store| store.wake()));
+        woken.count() > 0
     }
 
     /// The facts it works by.
@@ -273,14 +294,8 @@ impl Feed {
         let prefix = self.layout.timeline_dir(timeline);
         let planned = !self.facts.timelines.is_empty();
         let mut answered = 0_usize;
-        for region in &self.regions {
-            let listed = match &region.store {
-                Ok(store) => store
-                    .list(&prefix, None, 1)
-                    .await
-                    .map_err(|error| error.to_string()),
-                Err(error) => Err(error.clone()),
-            };
+        let listed = self.ask_all(|store| store.list(&prefix, None, 1)).await;
+        for (region, listed) in self.places.iter().zip(listed) {
             match listed {
                 Ok(page) if page.entries.is_empty() => answered += 1,
                 Ok(_) => {
@@ -302,124 +317,50 @@ impl Feed {
     }
 
     async fn look(&self, name: SegmentName) -> Vec<Seen> {
-        let mut seen = Vec::new();
-        for region in &self.regions {
-            let listed = match &region.store {
-                Ok(store) => self
-                    .list(store.as_ref(), name)
-                    .await
-                    .map_err(|error| error.to_string()),
+        let look = Look {
+            layout: &self.layout,
+            size: self.size,
+        };
+        let listed = self.ask_all(|store| look.list(store, name)).await;
+        let seen = self.places.iter().zip(listed).map(|(place, listed)| Seen {
+            region: place.name.clone(),
+            was_read: place.was_read,
+            listed,
+        });
+        seen.collect()
+    }
+
+    /// Asks all regions at the same time, but for those that were silent a moment ago.
+    async fn ask_all<'a, T, F>(&'a self, ask: impl Fn(&'a Watched) -> F) -> Vec<Result<T, String>>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut calls = Vec::new();
+        for place in &self.places {
+            let call = match &place.store {
                 Err(error) => Err(error.clone()),
+                Ok(store) => match store.silence() {
+                    Some(error) => Err(error.to_string()),
+                    None => Ok(ask(store)),
+                },
             };
-            seen.push(Seen {
-                region: region.name.clone(),
-                was_read: region.was_read,
-                listed,
-            });
+            calls.push(async move { call?.await.map_err(|error| error.to_string()) });
         }
-        seen
-    }
-
-    async fn list(&self, store: &dyn Store, name: SegmentName) -> Result<Listed, StoreError> {
-        let range = name.range(self.size);
-        let mut listed = Listed::default();
-        self.list_segments(store, name, &mut listed).await?;
-        self.list_tails(store, name.timeline, range, range.start, &mut listed)
-            .await?;
-        if !listed
-            .pieces
-            .iter()
-            .any(|piece| piece.range.contains(range.start))
-        {
-            // A chunk that began in an earlier segment: looked for only when it can matter.
-            let from = range.start.saturating_sub(MAX_OBJECT_PLAIN);
-            self.list_tails(store, name.timeline, range, from, &mut listed)
-                .await?;
-        }
-        Ok(listed)
-    }
-
-    async fn list_segments(
-        &self,
-        store: &dyn Store,
-        name: SegmentName,
-        into: &mut Listed,
-    ) -> Result<(), StoreError> {
-        let directory = self.layout.segment_dir(name.timeline);
-        let before = name
-            .number
-            .checked_sub(1)
-            .map(|number| SegmentName { number, ..name });
-        let after = before.map(|before| self.layout.segment(before, self.size));
-        for meta in store.list(&directory, after.as_deref(), 2).await?.entries {
-            let Some(Key::Segment(found)) = self.layout.parse(&meta.key) else {
-                continue;
-            };
-            let Some(found) = found.resolve(self.size) else {
-                continue;
-            };
-            if found.number == name.number {
-                let range = found.range(self.size);
-                into.pieces.push(Piece {
-                    range,
-                    kind: PieceKind::Segment,
-                    size: meta.size,
-                });
-            } else {
-                into.note_later(found.start(self.size));
-            }
-        }
-        Ok(())
-    }
-
-    async fn list_tails(
-        &self,
-        store: &dyn Store,
-        timeline: TimelineId,
-        range: LsnRange,
-        from: Lsn,
-        into: &mut Listed,
-    ) -> Result<(), StoreError> {
-        let directory = self.layout.tail_dir(timeline);
-        let mut after = format!("{directory}{}", from.hex16());
-        loop {
-            let page = store
-                .list(&directory, Some(&after), highwater_store::LIST_PAGE)
-                .await?;
-            let Some(last) = page.entries.last() else {
-                return Ok(());
-            };
-            after.clone_from(&last.key);
-            for meta in page.entries {
-                let Some(Key::Tail(_, found)) = self.layout.parse(&meta.key) else {
-                    continue;
-                };
-                if found.start >= range.end {
-                    into.note_later(found.start);
-                    return Ok(());
-                }
-                if found.end > range.end {
-                    into.note_later(range.end);
-                }
-                if found.end > range.start {
-                    into.pieces.push(Piece {
-                        range: found,
-                        kind: PieceKind::Tail,
-                        size: meta.size,
-                    });
-                }
-            }
-            if !page.more {
-                return Ok(());
-            }
-        }
+        join_all(calls).await
     }
 }
 
-impl Listed {
-    fn note_later(&mut self, at: Lsn) {
-        self.later = Some(self.later.map_or(at, |later| later.min(at)));
-    }
+/// The regions in the order in which an object is looked for: those first that the plan had read and that nobody doubts.
+fn sources(places: &[Place]) -> Sources {
+    let (read, silent): (Vec<&Place>, Vec<&Place>) = places.iter().partition(|place| place.was_read);
+    let in_order: Vec<_> = read
+        .into_iter()
+        .chain(silent)
+        .filter_map(|place| place.store.clone().ok())
+        .collect();
+    let doubted: Vec<bool> = in_order.iter().map(|store| store.is_doubtful()).collect();
+    let stores = in_order.into_iter().map(|store| -> Arc<dyn Store> { store });
+    Sources::new(stores.collect()).asking_last(&doubted)
 }
 
 /// Whether an object of the segment contradicts that it lies past the end: any does, but behind a ragged end only one

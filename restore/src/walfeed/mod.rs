@@ -8,10 +8,12 @@
 //! before a configuration is read, a runtime built or a connection made.
 
 pub mod feed;
+mod look;
 pub(crate) mod place;
 pub mod prefetch;
 pub mod prove;
 pub mod spool;
+mod watched;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -106,7 +108,7 @@ pub fn fetch(plan: &Path, name: &str, to: &Path) -> Reply {
             Err(error) => return Reply::stop(format!("cannot move {name} from the spool: {error}")),
         }
     }
-    slowly(plan, file, name, to)
+    slowly(&spool, plan, file, name, to)
 }
 
 /// Takes a segment from the spool, waiting for it if it is on its way. Starts a prefetcher where none runs.
@@ -132,7 +134,7 @@ fn from_spool(spool: &Spool, plan: &Path, segment: WalName, to: &Path) -> std::i
     }
 }
 
-fn slowly(plan: &Path, file: WalFile, name: &str, to: &Path) -> Reply {
+fn slowly(spool: &Spool, plan: &Path, file: WalFile, name: &str, to: &Path) -> Reply {
     let facts = match Facts::read(plan) {
         Ok(facts) => facts,
         Err(error) => return Reply::stop(error.to_string()),
@@ -143,7 +145,7 @@ fn slowly(plan: &Path, file: WalFile, name: &str, to: &Path) -> Reply {
     };
     let answer = runtime.block_on(async {
         let work = async {
-            let feed = open(facts).await;
+            let feed = open(facts, spool).await;
             answer(&feed, file, to).await
         };
         match tokio::time::timeout(DEADLINE, work).await {
@@ -159,8 +161,16 @@ fn slowly(plan: &Path, file: WalFile, name: &str, to: &Path) -> Reply {
     Reply::of(name, answer)
 }
 
-/// Answers from an open feed.
+/// Answers from an open feed. Regions that are silent beside others are not waited for unless nothing else helps.
 pub async fn answer(feed: &Feed, file: WalFile, to: &Path) -> Answer {
+    let answer = ask(feed, file, to).await;
+    if matches!(answer, Answer::Failed(_)) && feed.wake() {
+        return ask(feed, file, to).await;
+    }
+    answer
+}
+
+async fn ask(feed: &Feed, file: WalFile, to: &Path) -> Answer {
     match file {
         WalFile::Segment(name) => match name.resolve(feed.facts().segments()) {
             Some(segment) => feed.segment(segment, to).await,
@@ -177,9 +187,9 @@ pub async fn answer(feed: &Feed, file: WalFile, to: &Path) -> Answer {
 }
 
 /// Opens the feed of `facts`, with credentials from the configuration file where it can be read.
-pub async fn open(facts: Facts) -> Feed {
+pub async fn open(facts: Facts, spool: &Spool) -> Feed {
     let configured = credentials(facts.config.as_deref());
-    Feed::open(facts, &configured).await
+    Feed::open(facts, &configured, spool.directory()).await
 }
 
 /// The regions as configured, for their credentials only. A configuration that cannot be read is no error here:
@@ -204,7 +214,8 @@ pub fn prefetch(plan: &Path, after: &str) -> u8 {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return STOP;
     };
-    let served = runtime.block_on(async { prefetch::serve(&root, open(facts).await, asked).await });
+    let served =
+        runtime.block_on(async { prefetch::serve(&root, open(facts, &Spool::of(&root)).await, asked).await });
     runtime.shutdown_background();
     if served.is_ok() { DONE } else { STOP }
 }

@@ -19,6 +19,9 @@ use highwater_format::walname::SegmentName;
 
 use crate::fetch::source::{Nowhere, ReadError, Reject, Sources};
 
+/// What the name of a file ends with until it is whole.
+pub(super) const TEMPORARY: &str = ".highwater";
+
 /// What a segment is written from and how far.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work<'a> {
@@ -163,7 +166,7 @@ impl Temporary {
     /// The name is fixed, so that what a killed call left is overwritten by the next.
     fn beside(path: &Path) -> Self {
         let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".highwater");
+        name.push(TEMPORARY);
         Self {
             path: path.with_file_name(name),
         }

@@ -8,7 +8,9 @@
 //!   name when it is verified and whole, but not yet synced, and after a crash of the machine it may be neither.
 //! - `asked` holds the name that PostgreSQL asked for last: the prefetcher keeps the segments after it.
 //! - `<segment>.part` is being fetched: worth waiting for.
+//! - `<segment>.part.highwater` is what is being written; a prefetcher that was killed leaves it behind.
 //! - `<segment>` is ready.
+//! - `silent-<n>` notes that a region does not answer (see `watched`).
 //!
 //! PostgreSQL itself syncs a restored segment before it relies on it.
 
@@ -18,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 use highwater_format::walname::WalName;
 use nix::fcntl::{Flock, FlockArg};
+
+use super::place::TEMPORARY;
 
 /// Its name in the data directory.
 pub const DIRECTORY: &str = "highwater-prefetch";
@@ -203,8 +207,7 @@ impl Claim {
         for entry in fs::read_dir(&self.spool.directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let segment = WalName::parse(name.strip_suffix(PART).unwrap_or(name));
+            let segment = name.to_str().and_then(segment_of);
             if segment.is_some_and(|segment| !wanted(segment)) {
                 remove_if_there(&entry.path())?;
             }
@@ -212,16 +215,39 @@ impl Claim {
         Ok(())
     }
 
-    /// Empties and removes the spool.
+    /// Empties and removes the spool, whatever is in it: the directory is nobody else's.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub fn leave(self) -> io::Result<()> {
-        self.retain(|_| false)?;
-        remove_if_there(&self.spool.directory.join("asked"))?;
-        remove_if_there(&self.spool.directory.join("lock"))?;
-        fs::remove_dir(&self.spool.directory)
+        // Twice, because a `wal-fetch` may just be noting what it is asked for.
+        for last in [false, true] {
+            self.empty()?;
+            match fs::remove_dir(&self.spool.directory) {
+                Err(error) if !last && error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                other => return other,
+            }
+        }
+        Ok(())
     }
+
+    /// Removes every file; the lock last, so that nobody takes the spool over before it is empty.
+    fn empty(&self) -> io::Result<()> {
+        let lock = self.spool.directory.join("lock");
+        for entry in fs::read_dir(&self.spool.directory)? {
+            let path = entry?.path();
+            if path != lock {
+                remove_if_there(&path)?;
+            }
+        }
+        remove_if_there(&lock)
+    }
+}
+
+/// The segment that a file of the spool is, or was to become; `None` for the other files.
+fn segment_of(name: &str) -> Option<WalName> {
+    let name = name.strip_suffix(TEMPORARY).unwrap_or(name);
+    WalName::parse(name.strip_suffix(PART).unwrap_or(name))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -269,9 +295,28 @@ mod tests {
         let claim = spool.claim().unwrap().unwrap();
         claim.begin(name()).unwrap();
         claim.ready(name()).unwrap();
+        let half = spool.directory().join(format!("{}{PART}{TEMPORARY}", name()));
+        fs::write(&half, "wa").unwrap();
         drop(claim);
         assert!(!spool.is_served());
-        let _claim = spool.claim().unwrap().unwrap();
+        let claim = spool.claim().unwrap().unwrap();
         assert_eq!(spool.standing(name()), Standing::Absent);
+        assert!(!half.exists(), "half a segment stays behind");
+        fs::write(&half, "wa").unwrap();
+        claim.retain(|segment| segment == name()).unwrap();
+        assert!(half.exists(), "it is being written");
+    }
+
+    #[test]
+    fn nothing_stays_behind_whatever_was_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::of(dir.path());
+        let claim = spool.claim().unwrap().unwrap();
+        for name in ["RECOVERYXLOG.highwater", "silent-0", "anything"] {
+            fs::write(spool.directory().join(name), "x").unwrap();
+        }
+        claim.leave().unwrap();
+        assert!(!spool.directory().exists());
+        spool.remove().unwrap();
     }
 }
