@@ -10,7 +10,7 @@
 use std::fmt;
 
 use highwater_config::Policy;
-use highwater_format::{Lsn, TimelineId};
+use highwater_format::{History, Lsn, TimelineId};
 
 /// A place in a lineage: how far on which timeline. Child timelines have larger ids than their parents,
 /// so the order of the fields is the order of history.
@@ -38,16 +38,17 @@ impl DurableLsn {
         self.0
     }
 
-    /// The flush LSN that may be reported on a stream of `timeline` that left its parent at `begins`.
+    /// The flush LSN that may be reported on a stream whose timeline has this history.
     ///
-    /// Regions that are still on an ancestor hold the common history, at most up to where `timeline`
-    /// began; on an older stream than the durable one nothing may be said.
-    pub fn reportable(self, timeline: TimelineId, begins: Lsn) -> Lsn {
-        match self.0.timeline.cmp(&timeline) {
-            std::cmp::Ordering::Equal => self.0.lsn,
-            std::cmp::Ordering::Less => self.0.lsn.min(begins),
-            std::cmp::Ordering::Greater => Lsn::ZERO,
+    /// Regions that are still on an ancestor hold the common history, at most up to where it was left; of a
+    /// timeline that is no ancestor, or a newer one, nothing may be said.
+    pub fn reportable(self, history: &History) -> Lsn {
+        if self.0.timeline == history.timeline {
+            return self.0.lsn;
         }
+        history
+            .switch_of(self.0.timeline)
+            .map_or(Lsn::ZERO, |switch| self.0.lsn.min(switch))
     }
 }
 

@@ -38,15 +38,29 @@ fn any_follows_the_first_region() {
     assert_eq!(frontier.stored(0, at(1, 50)), None);
 }
 
+fn history(timeline: u32, text: &str) -> History {
+    History::parse(TimelineId::new(timeline).unwrap(), text.as_bytes()).unwrap()
+}
+
 #[test]
-fn an_ancestor_counts_up_to_where_the_timeline_began() {
+fn an_ancestor_counts_up_to_where_it_was_left() {
     let mut frontier = Frontier::new(Policy::All, 1);
-    let durable = frontier.stored(0, at(1, 500)).unwrap();
-    let (one, two) = (TimelineId::new(1).unwrap(), TimelineId::new(2).unwrap());
-    assert_eq!(durable.reportable(one, Lsn(0)), Lsn(500));
-    assert_eq!(durable.reportable(two, Lsn(400)), Lsn(400));
-    let newer = frontier.stored(0, at(2, 450)).unwrap();
-    assert_eq!(newer.reportable(one, Lsn(0)), Lsn::ZERO);
+    let durable = frontier.stored(0, at(1, 0x500)).unwrap();
+    assert_eq!(durable.reportable(&history(1, "")), Lsn(0x500));
+    assert_eq!(durable.reportable(&history(2, "1\t0/400\tx\n")), Lsn(0x400));
+    let grandchild = history(3, "1\t0/100\tx\n2\t0/200\tx\n");
+    assert_eq!(
+        durable.reportable(&grandchild),
+        Lsn(0x100),
+        "the nearest fork is not the one that counts"
+    );
+    let newer = frontier.stored(0, at(2, 0x450)).unwrap();
+    assert_eq!(newer.reportable(&history(1, "")), Lsn::ZERO);
+    assert_eq!(
+        newer.reportable(&history(3, "1\t0/100\tx\n")),
+        Lsn::ZERO,
+        "no ancestor"
+    );
 }
 
 proptest! {

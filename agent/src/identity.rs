@@ -36,10 +36,11 @@ pub async fn ensure(store: &dyn Store, archive: &Archive) -> Result<()> {
         return compare(store, &archive.identity, &theirs);
     }
     let cluster = archive.layout.cluster();
+    let ours = archive.identity.system_id;
     if let Some(theirs) = other_lineages(store, cluster)
         .await?
         .into_iter()
-        .next_back()
+        .rfind(|id| *id != ours)
         .filter(|_| !archive.new_lineage)
     {
         let (region, ours) = (store.region().to_owned(), archive.identity.system_id);

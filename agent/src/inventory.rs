@@ -109,23 +109,53 @@ pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> 
         })
 }
 
-/// Where the region's WAL ends on its newest timeline; none if it holds no WAL.
+/// Where the region's gap-free WAL ends on its newest timeline; none if it holds no WAL.
+///
+/// Uploads run in parallel, so that after a crash a later object may be there without an earlier one. What
+/// lies behind such a hole does not count: it is stored again.
 pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Option<Position>> {
-    let hint = pulse(store, layout).await?;
+    let hint = match pulse(store, layout).await {
+        Err(AgentError::Object { source, .. }) => {
+            tracing::warn!(region = store.region(), %source, "the pulse cannot be read; listing everything instead");
+            None
+        }
+        other => other?,
+    };
     for timeline in timelines(store, layout).await?.into_iter().rev() {
-        let from = hint
+        let hint = hint
             .as_ref()
             .filter(|pulse| pulse.timeline == timeline)
-            .map_or(Lsn::ZERO, |pulse| pulse.stored_lsn);
-        // One object back: at a boundary the newest bytes lie in the object before.
-        let from = from.saturating_sub(1);
-        let mut end = coverage(store, layout, size, timeline, from).await?.end();
-        if end.is_none() && from > Lsn::ZERO {
-            end = coverage(store, layout, size, timeline, Lsn::ZERO).await?.end();
-        }
+            .map(|pulse| pulse.stored_lsn);
+        let end = match end_from_hint(store, layout, size, timeline, hint).await? {
+            Some(end) => Some(end),
+            None => {
+                let held = coverage(store, layout, size, timeline, Lsn::ZERO).await?;
+                held.runs().first().map(|run| run.end)
+            }
+        };
         if let Some(lsn) = end {
             return Ok(Some(Position { timeline, lsn }));
         }
     }
     Ok(None)
+}
+
+/// The end of the WAL that goes on from what the pulse claims; none if the claim does not hold.
+async fn end_from_hint(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    hint: Option<Lsn>,
+) -> Result<Option<Lsn>> {
+    let Some(last_byte) = hint
+        .filter(|lsn| *lsn > Lsn::ZERO)
+        .map(|lsn| lsn.saturating_sub(1))
+    else {
+        return Ok(None);
+    };
+    let end = coverage(store, layout, size, timeline, last_byte)
+        .await?
+        .contiguous_end(last_byte);
+    Ok((end > last_byte).then_some(end))
 }

@@ -74,7 +74,10 @@ async fn write(shared: &Shared, region: &Region, instance: &str, sequence: u64) 
 /// What can be said now; nothing before the server and the region have been heard.
 fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Option<Pulse> {
     let view = snapshot.regions.get(index)?;
-    let timeline: TimelineId = view.timeline?;
+    // What the server says belongs to the timeline that is streamed; a region on another one has its own story.
+    let timeline: TimelineId = view
+        .timeline
+        .filter(|timeline| snapshot.timeline == Some(*timeline))?;
     Some(Pulse {
         timeline,
         server_time: snapshot.server_time?,

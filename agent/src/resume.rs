@@ -31,8 +31,6 @@ pub struct Resume {
     pub start: Lsn,
     /// What lies before it is in the archive already.
     pub sealed: Lsn,
-    /// Where the timeline left its parent.
-    pub begins: Lsn,
     /// The archive's end on an older timeline that the server has left since: the history of `timeline`
     /// has to be stored after it.
     pub after: Option<Position>,
@@ -64,7 +62,6 @@ fn begin(server: &ServerView, size: SegmentSize) -> Resume {
         timeline,
         start,
         sealed: start,
-        begins: server.history.begin_of(timeline).unwrap_or(Lsn::ZERO),
         after: None,
     }
 }
@@ -80,12 +77,10 @@ fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume>
             },
         });
     }
-    let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
     Ok(Resume {
         timeline: at.timeline,
         start: object_start(size, at.lsn),
         sealed: at.lsn,
-        begins,
         after: None,
     })
 }
@@ -101,14 +96,12 @@ fn follow(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume
             "Nothing was stored. Point the agent at a server that descends from the archived one",
         ));
     };
-    let begins = server.history.begin_of(at.timeline).unwrap_or(Lsn::ZERO);
     if at.lsn < switch {
         let start = object_start(size, at.lsn);
         return Ok(Resume {
             timeline: at.timeline,
             start,
             sealed: at.lsn,
-            begins,
             after: None,
         });
     }
@@ -118,7 +111,6 @@ fn follow(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume
         timeline,
         start,
         sealed: start,
-        begins: switch,
         after: Some(at),
     })
 }

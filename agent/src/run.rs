@@ -47,6 +47,9 @@ const WAL_SHARE: u64 = 2;
 /// one in flight to one that does not.
 const OBJECTS_AT_ONCE: u64 = 4;
 
+/// How long the start waits for a region; it joins later then. Reading a large archive without a pulse takes its time.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What the command line adds to the configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -138,9 +141,14 @@ async fn start(
     let resume = resume(furthest, &view, identity.segment_size)?;
     let histories = leading_histories(&mut connection, &view, &resume).await?;
     let limit = wal_limit(config, identity.segment_size);
+    let origin = Position {
+        timeline: resume.timeline,
+        lsn: resume.sealed,
+    };
+    let begins = resume.after.unwrap_or(origin);
     let shared = Shared {
         segment_size: identity.segment_size,
-        window: Arc::new(Window::new(archive.regions.len(), limit / 2)),
+        window: Arc::new(Window::new(archive.regions.len(), limit / 2, begins)),
         progress: Arc::new(Progress::new(
             config.durability.policy,
             archive.regions.len(),
@@ -149,10 +157,8 @@ async fn start(
         state,
         uploads: config.wal.uploads,
         in_flight: limit / 4,
-        origin: Position {
-            timeline: resume.timeline,
-            lsn: resume.sealed,
-        },
+        server_timeline: view.timeline,
+        origin,
         histories: histories.into(),
         archive,
     };
@@ -218,6 +224,20 @@ async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>
 }
 
 async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
+    match tokio::time::timeout(READ_PATIENCE, read_and_admit(archive, region)).await {
+        Ok(read) => read,
+        Err(_) => Err(AgentError::Trouble {
+            what: format!(
+                "region {} did not answer within {} s",
+                region.name,
+                READ_PATIENCE.as_secs()
+            ),
+            next: "It joins when it does".into(),
+        }),
+    }
+}
+
+async fn read_and_admit(archive: &Archive, region: &Region) -> Result<Option<Position>> {
     identity::admit(&*region.quick, archive).await?;
     inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
 }
@@ -254,6 +274,12 @@ impl Started {
         let (queue, work) = mpsc::channel(QUEUE);
         let stop_storing = CancellationToken::new();
         let shared = self.shared;
+        // Everybody's position is known before anybody decides where an empty region begins.
+        for (region, known) in shared.archive.regions.iter().zip(&self.positions) {
+            if let Some(Some(position)) = known {
+                shared.progress.stored(region.index, *position);
+            }
+        }
         for (region, known) in shared.archive.regions.iter().zip(self.positions) {
             let uploader = Uploader::new(shared.clone(), region.clone());
             tasks.spawn(uploader.run(known, stop_storing.clone()));

@@ -3,6 +3,8 @@
 //! Owns: the facts that identify a server, the slot, the history files. Every fact comes from the server
 //! itself at each connection; nothing is remembered from an earlier one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode};
@@ -13,6 +15,9 @@ use crate::sql;
 
 /// `READ_REPLICATION_SLOT` exists from this version on.
 const READ_SLOT_SINCE: u32 = 150_000;
+
+/// How long a probe of the server may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Opens a replication connection.
 pub async fn connect(info: &ConnInfo) -> Result<Connection> {
@@ -62,10 +67,7 @@ pub async fn view(
             "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
         ));
     }
-    let history = match history(conn, system.timeline).await? {
-        Some(content) => parse_history(system.timeline, &content)?,
-        None => History::root(system.timeline),
-    };
+    let history = history_of(conn, system.timeline).await?;
     let slot = ensure_slot(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
@@ -81,6 +83,14 @@ pub async fn history(conn: &mut Connection, timeline: TimelineId) -> Result<Opti
         return Ok(None);
     }
     Ok(conn.timeline_history(timeline).await?.map(|file| file.content))
+}
+
+/// The history of a timeline, as the server knows it.
+pub async fn history_of(conn: &mut Connection, timeline: TimelineId) -> Result<History> {
+    match history(conn, timeline).await? {
+        Some(content) => parse_history(timeline, &content),
+        None => Ok(History::root(timeline)),
+    }
 }
 
 /// The history file of a timeline that must have one.
@@ -150,4 +160,17 @@ async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Re
         .and_then(Option::as_ref)
         .and_then(|bytes| std::str::from_utf8(bytes).ok());
     Ok(Some(text.and_then(|text| text.parse().ok())))
+}
+
+/// Whether the server is shutting down: asked with a connection of its own, for when nothing is read from the
+/// stream.
+pub async fn is_stopping(info: &ConnInfo) -> bool {
+    match tokio::time::timeout(PROBE_PATIENCE, Connection::connect(info, Mode::Replication)).await {
+        Ok(Ok(conn)) => {
+            conn.close().await;
+            false
+        }
+        Ok(Err(error)) => error.is_shutting_down(),
+        Err(_) => false,
+    }
 }

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use highwater_format::{SegmentSize, TimelineId};
 use highwater_store::Object;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backfill;
@@ -30,6 +31,9 @@ use crate::progress::Progress;
 use crate::region::{Archive, Region, write_once};
 use crate::state::{RegionState, State};
 use crate::window::{Item, Next, What, Window};
+
+/// Before a region that found nothing for it in the window looks again.
+const RETRY_ATTACH: Duration = Duration::from_millis(200);
 
 /// Before a region that cannot be used is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -52,6 +56,8 @@ pub struct Shared {
     /// Bytes in flight per region; one object always may be. What is in flight to a region that does not
     /// answer stays in memory, and must leave room for the others.
     pub in_flight: u64,
+    /// The server's timeline when the agent started.
+    pub server_timeline: TimelineId,
     /// Where the stream began: the position of a region that holds nothing when no other does either.
     pub origin: Position,
     /// History files of the timelines that lead to the one of `origin`, and its own.
@@ -102,31 +108,47 @@ impl Uploader {
 
     async fn work(&self, known: Option<Option<Position>>) -> Result<Infallible> {
         let index = self.region.index;
-        for (timeline, content) in self.shared.histories.iter() {
-            let key = self.shared.archive.layout.history(*timeline);
-            write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
-        }
         let mut at = match known {
             Some(position) => position,
             None => self.join().await?,
         };
+        for (timeline, content) in self.shared.histories.iter() {
+            let key = self.shared.archive.layout.history(*timeline);
+            write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
+        }
         loop {
             let position = match at {
                 Some(position) => position,
                 None => backfill::origin(&self.shared, &self.region).await?,
             };
             self.shared.progress.stored(index, position);
-            compact::last_segment(&self.shared, &self.region, position).await?;
+            self.compact(position).await?;
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
                     self.set_state(RegionState::Ok);
-                    self.follow(from, position).await?
+                    let reached = self.follow(from, position).await?;
+                    if reached == position {
+                        tokio::time::sleep(RETRY_ATTACH).await;
+                    }
+                    reached
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
                     backfill::advance(&self.shared, &self.region, position).await?
                 }
             });
+        }
+    }
+
+    /// Only makes reading easier, so that trouble with it changes nothing else.
+    async fn compact(&self, position: Position) -> Result<()> {
+        match compact::last_segment(&self.shared, &self.region, position).await {
+            Err(error @ (AgentError::Conflict { .. } | AgentError::Bug(_))) => Err(error),
+            Err(error) => {
+                tracing::warn!(region = self.region.name, %error, "the last segment stays in chunks");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -137,7 +159,29 @@ impl Uploader {
         let position =
             inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
         tracing::info!(region = self.region.name, position = ?position, "region joined");
+        self.refuse_newer(position)?;
         Ok(position)
+    }
+
+    /// A region that joins late may show that the server is not the one that the archive follows any more.
+    fn refuse_newer(&self, position: Option<Position>) -> Result<()> {
+        let streamed = self
+            .shared
+            .state
+            .snapshot()
+            .timeline
+            .max(Some(self.shared.server_timeline));
+        match position {
+            Some(at) if Some(at.timeline) > streamed => Err(AgentError::refused(
+                format!(
+                    "region {} already follows timeline {} (up to {}): the server is an old primary that was started again, \
+                     or not the one that was promoted",
+                    self.region.name, at.timeline, at.lsn
+                ),
+                "Point the agent at the primary of the newest timeline",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Stores items in window order from number `from` on, until the window has forgotten what comes next.
@@ -145,9 +189,11 @@ impl Uploader {
         let index = self.region.index;
         let mut changed = self.shared.window.subscribe();
         let mut uploads: FuturesOrdered<Upload> = FuturesOrdered::new();
+        let mut oldest = from;
         let mut barrier = false;
         let mut behind = false;
         let mut in_flight = 0;
+        let (mut taken, mut retired_at) = (position, Instant::now());
         loop {
             changed.mark_unchanged();
             while !behind
@@ -162,6 +208,12 @@ impl Uploader {
                         if history && !uploads.is_empty() {
                             break;
                         }
+                        if item.what.start() > taken {
+                            // Something between is missing here: it has to come from another region.
+                            behind = true;
+                            break;
+                        }
+                        taken = taken.max(item.what.end());
                         barrier = history;
                         from = number + 1;
                         in_flight += item.object.bytes.len() as u64;
@@ -180,7 +232,17 @@ impl Uploader {
                     let (number, item) = done?;
                     in_flight -= item.object.bytes.len() as u64;
                     position = self.retire(position, number, &item)?;
+                    retired_at = Instant::now();
+                    oldest = number + 1;
                     barrier = false;
+                }
+                () = tokio::time::sleep(PAUSE), if !uploads.is_empty() => {
+                    // What is in flight to a region that does not answer is memory that the others need.
+                    let forgotten = matches!(self.shared.window.next(oldest), Next::Behind);
+                    if forgotten && retired_at.elapsed() >= PAUSE {
+                        self.shared.window.detach(index);
+                        return Ok(position);
+                    }
                 }
                 changed = changed.changed(), if !behind => {
                     changed.map_err(|_| AgentError::Cancelled)?;

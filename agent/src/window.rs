@@ -123,20 +123,21 @@ struct Inner {
     first: u64,
     bytes: u64,
     /// Where a region must stand to lack nothing of what was forgotten.
-    forgotten: Option<Position>,
+    forgotten: Position,
     /// Per region: every item before this number is stored there. None: it takes nothing at present.
     passed: Vec<Option<u64>>,
 }
 
 impl Window {
-    /// A window for `regions` regions that keeps at most about `share` bytes for those that lag.
-    pub fn new(regions: usize, share: u64) -> Self {
+    /// A window for `regions` regions that keeps at most about `share` bytes for those that lag. `begins` is
+    /// where the first item continues: a region that holds less lacks something that will never be here.
+    pub fn new(regions: usize, share: u64, begins: Position) -> Self {
         let (changed, _) = watch::channel(0);
         let inner = Inner {
             items: VecDeque::new(),
             first: 0,
             bytes: 0,
-            forgotten: None,
+            forgotten: begins,
             passed: vec![None; regions],
         };
         Self {
@@ -254,8 +255,7 @@ impl Inner {
     /// The number from which a region at `at` finds all it lacks; none if something before is forgotten.
     fn continues(&self, at: Position) -> Option<u64> {
         let oldest = self.items.front().map(|item| item.what.start());
-        let reaches_back =
-            oldest.is_some_and(|start| start <= at) || self.forgotten.is_none_or(|end| end <= at);
+        let reaches_back = oldest.is_some_and(|start| start <= at) || self.forgotten <= at;
         if !reaches_back {
             return None;
         }
@@ -273,7 +273,7 @@ impl Inner {
                 break;
             }
             self.bytes -= item.object.bytes.len() as u64;
-            self.forgotten = self.forgotten.max(Some(item.what.end()));
+            self.forgotten = self.forgotten.max(item.what.end());
             self.items.pop_front();
             self.first += 1;
         }

@@ -41,7 +41,7 @@ fn key(next: &Next) -> String {
 
 #[test]
 fn chunks_that_a_later_object_covers_are_skipped() {
-    let window = Window::new(1, 1000);
+    let window = Window::new(1, 1000, at(0));
     assert_eq!(window.attach(0, at(0)), Some(0));
     window.push(wal(0, 10, 1));
     window.push(wal(10, 20, 1));
@@ -53,7 +53,7 @@ fn chunks_that_a_later_object_covers_are_skipped() {
 
 #[test]
 fn what_no_region_has_is_never_forgotten() {
-    let window = Window::new(2, 10);
+    let window = Window::new(2, 10, at(0));
     window.attach(0, at(0));
     window.attach(1, at(0));
     for step in 0..10 {
@@ -64,7 +64,7 @@ fn what_no_region_has_is_never_forgotten() {
 
 #[test]
 fn a_region_that_lags_is_left_behind_when_memory_is_short() {
-    let window = Window::new(2, 25);
+    let window = Window::new(2, 25, at(0));
     window.attach(0, at(0));
     window.attach(1, at(0));
     for step in 0..4 {
@@ -85,7 +85,7 @@ fn a_region_that_lags_is_left_behind_when_memory_is_short() {
 
 #[test]
 fn a_detached_region_holds_nothing_back() {
-    let window = Window::new(2, 1000);
+    let window = Window::new(2, 1000, at(0));
     window.attach(0, at(0));
     window.attach(1, at(0));
     window.push(wal(0, 10, 10));
@@ -104,7 +104,7 @@ fn a_detached_region_holds_nothing_back() {
 
 #[test]
 fn a_history_file_comes_before_what_follows_it() {
-    let window = Window::new(1, 1000);
+    let window = Window::new(1, 1000, at(0));
     window.push(wal(0, 10, 1));
     window.push(Item {
         key: "history".into(),
@@ -135,4 +135,11 @@ fn a_history_file_comes_before_what_follows_it() {
         ),
         Some(2)
     );
+}
+
+#[test]
+fn a_region_that_lags_at_the_start_is_behind_before_the_first_item() {
+    let window = Window::new(2, 1000, at(100));
+    assert_eq!(window.attach(0, at(100)), Some(0));
+    assert_eq!(window.attach(1, at(90)), None);
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{Lsn, TimelineId};
+use highwater_format::{History, Lsn};
 use highwater_pgwire::{PgError, Status, StatusWriter};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -39,10 +39,8 @@ pub(super) struct Signals {
 /// What the flush LSN is worked out from.
 #[derive(Debug)]
 pub(super) struct Flush {
-    /// Timeline of the stream.
-    pub(super) timeline: TimelineId,
-    /// Where it left its parent.
-    pub(super) begins: Lsn,
+    /// History of the stream's timeline.
+    pub(super) history: History,
     /// The least that may be said; below it nothing is.
     pub(super) floor: Lsn,
 }
@@ -50,9 +48,7 @@ pub(super) struct Flush {
 impl Flush {
     /// What may be reported now; never less than before.
     fn report(&mut self, durable: Option<DurableLsn>, received: Lsn) -> Lsn {
-        let allowed = durable.map_or(Lsn::ZERO, |durable| {
-            durable.reportable(self.timeline, self.begins)
-        });
+        let allowed = durable.map_or(Lsn::ZERO, |durable| durable.reportable(&self.history));
         // The archive may be ahead of this stream, which begins at an object's start.
         let allowed = allowed.min(received);
         if allowed < self.floor {
@@ -119,6 +115,7 @@ impl Feedback {
 #[cfg(test)]
 mod tests {
     use highwater_config::Policy;
+    use highwater_format::TimelineId;
 
     use super::*;
     use crate::frontier::{Frontier, Position};
@@ -136,8 +133,7 @@ mod tests {
     #[test]
     fn the_flush_position_is_durable_received_and_never_below_the_slot() {
         let mut flush = Flush {
-            timeline: TimelineId::FIRST,
-            begins: Lsn::ZERO,
+            history: History::root(TimelineId::FIRST),
             floor: Lsn(100),
         };
         assert_eq!(flush.report(None, Lsn(200)), Lsn::ZERO);

@@ -70,6 +70,8 @@ pub(crate) struct Receiver {
     /// End of what was sealed on the stream so far; none until something was.
     sealed: Option<Position>,
     first: Option<(Connection, Resume)>,
+    /// The server no longer has the last archived object: the stream begins right after it.
+    removed: bool,
 }
 
 impl Receiver {
@@ -79,6 +81,7 @@ impl Receiver {
             context,
             sealed: None,
             first: Some((connection, resume)),
+            removed: false,
         }
     }
 
@@ -133,25 +136,26 @@ impl Receiver {
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
-            let overlap = self.overlap(&resume).await?;
+            let history = server::history_of(&mut connection, resume.timeline).await?;
+            let overlap = self.overlap(&mut resume).await?;
             self.send(Work::Begin(resume.timeline)).await?;
             let started = connection
                 .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
                 .await;
-            let next = match started.map_err(|error| explain(error, &resume))? {
+            let next = match started.map_err(|error| self.explain(error.into(), &resume))? {
                 Started::AtEnd(back, next) => {
                     connection = back;
                     next
                 }
                 Started::Streaming(reader, writer) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
-                    let mut stream = Stream::new(&self.context, resume, overlap);
+                    let mut stream = Stream::new(&self.context, resume, history, overlap);
                     let ended = stream.run(reader, writer, floor).await;
                     self.sealed = Some(Position {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
                     });
-                    match ended.map_err(|error| explain_stream(error, &resume))? {
+                    match ended.map_err(|error| self.explain(error, &resume))? {
                         Ended::Closed => return Ok(()),
                         Ended::Timeline(back, next) => {
                             connection = *back;
@@ -187,16 +191,45 @@ impl Receiver {
         Ok(view.slot.unwrap_or(Lsn::ZERO))
     }
 
-    /// Waits until the sealer is through with earlier streams, and reads back where they ended.
-    async fn overlap(&self, resume: &Resume) -> Result<Overlap> {
+    /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
+    /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
+    /// something to compare.
+    async fn overlap(&self, resume: &mut Resume) -> Result<Overlap> {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
+        let (sealed, size) = (resume.sealed, self.context.shared.segment_size);
+        if resume.start == sealed && resume.after.is_none() && !self.removed {
+            let start = object_start(size, sealed.saturating_sub(1));
+            let range = LsnRange { start, end: sealed };
+            if let Ok(overlap) = Overlap::load(&self.context.shared, resume.timeline, range).await {
+                resume.start = start;
+                return Ok(overlap);
+            }
+        }
         let range = LsnRange {
             start: resume.start,
-            end: resume.sealed,
+            end: sealed,
         };
         Overlap::load(&self.context.shared, resume.timeline, range).await
+    }
+
+    /// Explains why a stream could not be had. Where only the archived object before the end is gone from the
+    /// server, the next session begins right after it, which is then not compared.
+    fn explain(&mut self, error: AgentError, resume: &Resume) -> AgentError {
+        let gone = matches!(&error, AgentError::Postgres(error) if error.is_segment_removed());
+        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
+        if gone && whole_object && resume.start < resume.sealed && !self.removed {
+            self.removed = true;
+            return AgentError::Trouble {
+                what: format!(
+                    "the server no longer has the WAL before {}, which is archived",
+                    resume.sealed
+                ),
+                next: "The stream goes on from there without comparing it".into(),
+            };
+        }
+        explain(error, resume)
     }
 
     async fn send(&self, work: Work) -> Result<()> {
@@ -226,7 +259,6 @@ impl Receiver {
             timeline: next.timeline,
             start,
             sealed: start,
-            begins: next.switch,
             after: Some(after),
         }
     }
@@ -262,8 +294,11 @@ fn is_final(error: &AgentError) -> bool {
     }
 }
 
-/// What a refusal to stream means for the archive.
-fn explain(error: highwater_pgwire::PgError, resume: &Resume) -> AgentError {
+/// What a refusal to stream means for the archive. Some come only with the first message of a stream.
+fn explain(error: AgentError, resume: &Resume) -> AgentError {
+    let AgentError::Postgres(error) = error else {
+        return error;
+    };
     if error.is_segment_removed() {
         return AgentError::refused(
             format!(
@@ -295,12 +330,4 @@ fn explain(error: highwater_pgwire::PgError, resume: &Resume) -> AgentError {
         );
     }
     error.into()
-}
-
-/// Some refusals come only with the first message of a stream.
-fn explain_stream(error: AgentError, resume: &Resume) -> AgentError {
-    match error {
-        AgentError::Postgres(error) => explain(error, resume),
-        other => other,
-    }
 }

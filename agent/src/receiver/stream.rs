@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::Lsn;
+use highwater_format::{History, Lsn};
 use highwater_pgwire::{Connection, PgError, StatusWriter, StreamEnd, StreamMessage, WalReader};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
@@ -21,6 +21,7 @@ use crate::error::{AgentError, Result};
 use crate::frontier::DurableLsn;
 use crate::resume::Resume;
 use crate::sealer::Stamp;
+use crate::server;
 use crate::state;
 
 /// The snapshot is refreshed at most this often while WAL arrives.
@@ -34,6 +35,9 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Questions of a stopping server follow each other closely.
 const ASKS_FOLLOW_WITHIN: Duration = Duration::from_secs(2);
+
+/// A server is asked for its position every second; one that says nothing for this long is gone.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -52,6 +56,9 @@ pub(super) struct Stream<'a> {
     overlap: Overlap,
     durable: watch::Receiver<Option<DurableLsn>>,
     resume: Resume,
+    history: History,
+    /// When the server was last heard, or could have been.
+    heard: Instant,
     server_end: Lsn,
     refreshed: Option<Instant>,
     /// Since when, and when last, the server has asked for a position that storage does not reach.
@@ -59,7 +66,7 @@ pub(super) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(context: &'a Context, resume: Resume, overlap: Overlap) -> Self {
+    pub(super) fn new(context: &'a Context, resume: Resume, history: History, overlap: Overlap) -> Self {
         let intake = Intake::new(&context.tools, &resume, context.now());
         let durable = context.shared.progress.subscribe();
         Self {
@@ -68,6 +75,8 @@ impl<'a> Stream<'a> {
             overlap,
             durable,
             resume,
+            history,
+            heard: Instant::now(),
             server_end: Lsn::ZERO,
             refreshed: None,
             asked: None,
@@ -125,8 +134,7 @@ impl<'a> Stream<'a> {
             writer,
             clock: self.context.clock.clone(),
             flush: Flush {
-                timeline: self.resume.timeline,
-                begins: self.resume.begins,
+                history: self.history.clone(),
                 floor,
             },
             durable: self.context.shared.progress.subscribe(),
@@ -169,8 +177,14 @@ impl<'a> Stream<'a> {
                     changed.map_err(|_| AgentError::Cancelled)?;
                     self.commit_group().await?;
                 }
-                () = budget.room(), if !room => self.refresh(),
+                () = budget.room(), if !room => {
+                    self.heard = Instant::now();
+                    self.refresh();
+                }
+                () = tokio::time::sleep(SHUTDOWN_PATIENCE), if !room => self.let_go_while_throttled().await?,
+                () = sleep_until(self.heard + SILENCE), if room => return Err(silent()),
                 message = reader.next(), if room => {
+                    self.heard = Instant::now();
                     if let Some(end) = self.take(message?, signals).await? {
                         return Ok(Some(end));
                     }
@@ -187,7 +201,7 @@ impl<'a> Stream<'a> {
                 data,
                 ..
             } => {
-                self.server_end = server_end;
+                self.server_end = self.server_end.max(server_end);
                 self.intake.stamp(Stamp {
                     time: server_time,
                     end: server_end,
@@ -213,15 +227,19 @@ impl<'a> Stream<'a> {
                 server_time,
                 reply_requested,
             } => {
-                self.server_end = server_end;
-                self.intake.stamp(Stamp {
-                    time: server_time,
-                    end: server_end,
-                });
-                self.context
-                    .shared
-                    .state
-                    .update_quietly(|snapshot| snapshot.server_time = Some(server_time));
+                // A keepalive says how far the server has sent. Where that is behind the end that it named
+                // before, its clock proves nothing about the WAL in between.
+                if server_end >= self.server_end {
+                    self.server_end = server_end;
+                    self.intake.stamp(Stamp {
+                        time: server_time,
+                        end: server_end,
+                    });
+                    self.context.shared.state.update_quietly(|snapshot| {
+                        snapshot.server_end = server_end;
+                        snapshot.server_time = Some(server_time);
+                    });
+                }
                 // Nothing is left to receive and the server wants to know: it may be shutting down and
                 // wait for its last bytes to be safe.
                 if reply_requested && server_end <= self.intake.received() {
@@ -246,7 +264,7 @@ impl<'a> Stream<'a> {
         let safe = self
             .durable
             .borrow()
-            .is_some_and(|at| at.reportable(self.resume.timeline, self.resume.begins) >= received);
+            .is_some_and(|at| at.reportable(&self.history) >= received);
         if server_end > received || safe {
             self.asked = None;
             return Ok(());
@@ -267,6 +285,17 @@ impl<'a> Stream<'a> {
                  letting it go",
                 SHUTDOWN_PATIENCE.as_secs()
             ),
+            next: "Its slot keeps the WAL: it is stored when server and regions are back".into(),
+        })
+    }
+
+    /// While memory is spent nothing is read, so that a stopping server cannot say so: ask it.
+    async fn let_go_while_throttled(&self) -> Result<()> {
+        if !server::is_stopping(&self.context.conninfo).await {
+            return Ok(());
+        }
+        Err(AgentError::Trouble {
+            what: "PostgreSQL wants to stop while storage takes nothing; letting it go".into(),
             next: "Its slot keeps the WAL: it is stored when server and regions are back".into(),
         })
     }
@@ -319,6 +348,16 @@ impl<'a> Stream<'a> {
                 snapshot.current_at = Some(now);
             }
         });
+    }
+}
+
+fn silent() -> AgentError {
+    AgentError::Trouble {
+        what: format!(
+            "the server has said nothing for {} s although it was asked every second",
+            SILENCE.as_secs()
+        ),
+        next: "Connecting anew".into(),
     }
 }
 
