@@ -22,7 +22,7 @@ use highwater_store::{RegionConfig, Store, StoreError};
 use super::look::Look;
 use super::place::{self, Offer, PlaceError};
 use super::prove::{Seen, Verdict, judge};
-use super::watched::{Note, Watched};
+use super::watched::{self, Note, Watched};
 use crate::fetch::source::{ReadError, Reject, Sources};
 use crate::recovery::facts::{Facts, TimelineFacts};
 
@@ -70,12 +70,18 @@ impl Feed {
     /// Opens the regions that the facts name. One that cannot be opened counts as one that does not answer. Notes about
     /// silent regions are kept in `spool`.
     pub async fn open(facts: Facts, configured: &[RegionConfig], spool: &Path) -> Self {
-        let opened = facts.regions.iter().map(async |region| Region {
-            name: region.name.clone(),
-            was_read: region.was_read,
-            store: highwater_store::open(&region.settings(configured))
-                .await
-                .map_err(|error| error.to_string()),
+        let read = facts.regions.iter().filter(|region| region.was_read).count();
+        let opened = facts.regions.iter().map(async |region| {
+            let mut settings = region.settings(configured);
+            if read > usize::from(region.was_read) {
+                watched::hurry(&mut settings);
+            }
+            let opened = highwater_store::open(&settings).await;
+            Region {
+                name: region.name.clone(),
+                was_read: region.was_read,
+                store: opened.map_err(|error| error.to_string()),
+            }
         });
         let regions = join_all(opened).await;
         Self::noting(facts, regions, spool)

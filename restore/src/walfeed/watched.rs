@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use highwater_format::Time;
 use highwater_store::{
-    ErrorKind, Meta, NoObserver, Object, Operation, Page, Put, PutMode, RetryPolicy, Retrying, Store,
-    StoreError,
+    ErrorKind, Meta, NoObserver, Object, Operation, Page, Put, PutMode, RegionConfig, RetryPolicy, Retrying,
+    Store, StoreError,
 };
 
 use crate::clock::Clock;
@@ -34,6 +34,19 @@ const HURRIED_BUDGET: Duration = Duration::from_millis(500);
 const HURRIED_LIMIT: Duration = Duration::from_millis(1500);
 /// A region is not asked properly for this long after it did not answer.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// The head of an answer is there within this, or another region is asked; bodies may take as long as they need.
+const BRIEF_ATTEMPT: Duration = Duration::from_secs(5);
+/// The same for a file system, which gives head and body in one.
+const BRIEF_FILE: Duration = Duration::from_secs(30);
+
+/// Shortens the time-outs of a region beside which another one can be asked.
+pub(crate) fn hurry(settings: &mut RegionConfig) {
+    settings.attempt_timeout = settings.attempt_timeout.min(BRIEF_ATTEMPT);
+    if settings.url.starts_with("file:") {
+        settings.operation_timeout = settings.operation_timeout.min(BRIEF_FILE);
+    }
+}
 
 /// A region and how it has behaved.
 #[derive(Debug)]
