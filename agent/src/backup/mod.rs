@@ -17,12 +17,12 @@ pub(crate) mod prepare;
 mod progress;
 mod publish;
 mod regions;
+mod report;
 mod stream;
 mod tar;
 mod verify;
 pub(crate) mod wal;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,11 +35,11 @@ use highwater_format::records::{Backup, Tablespace, encode};
 use highwater_format::{BackupId, LsnRange, Time};
 use highwater_pgwire::{BaseBackup, BaseBackupOptions, ConnInfo, Connection, ManifestOption, Mode};
 use highwater_store::Object;
-use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use progress::Progress;
+pub use report::{BackupReport, MissingRegion};
 
 use self::packs::{PackSettings, Packs};
 use self::publish::Publication;
@@ -108,63 +108,6 @@ pub struct BackupContext {
     pub cancel: CancellationToken,
     /// Where it counts.
     pub progress: Progress,
-}
-
-/// A region that does not have the backup.
-#[derive(Debug, Clone, Serialize)]
-pub struct MissingRegion {
-    /// Its name.
-    pub region: String,
-    /// Why it was given up.
-    pub reason: String,
-}
-
-/// A base backup that is visible in at least as many regions as the policy asks for.
-#[derive(Debug, Clone, Serialize)]
-pub struct BackupReport {
-    /// Its record.
-    pub backup: Backup,
-    /// Where it is visible.
-    pub regions: Vec<String>,
-    /// Where it is not.
-    pub missing: Vec<MissingRegion>,
-    /// From the first connection to the last commit mark.
-    pub elapsed: Duration,
-}
-
-impl fmt::Display for BackupReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Backup {
-            id,
-            start_lsn,
-            stop_lsn,
-            files,
-            plain_bytes,
-            stored_bytes,
-            packs,
-            ..
-        } = &self.backup;
-        writeln!(f, "{id}")?;
-        writeln!(
-            f,
-            "  WAL     {start_lsn} to {stop_lsn}, timeline {}",
-            self.backup.timeline
-        )?;
-        writeln!(
-            f,
-            "  content {files} files, {plain_bytes} bytes; stored {stored_bytes} bytes in {packs} packs"
-        )?;
-        write!(
-            f,
-            "  regions {}, after {:.1} s",
-            self.regions.join(", "),
-            self.elapsed.as_secs_f64()
-        )?;
-        for MissingRegion { region, reason } in &self.missing {
-            write!(f, "\n  MISSING {region}: {reason}")?;
-        }
-        Ok(())
-    }
 }
 
 /// Takes one base backup.
