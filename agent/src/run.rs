@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use highwater_config::Config;
 use highwater_format::{Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
@@ -47,8 +48,8 @@ const WAL_SHARE: u64 = 2;
 /// one in flight to one that does not.
 const OBJECTS_AT_ONCE: u64 = 4;
 
-/// How long the start waits for a region; it joins later then. Reading a large archive without a pulse takes its time.
-const READ_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the start waits for the other regions when one has been read; they join later then.
+const JOIN_GRACE: Duration = Duration::from_secs(3);
 
 /// What the command line adds to the configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -200,7 +201,7 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
 /// Reads every region; those that do not answer join later, as long as one does.
 async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>> {
     loop {
-        let read = join_all(archive.regions.iter().map(|region| read_region(archive, region))).await;
+        let read = read_all(archive).await;
         let mut positions = Vec::with_capacity(read.len());
         let mut failure = None;
         for (region, result) in archive.regions.iter().zip(read) {
@@ -223,21 +224,44 @@ async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>
     }
 }
 
-async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
-    match tokio::time::timeout(READ_PATIENCE, read_and_admit(archive, region)).await {
-        Ok(read) => read,
-        Err(_) => Err(AgentError::Trouble {
-            what: format!(
-                "region {} did not answer within {} s",
-                region.name,
-                READ_PATIENCE.as_secs()
-            ),
-            next: "It joins when it does".into(),
-        }),
+/// Reads all regions at once. When one has been read the others have a little longer: one that does not
+/// answer must not keep the WAL from those that do.
+async fn read_all(archive: &Archive) -> Vec<Result<Option<Position>>> {
+    let mut results: Vec<_> = archive.regions.iter().map(|region| Err(late(region))).collect();
+    let reads = archive
+        .regions
+        .iter()
+        .map(|region| async move { (region.index, read_region(archive, region).await) });
+    let mut reads: FuturesUnordered<_> = reads.collect();
+    let mut limit = None;
+    loop {
+        tokio::select! {
+            read = reads.next() => {
+                let Some((index, result)) = read else { return results };
+                if result.is_ok() && limit.is_none() {
+                    limit = Some(Instant::now() + JOIN_GRACE);
+                }
+                if let Some(place) = results.get_mut(index) {
+                    *place = result;
+                }
+            }
+            () = tokio::time::sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => return results,
+        }
     }
 }
 
-async fn read_and_admit(archive: &Archive, region: &Region) -> Result<Option<Position>> {
+fn late(region: &Region) -> AgentError {
+    AgentError::Trouble {
+        what: format!(
+            "region {} did not answer within {} s after another one",
+            region.name,
+            JOIN_GRACE.as_secs()
+        ),
+        next: "It joins when it does".into(),
+    }
+}
+
+async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
     identity::admit(&*region.quick, archive).await?;
     inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
 }

@@ -8,14 +8,16 @@ import statistics
 import sys
 
 from place import Site
+from promises import PROMISES
 from works import WORKS
 
 
 def parse():
     parser = argparse.ArgumentParser(prog="bench.sh", description=__doc__)
-    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("work", choices=[*WORKS, *PROMISES])
     parser.add_argument("--scale", type=int, help="pgbench scale of the database, about 15 MB each (default 350; replay 50)")
     parser.add_argument("--segments", type=int, default=128, help="WAL segments of 16 MiB (default 128)")
+    parser.add_argument("--samples", type=int, default=60, help="lag: commits per situation (default 60)")
     parser.add_argument("--runs", type=int, default=3, help="how often each tool runs (default 3)")
     parser.add_argument("--only", default="", help="only tools whose name contains this; the first peer always runs")
     options = parser.parse_args()
@@ -59,8 +61,11 @@ def main():
     options = parse()
     site = Site(os.environ["BENCH_WORK"], os.environ["BENCH_PG_BIN"], os.environ["BENCH_USER"])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    work = WORKS[options.work](site, options)
     try:
+        if options.work in PROMISES:
+            PROMISES[options.work](site, options).run()
+            return 0
+        work = WORKS[options.work](site, options)
         print(f"preparing: {work.__doc__.strip()}", flush=True)
         work.prepare()
         print(f"{work.plain / 1e9:.2f} GB, {options.runs} rounds", flush=True)

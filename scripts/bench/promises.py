@@ -1,0 +1,94 @@
+"""The figures that are promised rather than compared: how old the newest durable commit is, and how much memory a backlog
+takes while a region does not answer.
+
+Owns: measuring them from outside, with a client's clock and the agent's metrics. Prints figures, judges nothing.
+"""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from place import metric, wait
+
+POLL = 0.01
+
+
+class Lag:
+    """From a commit's acknowledgement to its durability in both regions, S3 endpoints on this machine."""
+
+    def __init__(self, site, options):
+        self.site, self.samples = site, options.samples
+
+    def run(self):
+        site = self.site
+        site.start_cluster()
+        site.pgbench("-i", "-q", "-s", "20")
+        site.sql("CREATE TABLE lag (at timestamptz)")
+        config, port = site.configure("s3")
+        agent = site.spawn("agent", *site.agent(config, "run"))
+        wait(lambda: metric(port, "highwater_lag_bytes") == 0, 60, "the agent is current")
+        self.show("one small commit a second", self.delays(port))
+        seconds = str(self.samples * 3)
+        load = site.spawn("load", site.pg_bin / "pgbench", "-h", site.socket, "-U", "postgres", "-n", "-c", "8", "-j", "2",
+                          "-T", seconds, "postgres")
+        time.sleep(2)
+        self.show("beside pgbench with 8 clients", self.delays(port))
+        site.end(load)
+        site.end(agent)
+
+    def delays(self, port):
+        delays = []
+        for _ in range(self.samples):
+            began = time.monotonic()
+            place = int(self.site.sql("INSERT INTO lag VALUES (now()); SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
+            acknowledged = time.monotonic()
+            while (metric(port, "highwater_durable_lsn") or 0) < place:
+                time.sleep(POLL)
+                if time.monotonic() - acknowledged > 60:
+                    raise RuntimeError("a commit was not durable within 60 s")
+            delays.append(time.monotonic() - acknowledged)
+            time.sleep(max(0, 1 + (time.time() % 0.3) - (time.monotonic() - began)))
+        return sorted(delays)
+
+    def show(self, what, delays):
+        at = lambda share: delays[min(len(delays) - 1, int(len(delays) * share))]
+        print(f"{what}: {len(delays)} commits, p50 {at(0.5):.2f} s, p99 {at(0.99):.2f} s, max {delays[-1]:.2f} s", flush=True)
+
+
+class Drain:
+    """Peak memory of the agent while it drains a backlog into one region and the other is frozen."""
+
+    def __init__(self, site, options):
+        self.site, self.segments = site, options.segments
+
+    def run(self):
+        site = self.site
+        site.start_cluster(wal_keep_size=f"{(self.segments + 64) * 16}MB")
+        site.pgbench("-i", "-q", "-s", "20")
+        config, port = site.configure("s3")
+        site.sql("SELECT pg_create_physical_replication_slot('highwater', true)")
+        begin = site.wal_end()
+        end, _ = site.make_wal(self.segments)
+        frozen = site.endpoints[1]
+        frozen.send_signal(signal.SIGSTOP)
+        agent = site.spawn("agent", *site.agent(config, "run"))
+        try:
+            stored = lambda region: metric(port, f'highwater_region_stored_lsn{{region="region-{region}"}}') or 0
+            started = time.monotonic()
+            wait(lambda: stored(1) >= end, 1800, "the healthy region has the backlog")
+            print(f"{(end - begin) / 1e9:.2f} GB drained into one region in {time.monotonic() - started:.1f} s with the other frozen; "
+                  f"peak memory {self.peak(agent)} MiB", flush=True)
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+        thawed = time.monotonic()
+        wait(lambda: stored(2) >= end, 1800, "the other region is filled")
+        print(f"the other region was filled {time.monotonic() - thawed:.1f} s after it was thawed; peak memory {self.peak(agent)} MiB")
+        site.end(agent)
+
+    def peak(self, process: subprocess.Popen):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return next(int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+PROMISES = {"lag": Lag, "drain": Drain}
