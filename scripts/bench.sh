@@ -40,6 +40,9 @@ esac
 prepare_programs
 find_postgres
 choose_user
+# With these two bash waits for the program below, which ends what it started, before it removes the directory.
+trap 'exit 143' TERM HUP
+trap 'exit 130' INT
 trap '[ -z "${work:-}" ] || rm -rf "$work"' EXIT
 make_work_directory highwater-bench highwater-agent highwater-restore highwater-s3
 say "PostgreSQL $pg_version as user $user in $work"
