@@ -16,6 +16,9 @@ use highwater_store::{
 use crate::error::{AgentError, Result};
 use crate::state::{RegionState, State};
 
+/// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
+const QUICK: Duration = Duration::from_secs(10);
+
 /// One home of the archive.
 #[derive(Debug)]
 pub struct Region {
@@ -25,7 +28,7 @@ pub struct Region {
     pub index: usize,
     /// Tries for ever: for work that must be done sooner or later.
     pub store: Arc<dyn Store>,
-    /// Answers within about half a minute: for commands and probes.
+    /// Gives up after ten seconds: for commands, probes and reads that another region can answer.
     pub quick: Arc<dyn Store>,
 }
 
@@ -72,7 +75,11 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
                 RetryPolicy::patient(),
                 health.clone(),
             )),
-            quick: Arc::new(Retrying::new(plain, RetryPolicy::interactive(), health)),
+            quick: Arc::new(Retrying::new(
+                plain,
+                RetryPolicy::interactive().with_budget(Some(QUICK)),
+                health,
+            )),
         }));
     }
     Ok(regions)

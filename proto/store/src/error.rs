@@ -149,6 +149,12 @@ impl StoreError {
         self.map(|inner| inner.next_step = Some(next_step.into()))
     }
 
+    /// Names the place in the message, for failures that are mended there.
+    #[must_use]
+    pub(crate) fn at(self, place: &str) -> Self {
+        self.map(|inner| inner.message = format!("{} ({place})", inner.message))
+    }
+
     /// Keeps the cause. To be called before the error is cloned.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

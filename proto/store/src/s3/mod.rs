@@ -123,7 +123,11 @@ impl S3Store {
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        classify::to_store_error(&self.region, operation, key, error)
+        let error = classify::to_store_error(&self.region, operation, key, error);
+        match error.kind() {
+            ErrorKind::Config | ErrorKind::Operator => error.at(&self.describe()),
+            _ => error,
+        }
     }
 
     fn get_request(&self, key: &str) -> GetObjectFluentBuilder {
