@@ -4,11 +4,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::cluster::{PgCluster, Place};
 use super::version::PgVersion;
+use crate::clock::eventually;
 use crate::dir::{TestDir, reachable};
 use crate::process::{self, RunAs};
 
@@ -146,9 +148,18 @@ impl PgBuilder {
         RunAs::own_tree(&place.data)?;
         let mut cluster = PgCluster::at(place);
         cluster.start_again().await?;
+        // Only then does a primary that is stopped wait until the standby has everything.
+        let streams = || async {
+            let query = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'standby' AND state = 'streaming'";
+            (primary.value(query).await.ok()? == "1").then_some(())
+        };
+        eventually("the standby to stream", STREAMS_WITHIN, streams).await?;
         Ok(cluster)
     }
 }
+
+/// How long a new standby may take to stream.
+const STREAMS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Copies a running cluster with PostgreSQL's own backup functions; there is no `pg_basebackup` for
 /// every major here.
