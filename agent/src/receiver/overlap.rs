@@ -90,7 +90,17 @@ fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Resu
 /// Reads `range` from whichever region holds it.
 async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<u8>> {
     let mut reasons = Vec::new();
-    for region in &shared.archive.regions {
+    // One that was not read yet, or has less, is not waited for.
+    let reaches = |index| {
+        let at = shared.progress.position(index);
+        at.is_some_and(|at| at.timeline > timeline || (at.timeline == timeline && at.lsn >= range.end))
+    };
+    for region in shared
+        .archive
+        .regions
+        .iter()
+        .filter(|region| reaches(region.index))
+    {
         match read_range(
             &shared.archive,
             &*region.quick,
