@@ -12,6 +12,7 @@ pub mod read;
 mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use highwater_format::{
     Backup, BackupId, Gap, History, Identity, Layout, Lsn, LsnRange, Pulse, SegmentName, SystemId,
@@ -93,6 +94,15 @@ pub struct Finding {
     pub problem: String,
     /// A newer release wrote it, and this program must not draw conclusions from what it cannot read.
     pub newer_format: bool,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(region) = &self.region {
+            write!(f, "region {region}: ")?;
+        }
+        write!(f, "{}: {}", self.key, self.problem)
+    }
 }
 
 impl RegionView {

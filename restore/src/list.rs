@@ -127,14 +127,7 @@ pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, Rest
         };
         lines.push(WindowLine::of(None, &window, time));
     }
-    problems.extend(catalog.findings.iter().map(|finding| {
-        let region = finding
-            .region
-            .as_deref()
-            .map(|name| format!("region {name}: "))
-            .unwrap_or_default();
-        format!("{region}{}: {}", finding.key, finding.problem)
-    }));
+    problems.extend(catalog.findings.iter().map(ToString::to_string));
     Ok(Listing {
         cluster: catalog.layout.cluster().to_string(),
         system_id: catalog.identity.system_id,

@@ -200,7 +200,7 @@ fn keep_size(limit: Option<&str>) -> Option<Finding> {
         ),
         limit => Finding::ok(
             what,
-            format!("{limit}: beyond it PostgreSQL gives the slot up, and the archive gets a gap"),
+            format!("{limit}: beyond it PostgreSQL gives the slot up, and the archive stops there"),
         ),
     })
 }
@@ -269,11 +269,13 @@ fn existing(slot: &Slot) -> Finding {
         return Finding::fail(what, format!("{name} is a logical slot"), mend);
     }
     if slot.wal_status.as_deref() == Some("lost") {
-        let seen = format!("{name} is lost: PostgreSQL removed WAL that it kept. `run` records the gap");
+        let seen = format!("{name} is lost: PostgreSQL removed WAL that it kept. `run` refuses to skip any");
         return Finding::fail(
             what,
             seen,
-            format!("{drop_it}\nthen start the agent and take a base backup"),
+            format!(
+                "{drop_it}\nthen start the agent; if it says that WAL is gone, begin a new archive under another cluster.name and take a base backup"
+            ),
         );
     }
     if let Some(pid) = slot.active_pid {

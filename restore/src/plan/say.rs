@@ -256,13 +256,6 @@ pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> 
     }
     let skipped = line.broken.iter().filter(|(id, _)| *id > backup.id);
     notes.extend(skipped.map(|(id, hole)| format!("backup {id} is passed over: it lacks the WAL {hole}")));
-    notes.extend(catalog.findings.iter().map(|finding| {
-        let region = finding
-            .region
-            .as_deref()
-            .map(|name| format!("region {name}: "))
-            .unwrap_or_default();
-        format!("{region}{}: {}", finding.key, finding.problem)
-    }));
+    notes.extend(catalog.findings.iter().map(ToString::to_string));
     notes
 }
