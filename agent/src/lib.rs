@@ -5,9 +5,11 @@
 //! frontier, and only the frontier's durable position goes back to PostgreSQL.
 
 pub mod admin;
+pub mod agree;
 pub mod archived;
 pub mod backfill;
 pub mod backup;
+mod blocking;
 pub mod budget;
 pub mod check;
 pub mod cli;
@@ -18,6 +20,7 @@ pub mod decommission;
 pub mod encoder;
 pub mod error;
 pub mod frontier;
+pub mod heal;
 pub mod identity;
 pub mod inventory;
 pub mod metrics;

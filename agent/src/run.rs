@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::encoder::Encoder;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
+use crate::heal::Healer;
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
@@ -159,7 +160,12 @@ async fn start(
         uploads: config.wal.uploads,
         in_flight: limit / 4,
         server_timeline: view.timeline,
+        budget: Budget::new(limit),
         origin,
+        acknowledged: view.slot.map(|lsn| Position {
+            timeline: view.history.timeline_at(lsn),
+            lsn,
+        }),
         histories: histories.into(),
         archive,
     };
@@ -289,10 +295,11 @@ impl Started {
         cancel: CancellationToken,
     ) -> Result<()> {
         let instance = instance(&self.clock);
-        let budget = Budget::new(wal_limit(&config, self.identity.segment_size));
-        self.shared
-            .state
-            .update(|snapshot| snapshot.memory_limit = budget.limit());
+        let budget = self.shared.budget.clone();
+        self.shared.state.update(|snapshot| {
+            snapshot.memory_limit = budget.limit();
+            snapshot.needed = config.durability.policy.needed(config.regions.len());
+        });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
@@ -319,6 +326,13 @@ impl Started {
                 pulse.await;
                 Ok(())
             });
+            let healer = Healer::new(
+                shared.clone(),
+                region.clone(),
+                config.heal.interval,
+                self.clock.clone(),
+            );
+            tasks.spawn(healer.run(services.clone()));
         }
         let scheduled = Scheduled {
             schedule,
