@@ -5,9 +5,12 @@
 //! and nothing is overwritten. What cannot be compared now is said to be unknown, never equal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::join_all;
 use highwater_format::coverage::Piece;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
+use tokio::time::timeout;
 
 use crate::archived::read_range;
 use crate::blocking;
@@ -39,8 +42,13 @@ struct Tail {
 }
 
 /// Compares the last WAL of `region` before `at` with what is still in memory of the stream, and else with
-/// the first other region that holds it.
-pub async fn tail(shared: &Shared, region: &Region, at: Position) -> Result<Agreement> {
+/// the first of `peers` that holds it.
+pub async fn tail(
+    shared: &Shared,
+    region: &Region,
+    at: Position,
+    peers: &[Arc<Region>],
+) -> Result<Agreement> {
     let Some(tail) = read_tail(shared, region, at).await? else {
         return Ok(Agreement::Unknown("its last WAL cannot be read back".into()));
     };
@@ -48,8 +56,8 @@ pub async fn tail(shared: &Shared, region: &Region, at: Position) -> Result<Agre
         return Ok(Agreement::Equal("the stream".into()));
     }
     let mut reasons = Vec::new();
-    for peer in peers(shared, region) {
-        match with_peer(shared, region, &peer, &tail).await {
+    for peer in peers {
+        match with_peer(shared, region, peer, &tail).await {
             Ok(true) => return Ok(Agreement::Equal(format!("region {}", peer.name))),
             Ok(false) => reasons.push(format!("{} does not hold it", peer.name)),
             Err(error @ AgentError::Conflict { .. }) => return Err(error),
@@ -60,6 +68,45 @@ pub async fn tail(shared: &Shared, region: &Region, at: Position) -> Result<Agre
         reasons.push("no other region is known yet".into());
     }
     Ok(Agreement::Unknown(reasons.join("; ")))
+}
+
+/// Compares the regions that were read at the start with each other, before any of them counts. One that does
+/// not answer in time is not waited for: it is compared later.
+pub async fn at_start(
+    shared: &Shared,
+    positions: &[Option<Option<Position>>],
+    patience: Duration,
+) -> Result<()> {
+    let read: Vec<(&Arc<Region>, Position)> = shared
+        .archive
+        .regions
+        .iter()
+        .zip(positions)
+        .filter_map(|(region, position)| Some((region, position.flatten()?)))
+        .collect();
+    let comparisons = read.iter().map(|(region, at)| {
+        let further = read.iter().filter(|(other, of)| other.index != region.index && of >= at);
+        let peers: Vec<Arc<Region>> = further.map(|(other, _)| (*other).clone()).collect();
+        async move {
+            if peers.is_empty() {
+                return Ok(());
+            }
+            match timeout(patience, tail(shared, region, *at, &peers)).await {
+                Ok(Ok(Agreement::Equal(_))) => Ok(()),
+                Ok(Err(error @ AgentError::Conflict { .. })) => Err(error),
+                Ok(Ok(Agreement::Unknown(reason))) => {
+                    tracing::warn!(region = region.name, reason, "its last WAL could not be compared with another region's yet");
+                    Ok(())
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(region = region.name, %error, "its last WAL could not be compared with another region's yet");
+                    Ok(())
+                }
+                Err(_) => Ok(()),
+            }
+        }
+    });
+    join_all(comparisons).await.into_iter().collect()
 }
 
 /// The regions that were read already, in the order of the configuration.

@@ -158,7 +158,10 @@ async fn beyond_listing(
     let mut end = listed;
     while end < claimed && size.bytes() <= MAX_OBJECT_PLAIN {
         let number = size.segment_number(end);
-        match store.head(&layout.segment(SegmentName { timeline, number }, size)).await {
+        match store
+            .head(&layout.segment(SegmentName { timeline, number }, size))
+            .await
+        {
             Ok(_) => end = size.segment_start(end) + size.bytes(),
             Err(error) if error.kind() == ErrorKind::NotFound => break,
             Err(error) => return Err(error.into()),
@@ -173,7 +176,9 @@ async fn beyond_listing(
     if end == listed {
         return Ok(end);
     }
-    Ok(coverage(store, layout, size, timeline, end).await?.contiguous_end(end))
+    Ok(coverage(store, layout, size, timeline, end)
+        .await?
+        .contiguous_end(end))
 }
 
 /// The end of the WAL that goes on from what the pulse claims; none if the claim does not hold.

@@ -34,7 +34,7 @@ use crate::segmenter::{Rules, object_size};
 use crate::state::State;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
-use crate::{admin, identity, inventory, pulse, server};
+use crate::{admin, agree, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -169,6 +169,7 @@ async fn start(
         histories: histories.into(),
         archive,
     };
+    agree::at_start(&shared, &positions, JOIN_GRACE).await?;
     Ok(Started {
         shared,
         conninfo,

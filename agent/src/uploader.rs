@@ -189,14 +189,14 @@ impl Uploader {
     async fn agree(&self, position: Position) -> Result<()> {
         let since = Instant::now();
         loop {
-            let why = match agree::tail(&self.shared, &self.region, position).await? {
+            let peers = agree::peers(&self.shared, &self.region);
+            let why = match agree::tail(&self.shared, &self.region, position, &peers).await? {
                 Agreement::Equal(source) => {
                     tracing::info!(region = self.region.name, %position, with = source, "the region's last WAL is the same");
                     return Ok(());
                 }
                 Agreement::Unknown(why) => why,
             };
-            let peers = agree::peers(&self.shared, &self.region);
             let furthest = peers
                 .iter()
                 .filter_map(|peer| self.shared.progress.position(peer.index))

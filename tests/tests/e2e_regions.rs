@@ -130,7 +130,11 @@ impl Place {
         self.backup().await?;
         ledger.grow(50).await?;
         let log = ledger.stop().await;
-        let end = self.site.all_durable().await.with_context(|| agent.last_words())?;
+        let end = self
+            .site
+            .all_durable()
+            .await
+            .with_context(|| agent.last_words())?;
         self.both_hold(end).await?;
         Ok(log)
     }
@@ -139,7 +143,10 @@ impl Place {
 fn http(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
+    )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
@@ -148,14 +155,19 @@ fn http(address: SocketAddr, path: &str) -> Result<String> {
 /// What a region holds that a restore needs: keys without the pulse and the chunks that segments made superfluous.
 fn needed(snapshot: &S3Snapshot) -> Vec<String> {
     let mut keys = snapshot.keys(BUCKET);
-    keys.retain(|key| !key.contains("/tail/") && !key.ends_with("pulse.json"));
+    keys.retain(|key| !key.contains("/tail/") && !key.contains("/probe/") && !key.ends_with("pulse.json"));
     keys
 }
 
 async fn restores_alone(name: &str, region: &S3Server, log: &LedgerLog, expect: Expect) -> Result<()> {
     let place = RestoreSite::new(VERSION, &[(name, region)])?;
-    let restored = place.recovered("data", &[]).await.with_context(|| format!("from {name} alone"))?;
-    log.check(&restored, expect).await.with_context(|| format!("from {name} alone"))?;
+    let restored = place
+        .recovered("data", &[])
+        .await
+        .with_context(|| format!("from {name} alone"))?;
+    log.check(&restored, expect)
+        .await
+        .with_context(|| format!("from {name} alone"))?;
     Ok(())
 }
 
@@ -203,7 +215,11 @@ async fn fault_02_a_region_added_later_is_filled_and_restores_alone() -> Result<
     let agent = place.run().await?;
     let ledger = Ledger::resume(&place.site.primary, TWO, before).await?;
     ledger.grow(50).await?;
-    place.site.all_durable().await.with_context(|| agent.last_words())?;
+    place
+        .site
+        .all_durable()
+        .await
+        .with_context(|| agent.last_words())?;
     place.until_whole(THIRD).await.with_context(|| agent.stderr())?;
     ledger.grow(20).await?;
     let log = ledger.stop().await;
@@ -226,11 +242,16 @@ async fn fault_41_a_region_emptied_while_it_runs_is_filled_again() -> Result<()>
         place.south().delete(BUCKET, &key);
     }
     let ledger = Ledger::resume(&place.site.primary, TWO, before).await?;
-    agent.says("objects are gone that the region had", PATIENCE).await?;
+    agent
+        .says("objects are gone that the region had", PATIENCE)
+        .await?;
     ledger.grow(50).await?;
     // New WAL went on meanwhile, and what was lost is back.
     place.site.all_durable().await?;
-    place.until_whole(REGIONS[1]).await.with_context(|| agent.last_words())?;
+    place
+        .until_whole(REGIONS[1])
+        .await
+        .with_context(|| agent.last_words())?;
     place
         .until_metric("highwater_region_lost", REGIONS[1], |lost| lost == 0.0)
         .await?;
@@ -270,23 +291,36 @@ async fn fault_41_what_is_gone_at_rest_comes_back_and_damage_is_not_copied() -> 
     for key in &removed {
         ensure!(place.south().delete(BUCKET, key));
     }
-    // One of the segments that is gone here is damaged there: it is put together from its chunks.
-    let segments = archive::keys_with(&place.site.regions[0].snapshot(), BUCKET, "/segment/");
+    // One of the segments that is gone here is damaged there.
+    let north = &place.site.regions[0];
+    let segments = archive::keys_with(&north.snapshot(), BUCKET, "/segment/");
     let hurt = segments
         .iter()
         .rfind(|key| removed.contains(key))
         .context("no segment was removed")?;
-    ensure!(place.site.regions[0].corrupt(BUCKET, hurt));
+    ensure!(north.corrupt(BUCKET, hurt));
 
-    let agent = place.run().await?;
-    place.until_whole(REGIONS[1]).await.with_context(|| agent.stderr())?;
+    let mut agent = place.run().await?;
+    agent.says("the object is damaged", PATIENCE).await?;
+    let missing = "highwater_region_missing_wal_bytes";
+    let one = |bytes: f64| bytes > 0.0 && bytes <= f64::from(1 << 20);
+    place.until_metric(missing, REGIONS[1], one).await?;
     let has = place.south().objects(BUCKET);
-    let gone: Vec<_> = had.iter().filter(|key| !has.contains(key) && *key != hurt).collect();
+    let gone = |key: &&String| !has.contains(key) && *key != hurt;
+    let gone: Vec<_> = had.iter().filter(gone).collect();
+    // WAL from before the oldest base backup is of no use and does not come back.
     ensure!(
         gone.iter().all(|key| key.contains("/segment/")) && gone.len() <= 2,
         "{gone:?}"
     );
     ensure!(!has.contains(hurt), "a damaged object was copied");
+
+    ensure!(north.corrupt(BUCKET, hurt), "the same bit again mends it");
+    place
+        .until_whole(REGIONS[1])
+        .await
+        .with_context(|| agent.last_words())?;
+    ensure!(place.south().objects(BUCKET).contains(hurt));
     drop(agent);
     restores_alone(REGIONS[1], place.south(), &log, Expect::everything()).await
 }
@@ -304,7 +338,11 @@ async fn fault_02_a_base_backup_that_one_region_missed_is_copied_to_it() -> Resu
         |region: usize| archive::keys_with(&place.site.snapshots()[region], BUCKET, "/backup.json").len();
     ensure!((visible(0), visible(1)) == (1, 0), "visible in the wrong regions");
     let said = place.agent()?.arg("status").output().await?;
-    ensure!(said.said().contains("AccessDenied") || said.said().contains("403"), "{}", said.said());
+    ensure!(
+        said.said().contains("AccessDenied") || said.said().contains("403"),
+        "{}",
+        said.said()
+    );
     south.clear();
     let copied = || async { (visible(1) == 1).then_some(()) };
     eventually("the base backup in the other region", PATIENCE, copied)
@@ -335,14 +373,21 @@ async fn fault_02_a_region_that_takes_nothing_holds_the_position_and_status_says
         ledger.grow(50).await?;
         let goes_on = || async { (place.site.stored_ends()[0] > other).then_some(()) };
         eventually("the healthy region to go on", PATIENCE, goes_on).await?;
-        ensure!(place.site.tap.highest_flush() <= held, "{status}: more was reported than both hold");
+        ensure!(
+            place.site.tap.highest_flush() <= held,
+            "{status}: more was reported than both hold"
+        );
         let document = http(place.admin, "/status")?;
         ensure!(
             document.contains("\"failing\"") && document.contains(&status.to_string()),
             "{document}"
         );
         south.clear();
-        let end = place.site.all_durable().await.with_context(|| agent.last_words())?;
+        let end = place
+            .site
+            .all_durable()
+            .await
+            .with_context(|| agent.last_words())?;
         place.both_hold(end).await?;
     }
     ledger.stop().await;
@@ -354,7 +399,9 @@ async fn fault_42_a_region_without_the_new_timeline_is_filled() -> Result<()> {
     let mut place = Place::start("any").await?;
     let agent = place.run().await?;
     let before = place.fill(&agent).await?;
-    let mut standby = PgCluster::builder(VERSION).standby_of(&place.site.primary).await?;
+    let mut standby = PgCluster::builder(VERSION)
+        .standby_of(&place.site.primary)
+        .await?;
     place.south().faults().refuse(true);
     place.site.primary.stop(Stop::Fast).await?;
     standby.promote().await?;
@@ -365,7 +412,13 @@ async fn fault_42_a_region_without_the_new_timeline_is_filled() -> Result<()> {
     place.site.primary.sql("SELECT pg_switch_wal()").await?;
     ledger.grow(20).await?;
     let log = ledger.stop().await;
-    let end = lsn::parse(&place.site.primary.value("SELECT pg_current_wal_flush_lsn()").await?)?;
+    let end = lsn::parse(
+        &place
+            .site
+            .primary
+            .value("SELECT pg_current_wal_flush_lsn()")
+            .await?,
+    )?;
     let stored = |region: usize| archive::wal_end(&place.site.snapshots()[region], BUCKET, 2, 1 << 20);
     let first = || async { (stored(0) >= end).then_some(()) };
     eventually("the new timeline in one region", PATIENCE, first).await?;
@@ -396,7 +449,10 @@ async fn fault_42_other_bytes_in_one_region_stop_the_agent_and_nothing_is_replac
     let code = agent.wait_exit(PATIENCE).await?;
     let said = agent.stderr();
     ensure!(code == 4, "{code}: {said}");
-    ensure!(said.contains("region south") && said.contains("region north"), "{said}");
+    ensure!(
+        said.contains("region south") && said.contains("region north"),
+        "{said}"
+    );
     let kept = place.south().get(BUCKET, newest).context("gone")?;
     ensure!(kept.bytes == other, "it was overwritten");
     Ok(())
@@ -415,7 +471,8 @@ async fn fault_42_a_region_that_joins_late_with_other_bytes_does_not_count() -> 
     place.south().put(BUCKET, newest, altered(&stored.bytes)?);
     place.south().faults().refuse(true);
     let mut agent = place.run().await?;
-    // It streams without the other region, which was never asked about its last bytes.
+    // It streams without the other region, whose last bytes nobody has seen.
+    agent.says("it joins when it can", PATIENCE).await?;
     place.site.all_durable().await?;
     let before = place.south().objects(BUCKET);
     place.south().faults().refuse(false);
@@ -424,7 +481,10 @@ async fn fault_42_a_region_that_joins_late_with_other_bytes_does_not_count() -> 
     ensure!(agent.stderr().contains("region south"), "{}", agent.stderr());
     let mut after = place.south().objects(BUCKET);
     after.retain(|key| !key.ends_with("pulse.json") && !key.contains("probe"));
-    ensure!(after.iter().all(|key| before.contains(key)), "WAL was added: {after:?}");
+    ensure!(
+        after.iter().all(|key| before.contains(key)),
+        "WAL was added: {after:?}"
+    );
     Ok(())
 }
 
@@ -446,7 +506,11 @@ async fn fault_38_listings_that_lag_behind_do_not_move_the_position_back() -> Re
         region.faults().clear();
     }
     let log = ledger.stop().await;
-    place.site.all_durable().await.with_context(|| agent.last_words())?;
+    place
+        .site
+        .all_durable()
+        .await
+        .with_context(|| agent.last_words())?;
     ensure!(
         archive::keys_with(&place.site.snapshots()[0], BUCKET, "/gap/").is_empty(),
         "a gap was recorded"
@@ -468,7 +532,11 @@ async fn i17_regions_that_are_away_in_turn_restore_together_what_was_acknowledge
         ledger.grow(40).await?;
         place.site.primary.sql("SELECT pg_switch_wal()").await?;
         ledger.grow(20).await?;
-        place.site.all_durable().await.with_context(|| agent.last_words())?;
+        place
+            .site
+            .all_durable()
+            .await
+            .with_context(|| agent.last_words())?;
         place.site.regions[away].faults().refuse(false);
         // Not until it has caught up: what only one of them holds at this moment matters.
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -58,9 +58,15 @@ pub struct Healer {
     backups_before: BTreeSet<BackupId>,
     /// What stays missing when everything that others have was copied.
     beyond_help: Lacks,
+    /// What was last said to be gone, so that it is said once.
+    said: Option<String>,
     /// Histories and doubtful objects that were compared and found equal, or damaged and reported.
     settled: BTreeSet<String>,
+    /// The last WAL was compared with that of another region.
+    agreed: bool,
     passes: u32,
+    /// Comparisons in a row that left something undone.
+    failures: u32,
 }
 
 /// What became of one comparison.
@@ -83,8 +89,11 @@ impl Healer {
             before: BTreeMap::new(),
             backups_before: BTreeSet::new(),
             beyond_help: Lacks::default(),
+            said: None,
             settled: BTreeSet::new(),
+            agreed: false,
             passes: 0,
+            failures: 0,
         }
     }
 
@@ -105,14 +114,18 @@ impl Healer {
                 self.wait(SOON).await?;
             }
             self.passes = self.passes.saturating_add(1);
-            wait = match self.pass().await {
-                Ok(outcome) if outcome.left == 0 && !outcome.partial => self.jittered(),
-                Ok(_) => self.interval.min(SOON),
+            let done = match self.pass().await {
+                Ok(outcome) => outcome.left == 0 && !outcome.partial,
                 Err(error) if is_of_this_region(&error) => {
                     tracing::warn!(region = self.region.name, %error, "the region could not be compared with the others; it is tried again");
-                    self.interval.min(SOON)
+                    false
                 }
                 Err(error) => return Err(error),
+            };
+            self.failures = if done { 0 } else { self.failures.saturating_add(1) };
+            wait = match self.failures {
+                0 => self.jittered(),
+                failures => self.interval.min(SOON * (1 << (failures - 1).min(8))),
             };
         }
     }
@@ -167,10 +180,10 @@ impl Healer {
             return Ok(Outcome::default());
         };
         identity::ensure(&*self.region.quick, &self.shared.archive).await?;
-        if self.passes == 1
-            && let Agreement::Unknown(reason) = agree::tail(&self.shared, &self.region, position).await?
-        {
-            tracing::debug!(region = self.region.name, reason, "the last WAL was not compared");
+        if !self.agreed {
+            let peers = agree::peers(&self.shared, &self.region);
+            let answer = agree::tail(&self.shared, &self.region, position, &peers).await?;
+            self.agreed = matches!(answer, Agreement::Equal(_));
         }
         let mut outcome = Outcome::default();
         let (peers, ours, theirs) = self.read(&mut outcome).await?;

@@ -22,7 +22,8 @@ impl Healer {
             .filter(|id| self.backups_before.contains(*id))
             .collect();
         let lost = !gone.is_empty() || !gone_backups.is_empty();
-        if lost {
+        let words = lost.then(|| format!("{} {}", ranges(&gone), names(gone_backups.iter())));
+        if lost && words != self.said {
             tracing::error!(
                 region = self.region.name,
                 wal = ranges(&gone),
@@ -30,6 +31,7 @@ impl Healer {
                 "objects are gone that the region had: something outside the agent removed them"
             );
         }
+        self.said = words;
         self.beyond_help = beyond_help(&gone, theirs);
         self.remember(ours);
         let lacks = if lack.is_empty() {
