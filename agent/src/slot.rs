@@ -18,6 +18,9 @@ const READ_SLOT_SINCE: u32 = 150_000;
 /// From this version on an invalidated slot stays one although it may have a position.
 const MARKED_INVALID_SINCE: u32 = 160_000;
 
+/// READ_REPLICATION_SLOT's answer to a logical slot.
+const NOT_PHYSICAL: &str = "0A000";
+
 /// The slot as it is now.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Slot {
@@ -83,10 +86,11 @@ async fn drop_it(conn: &mut Connection, name: &str) -> Result<()> {
 /// None: no such slot. Some(None): it keeps no WAL. Fails for a logical slot.
 async fn position(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<Option<Option<Lsn>>> {
     if conn.server_version() >= READ_SLOT_SINCE {
-        return Ok(conn
-            .read_replication_slot(name)
-            .await?
-            .map(|position| position.restart_lsn));
+        return match conn.read_replication_slot(name).await {
+            Ok(found) => Ok(found.map(|position| position.restart_lsn)),
+            Err(error) if error.sqlstate() == Some(NOT_PHYSICAL) => Err(logical(name)),
+            Err(error) => Err(error.into()),
+        };
     }
     // The name is one that the configuration allows: [a-z0-9_].
     let query = format!(
@@ -99,12 +103,16 @@ async fn position(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<
         return Ok(None);
     }
     if rows.text(0, "slot_type").as_deref() != Some("physical") {
-        return Err(AgentError::refused(
-            format!("slot {name} is a logical slot"),
-            "Choose another name with `slot` in [cluster]",
-        ));
+        return Err(logical(name));
     }
     Ok(Some(rows.value(0, "restart_lsn")))
+}
+
+fn logical(name: &str) -> AgentError {
+    AgentError::refused(
+        format!("slot {name} is a logical slot: somebody else's"),
+        "Choose another name with `slot` in [cluster]",
+    )
 }
 
 /// Whether the server has given the slot up although it still shows a position. Without SQL the stream itself
