@@ -210,16 +210,22 @@ fn one_gap(site: &Site, cause: &str) -> Result<(u64, u64)> {
 }
 
 /// Before and behind the gap everything can be restored, inside nothing.
-async fn restores_around(story: &Story, log: &LedgerLog, gap: (u64, u64), cause: &str) -> Result<()> {
-    let (site, version) = (&story.site, story.site.primary.version());
-    ensure!(story.before.lsn < gap.0 && gap.0 <= story.inside.lsn && story.inside.lsn < gap.1);
+async fn restores_around(
+    site: &Site,
+    log: &LedgerLog,
+    (before, inside): (&Moment, &Moment),
+    gap: (u64, u64),
+    cause: &str,
+) -> Result<()> {
+    let version = site.primary.version();
+    ensure!(before.lsn < gap.0 && gap.0 <= inside.lsn && inside.lsn < gap.1);
     let place = RestoreSite::new(version, &[(REGIONS[1], site.regions[1].as_ref())])?;
-    let target = lsn::show(story.inside.lsn);
+    let target = lsn::show(inside.lsn);
     let behind = lsn::show(gap.1 - 1);
     for target in [
         ["--to-lsn", &target],
         ["--to-lsn", &behind],
-        ["--to-time", &story.inside.time()],
+        ["--to-time", &inside.time()],
     ] {
         let said = place.run("never", &target).await?.expect_code(1)?;
         ensure!(
@@ -240,26 +246,31 @@ async fn restores_around(story: &Story, log: &LedgerLog, gap: (u64, u64), cause:
     );
     place.program()?.arg("verify").output().await?.expect_code(0)?;
 
-    let before = place
-        .recovered("before", &["--to-lsn", &lsn::show(story.before.lsn)])
+    let restored = place
+        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
         .await?;
-    let report = log.check(&before, Expect::at_lsn(story.before.lsn)).await?;
+    let report = log.check(&restored, Expect::at_lsn(before.lsn)).await?;
     ensure!(report.missing > 0, "nothing lies past the position");
-    drop(before);
+    drop(restored);
     log.check(&place.recovered("latest", &[]).await?, Expect::everything())
         .await?;
     Ok(())
 }
 
 async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
-    let story = until_wal_is_lost(version, loss).await?;
-    let site = &story.site;
+    let Story {
+        site,
+        ledger,
+        before,
+        inside,
+    } = until_wal_is_lost(version, loss).await?;
+    let site = &site;
     let agent = site.start_agent().await?;
     backed_up(site, 2, &agent).await?;
-    story.ledger.grow(30).await?;
-    let log = story.ledger.log();
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
     let end = site.all_durable().await.with_context(|| agent.last_words())?;
-    ensure!(end > story.inside.lsn);
+    ensure!(end > inside.lsn);
     let status = site.agent()?.arg("status").output().await?;
     ensure!(
         status.code == 0 && status.stdout.contains("ended by base backup"),
@@ -274,7 +285,7 @@ async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
     );
     drop(agent);
     let gap = one_gap(site, loss.cause())?;
-    restores_around(&story, &log, gap, loss.cause()).await
+    restores_around(site, &log, (&before, &inside), gap, loss.cause()).await
 }
 
 #[tokio::test]
@@ -385,8 +396,8 @@ async fn fault_13_a_slot_without_reserved_wal_on_postgresql_18() -> Result<()> {
 /// very same record.
 #[tokio::test]
 async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> {
-    let story = until_wal_is_lost(PgVersion::V15, Loss::Dropped).await?;
-    let site = &story.site;
+    let Story { site, ledger, .. } = until_wal_is_lost(PgVersion::V15, Loss::Dropped).await?;
+    let site = &site;
     let south = site.regions[1].faults();
     south.only(&[Operation::Put]);
     south.only_keys("/wal/");
@@ -396,7 +407,7 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
     eventually("the record in one region", PATIENCE, recorded)
         .await
         .with_context(|| agent.last_words())?;
-    story.ledger.grow(30).await?;
+    ledger.grow(30).await?;
     let (start, _) = range_of(&records(site)?[0][0].0)?;
     ensure!(records(site)?[1].is_empty());
     ensure!(
@@ -410,8 +421,8 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
 
     let agent = site.start_agent().await?;
     backed_up(site, 2, &agent).await?;
-    story.ledger.grow(20).await?;
-    let log = story.ledger.log();
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
     site.all_durable().await.with_context(|| agent.last_words())?;
     drop(agent);
     one_gap(site, Loss::Dropped.cause())?;
