@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
-use highwater_format::{Gap, History, Lsn, LsnRange, TimelineId, decode};
-use highwater_store::{Object, list_all};
+use highwater_format::{History, Lsn, LsnRange, TimelineId};
+use highwater_store::Object;
 
 use crate::archived::{read_piece, verify};
 use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::{DurableLsn, Position};
+use crate::gap;
 use crate::heal::listing::Listing;
-use crate::inventory::{coverage, timelines};
+use crate::held::Part;
+use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
@@ -58,12 +60,12 @@ async fn try_origin(
     }
     let durable = shared.progress.durable().map(DurableLsn::position);
     let told = durable.or(shared.acknowledged).unwrap_or(furthest).min(furthest);
-    let held = coverage(&*source.quick, layout, size, told.timeline, told.lsn).await?;
-    let goes_on = told == furthest || held.contiguous_end(told.lsn) > told.lsn;
+    let beyond = held(&*source.quick, layout, size, told.timeline, told.lsn).await?;
+    let goes_on = told == furthest || beyond.contiguous_end(told.lsn) > told.lsn;
     let at = if goes_on {
         told
     } else {
-        let held = coverage(&*source.quick, layout, size, furthest.timeline, Lsn::ZERO).await?;
+        let held = held(&*source.quick, layout, size, furthest.timeline, Lsn::ZERO).await?;
         let run = held.runs().into_iter().find(|run| run.end >= furthest.lsn);
         Position {
             timeline: furthest.timeline,
@@ -134,19 +136,23 @@ fn sources(shared: &Shared, region: &Region, than: Option<Position>) -> Vec<(Arc
 
 async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Position> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
-    gaps(shared, region, source, from.timeline).await?;
-    let held = coverage(&*source.quick, layout, size, from.timeline, from.lsn).await?;
+    let held = held(&*source.quick, layout, size, from.timeline, from.lsn).await?;
     let end = held.contiguous_end(from.lsn);
     if end <= from.lsn {
         return next_timeline(shared, region, source, from).await;
     }
-    let pieces = held
-        .cover(LsnRange { start: from.lsn, end })
+    let parts = held
+        .parts(LsnRange { start: from.lsn, end })
         .map_err(|hole| AgentError::Bug(hole.to_string()))?;
     let mut position = from;
-    for piece in pieces {
-        copy_piece(shared, region, source, from.timeline, &piece).await?;
-        position.lsn = position.lsn.max(piece.range.end);
+    for part in parts {
+        match part {
+            Part::Wal(piece) => copy_piece(shared, region, source, from.timeline, &piece).await?,
+            Part::Gap(range) => {
+                gap::copy(&shared.archive, source, region, from.timeline, range).await?;
+            }
+        }
+        position.lsn = position.lsn.max(part.range().end);
         shared.progress.stored(region.index, position);
     }
     Ok(position)
@@ -204,23 +210,6 @@ async fn copy_object(
             source: source_error,
         })?;
     write_once(&*region.store, &key, Object::new(bytes)).await?;
-    Ok(())
-}
-
-/// The recorded holes of a timeline come before its WAL: what lies beyond one is not looked at without it.
-async fn gaps(shared: &Shared, region: &Region, source: &Region, timeline: TimelineId) -> Result<()> {
-    let directory = shared.archive.layout.gap_dir(timeline);
-    for meta in list_all(&*source.quick, &directory, None).await? {
-        let Some(bytes) = get_optional(&*source.quick, &meta.key).await? else {
-            continue;
-        };
-        decode::<Gap>(&bytes).map_err(|error| AgentError::Object {
-            region: source.name.clone(),
-            key: meta.key.clone(),
-            source: error,
-        })?;
-        write_once(&*region.store, &meta.key, Object::new(bytes)).await?;
-    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use highwater_format::coverage::{Coverage, Piece};
 use highwater_format::{
-    Backup, BackupId, Document, Expect, FormatError, Gap, LsnRange, Manifest, Object as Container, PackInfo,
+    Backup, BackupId, Document, Expect, FormatError, LsnRange, Manifest, Object as Container, PackInfo,
     TimelineId, decode,
 };
 use highwater_store::Object;
@@ -20,6 +20,7 @@ use crate::backup::wal::WalOf;
 use crate::blocking;
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
+use crate::gap;
 use crate::region::{Region, Written, get_optional, write_once};
 use crate::uploader::Shared;
 
@@ -173,10 +174,21 @@ impl Copier<'_> {
 
     /// The record of a hole.
     pub(crate) async fn gap(&self, timeline: TimelineId, range: LsnRange, first: usize) -> Result<Copied> {
-        let key = self.shared.archive.layout.gap(timeline, range);
-        let fits = |gap: &Gap| (gap.timeline, gap.range()) == (timeline, range);
-        let (bytes, _) = self.document(&key, first, fits).await?;
-        self.put(&key, Object::new(bytes)).await
+        let layout = &self.shared.archive.layout;
+        let key = layout.gap(timeline, range);
+        let mut trouble = None;
+        for peer in self.from(first) {
+            match gap::read(&*peer.quick, layout, &key).await {
+                Ok(found) => {
+                    let (key, record) = gap::encode(layout, &found)?;
+                    let bytes = record.bytes.len() as u64;
+                    gap::write(&*self.region.quick, layout, &key, record).await?;
+                    return Ok(Copied { objects: 1, bytes });
+                }
+                Err(error) => trouble = Some(error),
+            }
+        }
+        Err(trouble.unwrap_or_else(|| nowhere(&key)))
     }
 
     /// A document that is whole and `fits`, from the first peer that has one.

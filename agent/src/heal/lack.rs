@@ -72,19 +72,18 @@ pub(crate) fn compare(ours: &Held, peers: &[Held], position: Position) -> Lack {
     for (peer, theirs) in peers.iter().enumerate() {
         for (timeline, wal) in &theirs.wal {
             let here = ours.wal.get(timeline);
-            for gap in &wal.gaps {
+            let Some(within) = within(*timeline, position) else {
+                continue;
+            };
+            for gap in wal.gaps.iter().filter(|gap| gap.start <= within.end) {
                 let step = Step::Gap(*timeline, *gap, peer);
-                let known = here.is_some_and(|here| here.gaps.contains(gap))
-                    || lack.steps.iter().any(
-                        |step| matches!(step, Step::Gap(of, range, _) if of == timeline && range == gap),
-                    );
+                let is_it =
+                    |step: &Step| matches!(step, Step::Gap(of, range, _) if of == timeline && range == gap);
+                let known = here.is_some_and(|here| here.gaps.contains(gap)) || lack.steps.iter().any(is_it);
                 if !known {
                     lack.steps.push(step);
                 }
             }
-            let Some(within) = within(*timeline, position) else {
-                continue;
-            };
             let covered = known
                 .entry(*timeline)
                 .or_insert_with(|| here.map(|here| here.coverage.clone()).unwrap_or_default());
