@@ -124,6 +124,7 @@ mod tests {
             ready: Some(true),
             reason: None,
             lag_seconds: Some(0.1),
+            ..Agent::default()
         };
         assert!(breaches(&good, INTERVAL).is_empty());
         good.agent.ready = Some(false);
@@ -168,8 +169,7 @@ mod tests {
         status.agent = Agent {
             running: true,
             ready: Some(true),
-            reason: None,
-            lag_seconds: None,
+            ..Agent::default()
         };
         status.gaps = vec![gap(true)];
         assert!(breaches(&status, INTERVAL).is_empty());
