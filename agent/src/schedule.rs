@@ -361,7 +361,7 @@ mod tests {
     fn a_gap_is_open_until_a_base_backup_behind_it_is_in_some_region() {
         let (first, second) = (gap(100, 200), gap(300, 400));
         let gaps = judge(&[
-            told(&[backup(50)], &[first.clone()]),
+            told(&[backup(50)], std::slice::from_ref(&first)),
             told(&[backup(250)], &[second.clone(), first]),
         ]);
         assert_eq!(

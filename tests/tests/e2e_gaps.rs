@@ -11,7 +11,7 @@ use highwater_tests::postgres::PgBuilder;
 use highwater_tests::program::Running;
 use highwater_tests::s3::Operation;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, archive, lsn};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Stop, archive, lsn};
 
 /// Rows small and few enough that a megabyte of WAL is not full in a moment.
 const SLOW: Pace = Pace {
@@ -429,5 +429,200 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     log.check(&place.recovered("latest", &[]).await?, Expect::everything())
         .await?;
+    Ok(())
+}
+
+/// Rows that do not compress, more than the agent's memory takes.
+async fn flood(site: &Site) -> Result<()> {
+    const MORE_THAN_MEMORY: u64 = 50 << 20;
+    let start = site.position().await?;
+    site.primary
+        .sql(
+            "CREATE TABLE flood AS SELECT decode(string_agg(md5(g::text || r::text), ''), 'hex') AS bytes
+               FROM generate_series(1, 1000) r, generate_series(1, 100) g GROUP BY r;
+             ALTER TABLE flood ALTER bytes SET STORAGE EXTERNAL",
+        )
+        .await?;
+    while site.position().await? < start + MORE_THAN_MEMORY {
+        site.primary
+            .sql("INSERT INTO flood SELECT * FROM flood LIMIT 3000")
+            .await?;
+    }
+    site.primary.sql("DROP TABLE flood").await?;
+    Ok(())
+}
+
+/// No region takes WAL for longer than the operator allows: the slot is given up, aloud; when storage is back the gap is
+/// recorded and a base backup ends it.
+#[tokio::test]
+async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
+    let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
+    site.settings += "[memory]\nlimit = \"64MiB\"\n[outage]\npolicy = \"give-up\"\nmax_backlog = \"8MiB\"\n";
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let program = || {
+        anyhow::Ok(
+            site.agent()?
+                .env("HIGHWATER_ADMIN_LISTEN", format!("127.0.0.1:{port}")),
+        )
+    };
+    let mut agent = program()?.arg("run").start()?;
+    let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
+    ledger.grow(20).await?;
+    site.backup().await?;
+    let before = now(&site).await?;
+    ledger.grow(20).await?;
+    site.all_durable().await?;
+
+    for region in &site.regions {
+        region.faults().only_keys("/wal/");
+        region.faults().fail_always(Some(503));
+    }
+    flood(&site).await?;
+    ledger.grow(20).await?;
+    let inside = now(&site).await?;
+    ledger.grow(20).await?;
+    agent.says("GAVE UP THE SLOT", PATIENCE).await?;
+    let status = program()?.arg("status").output().await?;
+    ensure!(
+        status.code == 1 && status.stdout.contains("max_backlog") && status.stdout.contains("room not known"),
+        "{}",
+        status.said()
+    );
+    // What the new slot holds from then on counts anew.
+    let moved = || async {
+        recycle(&site).await.ok()?;
+        let slot = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'highwater'";
+        let restart = lsn::parse(&site.primary.value(slot).await.ok()?).ok()?;
+        (restart > inside.lsn).then_some(())
+    };
+    eventually("the slot to let go", PATIENCE, moved)
+        .await
+        .with_context(|| agent.last_words())?;
+    recycle(&site).await?;
+    ensure!(
+        site.tap.highest_flush() < inside.lsn,
+        "more was reported than is stored"
+    );
+
+    for region in &site.regions {
+        region.faults().clear();
+    }
+    backed_up(&site, 2, &agent).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    let well = || async {
+        let status = program().ok()?.arg("status").output().await.ok()?;
+        (status.code == 0).then_some(())
+    };
+    eventually("the status to be well again", PATIENCE, well)
+        .await
+        .with_context(|| agent.last_words())?;
+    drop(agent);
+    let gap = one_gap(&site, "given up by outage.policy")?;
+    restores_around(&site, &log, (&before, &inside), gap, "given up by outage.policy").await
+}
+
+/// The agent misses a promotion and all WAL around it: one gap to the end of the old timeline, one at the beginning of
+/// the new one.
+#[tokio::test]
+async fn fault_15_a_gap_that_holds_a_promotion() -> Result<()> {
+    let Story {
+        mut site,
+        ledger,
+        before,
+        ..
+    } = until_wal_is_lost(PgVersion::V15, Loss::Dropped).await?;
+    let mut standby = PgCluster::builder(PgVersion::V15)
+        .standby_of(&site.primary)
+        .await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.primary.stop(Stop::Fast).await?;
+    standby.promote().await?;
+    site.tap.redirect(&standby);
+    std::mem::swap(&mut site.primary, &mut standby);
+    let ledger = Ledger::resume(&site.primary, SLOW, log).await?;
+    ledger.grow(20).await?;
+    recycle(&site).await?;
+
+    let agent = site.start_agent().await?;
+    backed_up(&site, 2, &agent).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    drop(agent);
+    let records = records(&site)?;
+    ensure!(records[0] == records[1] && records[0].len() == 2, "{records:?}");
+    let (old, new) = (range_of(&records[0][0].0)?, range_of(&records[0][1].0)?);
+    ensure!(records[0][0].0.contains("/00000001/gap/") && records[0][1].0.contains("/00000002/gap/"));
+    ensure!(
+        new.0 <= old.1 && old.1 < new.1 && old.1 - new.0 < site.segment_size(),
+        "{old:x?} {new:x?}"
+    );
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let target = lsn::show(old.1 - 1);
+    place.run("never", &["--to-lsn", &target]).await?.expect_code(1)?;
+    let restored = place
+        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
+        .await?;
+    log.check(&restored, Expect::at_lsn(before.lsn)).await?;
+    drop(restored);
+    log.check(&place.recovered("latest", &[]).await?, Expect::everything())
+        .await?;
+    Ok(())
+}
+
+/// A hole without a record: every target behind it is refused, with the range, before anything is written; and a time
+/// in an idle stretch is no hole.
+#[tokio::test]
+async fn fault_53_and_57_a_hole_is_refused_and_an_idle_stretch_is_not() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 1).await?;
+    site.settings += "[pulse]\ninterval = \"1s\"\n";
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
+    ledger.grow(20).await?;
+    site.backup().await?;
+    ledger.grow(20).await?;
+    let hole = site.position().await? / site.segment_size() * site.segment_size();
+    for _ in 0..3 {
+        site.primary.sql("SELECT pg_switch_wal()").await?;
+        ledger.grow(20).await?;
+    }
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    // Nothing happens, and the archive says so.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let idle = now(&site).await?.time();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    drop(agent);
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let restored = place.recovered("idle", &["--to-time", &idle]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    drop(restored);
+
+    let north = &site.regions[0];
+    for key in north.objects(BUCKET) {
+        let range = archive::range_of(&key, site.segment_size());
+        if range.is_some_and(|(_, start, end)| start < hole + site.segment_size() && hole < end) {
+            north.delete(BUCKET, &key);
+        }
+    }
+    for target in [
+        &[][..],
+        &["--to-time", &idle],
+        &["--to-lsn", &lsn::show(hole + 1)],
+    ] {
+        let said = place.run("never", target).await?.expect_code(1)?;
+        ensure!(
+            said.said().contains(&lsn::show(hole)) && !place.data("never").exists(),
+            "{target:?}: {}",
+            said.said()
+        );
+    }
+    let verify = place.program()?.arg("verify").output().await?.expect_code(1)?;
+    ensure!(verify.stdout.contains("missing"), "{}", verify.stdout);
     Ok(())
 }
