@@ -4,6 +4,7 @@
 //! write-once rule. Does not own: what is written when (uploader, backup) or what durable means (frontier).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,38 +65,52 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
     let mut regions = Vec::with_capacity(config.regions.len());
     for (index, settings) in config.regions.iter().enumerate() {
         let plain = highwater_store::open(settings).await?;
-        let health = Arc::new(Health {
-            index,
-            state: state.clone(),
-        });
+        let [patient, quick] = Health::pair(index, state);
         regions.push(Arc::new(Region {
             name: settings.display_name().to_owned(),
             index,
-            store: Arc::new(Retrying::new(
-                plain.clone(),
-                RetryPolicy::patient(),
-                health.clone(),
-            )),
+            store: Arc::new(Retrying::new(plain.clone(), RetryPolicy::patient(), patient)),
             quick: Arc::new(Retrying::new(
                 plain,
                 RetryPolicy::interactive().with_budget(Some(QUICK)),
-                health,
+                quick,
             )),
         }));
     }
     Ok(regions)
 }
 
-/// Tells the state how a region's calls go.
+/// Tells the state how a region's calls go: those that must be done, or the quick ones. Each is cleared by its
+/// own kind only: a region that can be listed but takes no writes is failing.
 #[derive(Debug)]
 struct Health {
     index: usize,
     state: State,
+    failing: Arc<AtomicBool>,
+    /// The other kind of calls.
+    other_failing: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// One for patient calls and one for quick ones.
+    fn pair(index: usize, state: &State) -> [Arc<Self>; 2] {
+        let (patient, quick) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let health = |failing: &Arc<AtomicBool>, other: &Arc<AtomicBool>| {
+            Arc::new(Self {
+                index,
+                state: state.clone(),
+                failing: failing.clone(),
+                other_failing: other.clone(),
+            })
+        };
+        [health(&patient, &quick), health(&quick, &patient)]
+    }
 }
 
 impl RetryObserver for Health {
     fn on_retry(&self, error: &StoreError, attempt: u32, wait: Duration) {
         tracing::warn!(region = error.region(), key = error.key(), attempt, wait_ms = wait.as_millis(), %error, "store call failed, trying again");
+        self.failing.store(true, Ordering::Release);
         self.state.update_region(self.index, |view| {
             view.retries += 1;
             view.state = RegionState::Failing;
@@ -104,6 +119,10 @@ impl RetryObserver for Health {
     }
 
     fn on_success(&self) {
+        self.failing.store(false, Ordering::Release);
+        if self.other_failing.load(Ordering::Acquire) {
+            return;
+        }
         let index = self.index;
         let failing = self
             .state
