@@ -83,6 +83,7 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
         ));
     }
     let started = tokio::select! {
+        biased;
         () = cancel.cancelled() => return Ok(()),
         started = start(&config, options, conninfo, regions, state, clock) => started?,
     };
@@ -236,6 +237,7 @@ async fn read_all(archive: &Archive) -> Vec<Result<Option<Position>>> {
     let mut limit = None;
     loop {
         tokio::select! {
+            biased;
             read = reads.next() => {
                 let Some((index, result)) = read else { return results };
                 if result.is_ok() && limit.is_none() {
@@ -371,8 +373,10 @@ async fn watch(receiver: Receiver, tasks: &mut JoinSet<Result<()>>) -> Result<()
     tokio::pin!(receiving);
     loop {
         tokio::select! {
-            result = &mut receiving => return result,
+            biased;
+            // A task that failed takes the receiver with it: its error is the cause.
             Some(ended) = tasks.join_next() => flatten(ended)?,
+            result = &mut receiving => return result,
         }
     }
 }

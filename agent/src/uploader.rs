@@ -228,6 +228,8 @@ impl Uploader {
                 return Ok(position);
             }
             tokio::select! {
+                biased;
+                // What is stored first: it makes room and moves the frontier.
                 Some(done) = uploads.next() => {
                     let (number, item) = done?;
                     in_flight -= item.object.bytes.len() as u64;
@@ -236,6 +238,9 @@ impl Uploader {
                     oldest = number + 1;
                     barrier = false;
                 }
+                changed = changed.changed(), if !behind => {
+                    changed.map_err(|_| AgentError::Cancelled)?;
+                }
                 () = tokio::time::sleep(PAUSE), if !uploads.is_empty() => {
                     // What is in flight to a region that does not answer is memory that the others need.
                     let forgotten = matches!(self.shared.window.next(oldest), Next::Behind);
@@ -243,9 +248,6 @@ impl Uploader {
                         self.shared.window.detach(index);
                         return Ok(position);
                     }
-                }
-                changed = changed.changed(), if !behind => {
-                    changed.map_err(|_| AgentError::Cancelled)?;
                 }
             }
         }

@@ -112,6 +112,7 @@ impl Receiver {
                 .state
                 .update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
             tokio::select! {
+                biased;
                 () = self.context.cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -126,6 +127,7 @@ impl Receiver {
             None => {
                 let cancel = self.context.cancel.clone();
                 tokio::select! {
+                    biased;
                     () = cancel.cancelled() => return Ok(()),
                     prepared = self.prepare() => prepared?,
                 }

@@ -101,6 +101,8 @@ impl<'a> Stream<'a> {
             let read = self.read(&mut reader, &signals);
             tokio::pin!(read);
             tokio::select! {
+                biased;
+                // A stream that has ended says more than the status message that could not be sent any more.
                 end = &mut read => end,
                 // What the server sent before the connection broke can still be read, its good-bye among it.
                 failed = &mut feedback => match tokio::time::timeout(LAST_WORDS, &mut read).await {
