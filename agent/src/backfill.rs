@@ -11,6 +11,7 @@ use highwater_format::{History, Lsn, LsnRange, TimelineId};
 use highwater_store::Object;
 
 use crate::archived::read_piece;
+use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::inventory::{coverage, timelines};
@@ -123,11 +124,13 @@ async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position)
     for piece in pieces {
         let (key, bytes, object) =
             read_piece(&shared.archive, &*source.quick, size, from.timeline, &piece).await?;
-        verify(object).await.map_err(|source_error| AgentError::Object {
-            region: source.name.clone(),
-            key: key.clone(),
-            source: source_error,
-        })?;
+        blocking::run("checking an object", move || verify(&object))
+            .await?
+            .map_err(|source_error| AgentError::Object {
+                region: source.name.clone(),
+                key: key.clone(),
+                source: source_error,
+            })?;
         write_once(&*region.store, &key, Object::new(bytes)).await?;
         position.lsn = position.lsn.max(piece.range.end);
         shared.progress.stored(region.index, position);
@@ -136,19 +139,11 @@ async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position)
 }
 
 /// Decodes every frame, so that damage is not copied.
-async fn verify(object: highwater_format::Object) -> Result<(), highwater_format::FormatError> {
-    let checked = tokio::task::spawn_blocking(move || {
-        let mut plain = Vec::new();
-        object.frames().try_for_each(|frame| {
-            plain.clear();
-            frame.decode_into(&mut plain)
-        })
-    });
-    checked.await.unwrap_or_else(|_| {
-        Err(highwater_format::FormatError::Invalid {
-            what: "an object",
-            problem: "checking it was interrupted".into(),
-        })
+fn verify(object: &highwater_format::Object) -> Result<(), highwater_format::FormatError> {
+    let mut plain = Vec::new();
+    object.frames().try_for_each(|frame| {
+        plain.clear();
+        frame.decode_into(&mut plain)
     })
 }
 

@@ -12,6 +12,7 @@ use highwater_format::{
 };
 
 use crate::archived::{read_piece, read_range};
+use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::inventory::coverage;
@@ -60,9 +61,8 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
         ..template(&last, at.timeline, range)
     };
     let codec = header.codec;
-    let sealed = tokio::task::spawn_blocking(move || encode(header, codec, &plain))
-        .await
-        .map_err(|error| AgentError::Bug(format!("sealing {range}: {error}")))?
+    let sealed = blocking::run("sealing a segment", move || encode(header, codec, &plain))
+        .await?
         .map_err(|source| AgentError::Encode {
             what: format!("segment {range}"),
             source,

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod archived;
 pub mod backfill;
 pub mod backup;
+mod blocking;
 pub mod budget;
 pub mod check;
 pub mod cli;

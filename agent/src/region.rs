@@ -13,6 +13,7 @@ use highwater_store::{
     ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
 };
 
+use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::state::{RegionState, State};
 
@@ -63,26 +64,39 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
     let mut regions = Vec::with_capacity(config.regions.len());
     for (index, settings) in config.regions.iter().enumerate() {
         let plain = highwater_store::open(settings).await?;
+        let name = settings.display_name().to_owned();
+        regions.push(Arc::new(Region::over(plain, name, index, state, None)));
+    }
+    Ok(regions)
+}
+
+impl Region {
+    /// The region that `plain`, which does not retry by itself, leads to. `jitter` makes the pauses between
+    /// attempts repeatable.
+    pub fn over(
+        plain: Arc<dyn Store>,
+        name: String,
+        index: usize,
+        state: &State,
+        jitter: Option<u64>,
+    ) -> Self {
         let health = Arc::new(Health {
             index,
             state: state.clone(),
         });
-        regions.push(Arc::new(Region {
-            name: settings.display_name().to_owned(),
+        let policy = |policy: RetryPolicy| match jitter {
+            Some(seed) => policy.with_seed(seed),
+            None => policy,
+        };
+        let patient = policy(RetryPolicy::patient());
+        let quick = policy(RetryPolicy::interactive().with_budget(Some(QUICK)));
+        Self {
+            name,
             index,
-            store: Arc::new(Retrying::new(
-                plain.clone(),
-                RetryPolicy::patient(),
-                health.clone(),
-            )),
-            quick: Arc::new(Retrying::new(
-                plain,
-                RetryPolicy::interactive().with_budget(Some(QUICK)),
-                health,
-            )),
-        }));
+            store: Arc::new(Retrying::new(plain.clone(), patient, health.clone())),
+            quick: Arc::new(Retrying::new(plain, quick, health)),
+        }
     }
-    Ok(regions)
 }
 
 /// Tells the state how a region's calls go.
