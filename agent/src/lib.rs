@@ -35,5 +35,6 @@ pub mod server;
 mod sql;
 pub mod state;
 pub mod status;
+pub mod surroundings;
 pub mod uploader;
 pub mod window;

@@ -159,9 +159,7 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
         return Ok(Written::Same);
     }
     let ours = object.bytes;
-    let (same, ours, theirs) = tokio::task::spawn_blocking(move || compare(ours, theirs))
-        .await
-        .map_err(|error| AgentError::Bug(format!("comparing objects: {error}")))?;
+    let (same, ours, theirs) = blocking::run("comparing objects", move || compare(ours, theirs)).await?;
     if same {
         return Ok(Written::Same);
     }

@@ -30,7 +30,7 @@ use crate::resume::{Resume, ServerView, resume};
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
-use crate::state::State;
+use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
 use crate::{admin, identity, inventory, pulse, server};
@@ -60,17 +60,20 @@ pub struct Options {
 
 /// Runs the agent until `cancel`, which stores the last bytes first.
 pub async fn run(config: Config, options: Options, cancel: CancellationToken) -> Result<()> {
-    let clock = Clock::system();
-    let state = State::new(
-        config
-            .regions
-            .iter()
-            .map(|region| region.display_name().to_owned()),
-    );
+    let surroundings = Surroundings::of(&config).await?;
+    run_in(config, options, surroundings, cancel).await
+}
+
+/// The same, in surroundings that the caller brings.
+pub async fn run_in(
+    config: Config,
+    options: Options,
+    surroundings: Surroundings,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let Surroundings { clock, state, .. } = &surroundings;
     state.update(|snapshot| snapshot.started_at = Some(clock.now()));
-    let conninfo = connection(&config)?;
     let schedule = config.backup.schedule.as_deref().map(str::parse).transpose()?;
-    let regions = crate::region::open(&config, &state).await?;
     let mut tasks = JoinSet::new();
     let services = CancellationToken::new();
     if let Some(listen) = config.admin.listen {
@@ -85,7 +88,7 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
     let started = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
-        started = start(&config, options, conninfo, regions, state, clock) => started?,
+        started = start(&config, options, surroundings) => started?,
     };
     started.supervise(config, schedule, tasks, services, cancel).await
 }
@@ -124,16 +127,17 @@ struct Started {
     /// Per region: read already (and where its WAL ends), or to be joined later.
     positions: Vec<Option<Option<Position>>>,
     clock: Clock,
+    instance: String,
 }
 
-async fn start(
-    config: &Config,
-    options: Options,
-    conninfo: ConnInfo,
-    regions: Vec<Arc<Region>>,
-    state: State,
-    clock: Clock,
-) -> Result<Started> {
+async fn start(config: &Config, options: Options, surroundings: Surroundings) -> Result<Started> {
+    let Surroundings {
+        clock,
+        state,
+        conninfo,
+        regions,
+        instance,
+    } = surroundings;
     let (mut connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
@@ -172,6 +176,7 @@ async fn start(
         resume,
         positions,
         clock,
+        instance,
     })
 }
 
@@ -290,7 +295,6 @@ impl Started {
         services: CancellationToken,
         cancel: CancellationToken,
     ) -> Result<()> {
-        let instance = instance(&self.clock);
         let budget = Budget::new(wal_limit(&config, self.identity.segment_size));
         self.shared
             .state
@@ -314,7 +318,7 @@ impl Started {
                 shared.clone(),
                 region.clone(),
                 interval,
-                instance.clone(),
+                self.instance.clone(),
                 stop_storing.clone(),
             );
             tasks.spawn(async move {
@@ -394,15 +398,4 @@ async fn drain(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     ended.map_err(|error| AgentError::Bug(format!("a task ended abnormally: {error}")))?
-}
-
-/// Names this process in pulses: which machine, which process, since when.
-fn instance(clock: &Clock) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() {
-        "unknown"
-    } else {
-        host.trim()
-    };
-    format!("{host}/{}/{}", std::process::id(), clock.now().unix_micros())
 }
