@@ -872,11 +872,9 @@ async fn a_dialed_stream_takes_the_place_of_a_socket() {
 
 #[tokio::test]
 async fn encryption_that_was_asked_for_is_not_dropped_for_a_dialed_stream() {
-    for sslmode in ["require", "verify-full"] {
-        let error = Connection::connect(&dialed(sslmode), Mode::Replication)
-            .await
-            .unwrap_err();
-        assert_eq!(error.kind(), PgErrorKind::Config);
-        assert!(error.to_string().contains(sslmode), "{error}");
-    }
+    let error = Connection::connect(&dialed("require"), Mode::Replication)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Config);
+    assert!(error.to_string().contains("sslmode=require"), "{error}");
 }
