@@ -14,7 +14,9 @@ use crate::archived::read_piece;
 use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
-use crate::inventory::{coverage, timelines};
+use crate::gap;
+use crate::held::Part;
+use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
@@ -48,7 +50,7 @@ async fn try_origin(
             write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
         }
     }
-    let held = coverage(
+    let held = held(
         &*source.quick,
         layout,
         shared.segment_size,
@@ -112,16 +114,25 @@ fn source(shared: &Shared, region: &Region, than: Option<Position>) -> Option<(A
 
 async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Position> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
-    let held = coverage(&*source.quick, layout, size, from.timeline, from.lsn).await?;
+    let held = held(&*source.quick, layout, size, from.timeline, from.lsn).await?;
     let end = held.contiguous_end(from.lsn);
     if end <= from.lsn {
         return next_timeline(shared, region, source, from).await;
     }
-    let pieces = held
-        .cover(LsnRange { start: from.lsn, end })
+    let parts = held
+        .parts(LsnRange { start: from.lsn, end })
         .map_err(|hole| AgentError::Bug(hole.to_string()))?;
     let mut position = from;
-    for piece in pieces {
+    for part in parts {
+        let piece = match part {
+            Part::Wal(piece) => piece,
+            Part::Gap(range) => {
+                gap::copy(&shared.archive, source, region, from.timeline, range).await?;
+                position.lsn = position.lsn.max(range.end);
+                shared.progress.stored(region.index, position);
+                continue;
+            }
+        };
         let (key, bytes, object) =
             read_piece(&shared.archive, &*source.quick, size, from.timeline, &piece).await?;
         blocking::run("checking an object", move || verify(&object))

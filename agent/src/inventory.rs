@@ -1,15 +1,17 @@
 //! What one region holds, as far as listing tells.
 //!
 //! Owns: turning keys into coverage, and the question "where does this region's WAL end?". Reads only.
+//! [`coverage`] is what there is to read; [`held`] also counts the holes that the region has a record of.
 //! The pulse shortens the listing: it names a position that was true when it was written, so only what
 //! comes after it needs to be listed. It is a hint: the listing decides.
 
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
-use highwater_format::{Key, Layout, Lsn, Pulse, SegmentName, SegmentSize, TimelineId, records};
+use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
 use highwater_store::{Store, list_all};
 
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::held::Held;
 use crate::region::get_optional;
 use crate::segmenter::object_start;
 
@@ -67,6 +69,28 @@ pub async fn coverage(
     Ok(coverage)
 }
 
+/// The pieces of `timeline` that reach past the object that holds `from`, and every gap that is on record.
+pub async fn held(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    from: Lsn,
+) -> Result<Held> {
+    let wal = coverage(store, layout, size, timeline, from).await?;
+    Ok(Held::new(wal, gaps(store, layout, timeline).await?))
+}
+
+/// The gaps of `timeline` that are on record, by their keys.
+pub async fn gaps(store: &dyn Store, layout: &Layout, timeline: TimelineId) -> Result<Vec<LsnRange>> {
+    let listed = list_all(store, &layout.gap_dir(timeline), None).await?;
+    let range = |key: &str| match layout.parse(key) {
+        Some(Key::Gap(_, range)) => Some(range),
+        _ => None,
+    };
+    Ok(listed.iter().filter_map(|meta| range(&meta.key)).collect())
+}
+
 fn piece(layout: &Layout, size: SegmentSize, key: &str, bytes: u64) -> Option<Piece> {
     match layout.parse(key)? {
         Key::Segment(name) => Some(Piece {
@@ -109,7 +133,8 @@ pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> 
         })
 }
 
-/// Where the region's gap-free WAL ends on its newest timeline; none if it holds no WAL.
+/// Where the region's WAL ends on its newest timeline; none if it holds no WAL. A gap that the region has a
+/// record of is stepped over.
 ///
 /// Uploads run in parallel, so that after a crash a later object may be there without an earlier one. What
 /// lies behind such a hole does not count: it is stored again.
@@ -129,7 +154,7 @@ pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> 
         let end = match end_from_hint(store, layout, size, timeline, hint).await? {
             Some(end) => Some(end),
             None => {
-                let held = coverage(store, layout, size, timeline, Lsn::ZERO).await?;
+                let held = held(store, layout, size, timeline, Lsn::ZERO).await?;
                 held.runs().first().map(|run| run.end)
             }
         };
@@ -154,7 +179,7 @@ async fn end_from_hint(
     else {
         return Ok(None);
     };
-    let end = coverage(store, layout, size, timeline, last_byte)
+    let end = held(store, layout, size, timeline, last_byte)
         .await?
         .contiguous_end(last_byte);
     Ok((end > last_byte).then_some(end))

@@ -23,6 +23,7 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     connection(&mut page, snapshot);
     resources(&mut page, snapshot);
     backup(&mut page, snapshot);
+    gaps(&mut page, snapshot);
     page.text
 }
 
@@ -207,6 +208,31 @@ fn backup(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
+fn gaps(page: &mut Page, snapshot: &Snapshot) {
+    let Some(gaps) = &snapshot.gaps else { return };
+    page.gauge(
+        "highwater_gaps",
+        "Gaps in the WAL that are on record.",
+        gaps.recorded,
+    );
+    page.gauge(
+        "highwater_gaps_open",
+        "Gaps that no base backup has ended yet: nothing behind them can be restored.",
+        gaps.open,
+    );
+    let Some(last) = &gaps.last else { return };
+    page.gauge(
+        "highwater_gap_last_timestamp_seconds",
+        "When the newest gap was recorded.",
+        Seconds(unix_seconds(last.recorded_at)),
+    );
+    page.gauge(
+        "highwater_gap_last_bytes",
+        "WAL that is missing in the newest gap.",
+        last.range().len(),
+    );
+}
+
 /// WAL that the server has and the region has not. A region on an older timeline has an LSN that may lie
 /// beyond the switch; what it lacks cannot be told from positions and is at least what the server wrote since.
 fn behind(view: &RegionView, snapshot: &Snapshot) -> u64 {
@@ -302,8 +328,10 @@ impl Page {
 mod tests {
     use std::collections::HashSet;
 
+    use highwater_format::{Gap, TimelineId};
+
     use super::*;
-    use crate::state::LastBackup;
+    use crate::state::{Gaps, LastBackup};
 
     fn at(text: &str) -> Time {
         text.parse().unwrap()
@@ -337,6 +365,36 @@ mod tests {
             }),
             ..Snapshot::default()
         }
+    }
+
+    fn gaps_of_one() -> Gaps {
+        let gap = Gap {
+            timeline: TimelineId::FIRST,
+            start: Lsn(0x100_0000),
+            end: Lsn(0x300_0000),
+            reason: "slot lost".into(),
+            recorded_at: at("2026-11-20T11:30:00Z"),
+        };
+        Gaps {
+            recorded: 1,
+            open: 1,
+            last: Some(gap),
+        }
+    }
+
+    #[test]
+    fn gaps_are_counted_once_they_are_known() {
+        let mut snapshot = snapshot();
+        let now = at("2026-11-20T12:00:00Z");
+        assert!(!render(&snapshot, now).contains("highwater_gap"));
+        snapshot.gaps = Some(Gaps::default());
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_gaps_open"), "0");
+        assert!(!text.contains("highwater_gap_last"), "{text}");
+        snapshot.gaps = Some(gaps_of_one());
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_gaps_open"), "1");
+        assert_eq!(value(&text, "highwater_gap_last_bytes"), (0x200_0000).to_string());
     }
 
     fn value<'a>(text: &'a str, series: &str) -> &'a str {
@@ -387,6 +445,7 @@ mod tests {
         let manual = include_str!("../docs/metrics.md");
         let mut full = snapshot();
         full.started_at = Some(at("2026-11-20T11:00:00Z"));
+        full.gaps = Some(gaps_of_one());
         let text = render(&full, at("2026-11-20T12:00:00Z"));
         let rendered: HashSet<&str> = text
             .lines()

@@ -20,6 +20,10 @@ pub struct ServerView {
     pub history: History,
     /// WAL is kept from here on for the slot; none if the slot has not reserved any.
     pub slot: Option<Lsn>,
+    /// What was wrong with the slot, when it had to be made just now.
+    pub slot_event: Option<String>,
+    /// It is a standby: it may lag behind the archive without having lost anything.
+    pub in_recovery: bool,
 }
 
 /// A stream to be started.
@@ -67,6 +71,9 @@ fn begin(server: &ServerView, size: SegmentSize) -> Resume {
 }
 
 fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume> {
+    if server.end < at.lsn && server.in_recovery {
+        return Err(lagging(at, server.end));
+    }
     if server.end < at.lsn {
         return Err(AgentError::Diverged {
             timeline: at.timeline,
@@ -83,6 +90,15 @@ fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume>
         sealed: at.lsn,
         after: None,
     })
+}
+
+/// A standby that has less than the archive gets the rest from its primary, or is promoted without it; which of the
+/// two is not known yet, and neither means that histories differ.
+pub fn lagging(at: Position, end: Lsn) -> AgentError {
+    AgentError::Trouble {
+        what: format!("the server is a standby that has WAL up to {end}; the archive ends at {at}"),
+        next: "The stream goes on when the standby is that far".into(),
+    }
 }
 
 /// The server was promoted since: the rest of the old timeline first, if there is any, or the next one.

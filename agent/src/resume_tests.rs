@@ -23,6 +23,8 @@ fn server(timeline: u32, end: u64, history: &str) -> ServerView {
         end: Lsn(end),
         history,
         slot: Some(Lsn(35 * MIB)),
+        slot_event: None,
+        in_recovery: false,
     }
 }
 
@@ -46,6 +48,19 @@ fn an_archive_goes_on_at_its_own_end_whatever_the_slot_says() {
 fn a_server_behind_the_archive_is_refused() {
     let error = resume(at(1, 100 * MIB), &server(1, 90 * MIB, ""), size()).unwrap_err();
     assert_eq!(error.kind(), Kind::Damage);
+}
+
+#[test]
+fn a_standby_behind_the_archive_is_waited_for() {
+    let standby = ServerView {
+        in_recovery: true,
+        ..server(1, 90 * MIB, "")
+    };
+    let error = resume(at(1, 100 * MIB), &standby, size()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Retry);
+    assert!(error.to_string().contains("standby"), "{error}");
+    let caught_up = resume(at(1, 90 * MIB), &standby, size()).unwrap();
+    assert_eq!(caught_up.sealed, Lsn(90 * MIB));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use highwater_config::Config;
 use highwater_format::{Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -124,6 +124,7 @@ struct Started {
     identity: Identity,
     connection: Connection,
     resume: Resume,
+    slot_event: Option<String>,
     /// Per region: read already (and where its WAL ends), or to be joined later.
     positions: Vec<Option<Option<Position>>>,
     clock: Clock,
@@ -143,8 +144,18 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     archive.new_lineage = options.new_lineage;
     let positions = read_regions(&archive).await?;
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
-    let resume = resume(furthest, &view, identity.segment_size)?;
+    let (view, resume) = loop {
+        let attempt = async {
+            let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
+            let resume = resume(furthest, &view, identity.segment_size)?;
+            Ok((view, resume))
+        };
+        match attempt.await {
+            Ok(found) => break found,
+            Err(error) => wait_or_fail(error, "streaming cannot begin yet").await?,
+        }
+        connection = reconnect(connection, &conninfo, &identity).await?;
+    };
     let histories = leading_histories(&mut connection, &view, &resume).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
@@ -174,6 +185,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         identity,
         connection,
         resume,
+        slot_event: view.slot_event,
         positions,
         clock,
         instance,
@@ -193,6 +205,19 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
             Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
         }
     }
+}
+
+/// A new connection instead of one that may be broken, to the same cluster.
+async fn reconnect(old: Connection, conninfo: &ConnInfo, expected: &Identity) -> Result<Connection> {
+    old.close().await;
+    let (connection, identity) = first_contact(conninfo).await?;
+    expected.expect(&identity).map_err(|error| {
+        AgentError::refused(
+            format!("another server answers now: {error}"),
+            "Nothing was stored; start the agent anew for it with its own cluster name",
+        )
+    })?;
+    Ok(connection)
 }
 
 async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
@@ -326,8 +351,10 @@ impl Started {
                 Ok(())
             });
         }
+        let reanchor = Arc::new(Notify::new());
         let scheduled = Scheduled {
             schedule,
+            reanchor: reanchor.clone(),
             conn: self.conninfo.clone().with_application_name("highwater backup"),
             archive: Arc::new(shared.archive.clone()),
             options: BackupOptions::from_config(&config),
@@ -357,11 +384,12 @@ impl Started {
             identity: self.identity,
             slot: config.cluster.slot.clone(),
             synchronous: config.wal.synchronous,
+            reanchor,
             clock: self.clock,
             started: Instant::now(),
             cancel: cancel.clone(),
         };
-        let receiver = Receiver::new(context, self.connection, self.resume);
+        let receiver = Receiver::new(context, self.connection, self.resume, self.slot_event);
         let result = watch(receiver, &mut tasks).await;
         // In the order of the data: nothing comes any more, what is sealed has been given its time.
         services.cancel();

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Lsn, Time, TimelineId};
+use highwater_format::{Gap, Lsn, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -78,6 +78,17 @@ pub struct LastBackup {
     pub bytes: u64,
 }
 
+/// What is on record as lost.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Gaps {
+    /// Records.
+    pub recorded: usize,
+    /// Of these, gaps that no base backup has ended yet: nothing behind them can be restored.
+    pub open: usize,
+    /// The newest.
+    pub last: Option<Gap>,
+}
+
 /// Everything at one moment. `received >= sealed >= stored(region)`, and `durable` is what the policy
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -114,6 +125,8 @@ pub struct Snapshot {
     pub wal_damage: Option<String>,
     /// Newest base backup.
     pub last_backup: Option<LastBackup>,
+    /// WAL that is on record as lost; none until a region was read.
+    pub gaps: Option<Gaps>,
     /// Start of the agent.
     pub started_at: Option<Time>,
 }

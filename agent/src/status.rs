@@ -138,6 +138,8 @@ pub struct GapStatus {
     pub gap: Gap,
     /// A base backup began after it: everything later can be restored.
     pub closed: bool,
+    /// The first such base backup.
+    pub ended_by: Option<BackupId>,
 }
 
 impl Status {
@@ -206,15 +208,19 @@ impl fmt::Display for Status {
                 )?;
             }
         }
-        for GapStatus { gap, closed } in &self.gaps {
-            let closed = if *closed { "ended by a base backup" } else { "OPEN" };
-            writeln!(
+        for GapStatus { gap, ended_by, .. } in &self.gaps {
+            write!(
                 f,
-                "gap      {} on timeline {}: {} ({closed})",
+                "gap      {} on timeline {}, recorded {}: {}; ",
                 gap.range(),
                 gap.timeline,
+                gap.recorded_at,
                 gap.reason
             )?;
+            match ended_by {
+                Some(backup) => writeln!(f, "ended by base backup {backup}")?,
+                None => writeln!(f, "OPEN: no base backup has ended it")?,
+            }
         }
         if self.breached.is_empty() {
             return write!(f, "the recovery point is kept");

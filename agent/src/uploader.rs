@@ -25,6 +25,7 @@ use crate::backfill;
 use crate::compact;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::gap;
 use crate::identity;
 use crate::inventory;
 use crate::progress::Progress;
@@ -203,9 +204,10 @@ impl Uploader {
             {
                 match self.shared.window.next(from) {
                     Next::Item(number, item) => {
-                        // Nothing of a timeline may be stored before its history is.
-                        let history = matches!(item.what, What::History { .. });
-                        if history && !uploads.is_empty() {
+                        // Nothing of a timeline may be stored before its history is, nothing behind a gap
+                        // before the gap is on record.
+                        let first_alone = item.what.is_barrier();
+                        if first_alone && !uploads.is_empty() {
                             break;
                         }
                         if item.what.start() > taken {
@@ -214,7 +216,7 @@ impl Uploader {
                             break;
                         }
                         taken = taken.max(item.what.end());
-                        barrier = history;
+                        barrier = first_alone;
                         from = number + 1;
                         in_flight += item.object.bytes.len() as u64;
                         uploads.push_back(self.upload(number, item));
@@ -255,8 +257,14 @@ impl Uploader {
 
     fn upload(&self, number: u64, item: Arc<Item>) -> Upload {
         let store = self.region.store.clone();
+        let layout = self.shared.archive.layout.clone();
         Box::pin(async move {
-            write_once(&*store, &item.key, item.object.clone()).await?;
+            match item.what {
+                What::Gap { .. } => gap::write(&*store, &layout, &item.key, item.object.clone()).await?,
+                What::Wal { .. } | What::History { .. } => {
+                    write_once(&*store, &item.key, item.object.clone()).await?;
+                }
+            }
             Ok((number, item))
         })
     }

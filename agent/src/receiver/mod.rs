@@ -4,18 +4,21 @@
 //! Does not own: what durable means (frontier), what is cut where (segmenter), storing (uploaders).
 //!
 //! A session is one connection. Whatever ends it, the next one resumes at the end of what was sealed, and
-//! begins by comparing the object around that end with what the server sends now.
+//! begins by comparing the object around that end with what the server sends now. The archive's end is always tried
+//! first; only the server's word that this segment is removed proves a gap (`bridge`).
 
+mod bridge;
 mod feedback;
 mod intake;
 mod overlap;
 mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_format::{Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,10 +27,11 @@ pub(crate) use intake::Tools;
 use crate::clock::Clock;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
-use crate::resume::{Resume, resume};
+use crate::resume::{Resume, ServerView, lagging, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
+use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
 use overlap::Overlap;
@@ -51,6 +55,8 @@ pub(crate) struct Context {
     pub(crate) identity: Identity,
     pub(crate) slot: String,
     pub(crate) synchronous: bool,
+    /// Rung when a gap has been recorded: a base backup has to end it.
+    pub(crate) reanchor: Arc<Notify>,
     pub(crate) clock: Clock,
     /// Start of the monotonic clock that the segmenter is driven with.
     pub(crate) started: Instant,
@@ -72,16 +78,27 @@ pub(crate) struct Receiver {
     first: Option<(Connection, Resume)>,
     /// The server no longer has the last archived object: the stream begins right after it.
     removed: bool,
+    /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
+    cause: Option<String>,
+    /// The server was a standby when it was last asked.
+    standby: bool,
 }
 
 impl Receiver {
     /// A receiver whose first session is ready to stream.
-    pub(crate) fn new(context: Context, connection: Connection, resume: Resume) -> Self {
+    pub(crate) fn new(
+        context: Context,
+        connection: Connection,
+        resume: Resume,
+        slot_event: Option<String>,
+    ) -> Self {
         Self {
             context,
             sealed: None,
             first: Some((connection, resume)),
             removed: false,
+            cause: slot_event,
+            standby: false,
         }
     }
 
@@ -144,12 +161,13 @@ impl Receiver {
             let started = connection
                 .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
                 .await;
-            let next = match started.map_err(|error| self.explain(error.into(), &resume))? {
-                Started::AtEnd(back, next) => {
+            let next = match started {
+                Err(error) => return self.refused(error.into(), &resume).await,
+                Ok(Started::AtEnd(back, next)) => {
                     connection = back;
                     next
                 }
-                Started::Streaming(reader, writer) => {
+                Ok(Started::Streaming(reader, writer)) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, history, overlap);
                     let ended = stream.run(reader, writer, floor).await;
@@ -157,9 +175,13 @@ impl Receiver {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
                     });
-                    match ended.map_err(|error| self.explain(error, &resume))? {
-                        Ended::Closed => return Ok(()),
-                        Ended::Timeline(back, next) => {
+                    if self.got_on(&resume) {
+                        (self.removed, self.cause) = (false, None);
+                    }
+                    match ended {
+                        Err(error) => return self.refused(error, &resume).await,
+                        Ok(Ended::Closed) => return Ok(()),
+                        Ok(Ended::Timeline(back, next)) => {
                             connection = *back;
                             next
                         }
@@ -181,16 +203,26 @@ impl Receiver {
             &context.identity,
         )
         .await?;
-        let archived = self.sealed.or_else(|| context.shared.progress.furthest());
-        let resume = resume(archived, &view, context.shared.segment_size)?;
+        self.note_slot(&view);
+        let shared = &self.context.shared;
+        let archived = self.sealed.or_else(|| shared.progress.furthest());
+        let resume = resume(archived, &view, shared.segment_size)?;
         Ok((connection, resume))
     }
 
     /// From where the slot keeps WAL now: nothing before it is ever reported.
-    async fn slot_position(&self, connection: &mut Connection) -> Result<Lsn> {
+    async fn slot_position(&mut self, connection: &mut Connection) -> Result<Lsn> {
         let context = &self.context;
         let view = server::view(connection, &context.conninfo, &context.slot, &context.identity).await?;
+        self.note_slot(&view);
+        self.standby = view.in_recovery;
         Ok(view.slot.unwrap_or(Lsn::ZERO))
+    }
+
+    fn note_slot(&mut self, view: &ServerView) {
+        if view.slot_event.is_some() {
+            self.cause.clone_from(&view.slot_event);
+        }
     }
 
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
@@ -216,22 +248,68 @@ impl Receiver {
         Overlap::load(&self.context.shared, resume.timeline, range).await
     }
 
-    /// Explains why a stream could not be had. Where only the archived object before the end is gone from the
-    /// server, the next session begins right after it, which is then not compared.
-    fn explain(&mut self, error: AgentError, resume: &Resume) -> AgentError {
-        let gone = matches!(&error, AgentError::Postgres(error) if error.is_segment_removed());
-        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
-        if gone && whole_object && resume.start < resume.sealed && !self.removed {
+    /// Whether the stream brought anything that the archive did not have.
+    fn got_on(&self, resume: &Resume) -> bool {
+        self.sealed
+            .is_some_and(|at| at.timeline == resume.timeline && at.lsn > resume.sealed)
+    }
+
+    /// What it means that a stream could not be had, or ended badly. Some refusals come only with its first message.
+    async fn refused(&mut self, error: AgentError, resume: &Resume) -> Result<()> {
+        let AgentError::Postgres(refusal) = &error else {
+            return Err(error);
+        };
+        if refusal.is_slot_invalidated() {
+            return Err(self.remake_slot(refusal.to_string()).await?);
+        }
+        if let Some(end) = refusal.ahead_of_server().filter(|_| self.standby) {
+            let at = Position {
+                timeline: resume.timeline,
+                lsn: resume.sealed,
+            };
+            return Err(lagging(at, end));
+        }
+        if !refusal.is_segment_removed() {
+            return Err(explain(error, resume));
+        }
+        if self.got_on(resume) {
+            return Err(AgentError::Trouble {
+                what: format!("the server removed WAL while it was being streamed: {refusal}"),
+                next: "The next connection shows whether what comes next is still there".into(),
+            });
+        }
+        if self.is_only_the_overlap(resume) {
             self.removed = true;
-            return AgentError::Trouble {
+            return Err(AgentError::Trouble {
                 what: format!(
                     "the server no longer has the WAL before {}, which is archived",
                     resume.sealed
                 ),
                 next: "The stream goes on from there without comparing it".into(),
-            };
+            });
         }
-        explain(error, resume)
+        self.bridge(resume).await
+    }
+
+    /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
+    /// after it, which is not compared.
+    fn is_only_the_overlap(&self, resume: &Resume) -> bool {
+        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
+        whole_object && resume.start < resume.sealed && !self.removed
+    }
+
+    /// A slot that the server refuses to use any more is of no use to anybody. What was archived is not touched by
+    /// making it anew; whether WAL is missing shows when the stream is asked for again.
+    async fn remake_slot(&mut self, why: String) -> Result<AgentError> {
+        let context = &self.context;
+        let mut connection = server::connect(&context.conninfo).await?;
+        slot::remake(&mut connection, &context.conninfo, &context.slot, &why).await?;
+        connection.close().await;
+        self.cause = Some(why.clone());
+        Ok(AgentError::Trouble {
+            what: format!("slot {} was made anew: {why}", context.slot),
+            next: "The stream goes on where the archive ends, as far as the server still has the WAL".into(),
+        })
     }
 
     async fn send(&self, work: Work) -> Result<()> {
@@ -301,16 +379,6 @@ fn explain(error: AgentError, resume: &Resume) -> AgentError {
     let AgentError::Postgres(error) = error else {
         return error;
     };
-    if error.is_segment_removed() {
-        return AgentError::refused(
-            format!(
-                "the server has already removed WAL that the archive needs: it would go on at {} on timeline {} ({error})",
-                resume.sealed, resume.timeline
-            ),
-            "Nothing after that point can be archived without a hole. Keep what is archived under its own cluster name, \
-             and begin a new archive with a new base backup under another name",
-        );
-    }
     if let Some(end) = error.ahead_of_server() {
         let range = LsnRange {
             start: end,

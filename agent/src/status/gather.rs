@@ -4,8 +4,8 @@
 
 use futures::future::join_all;
 use highwater_config::Config;
-use highwater_format::{BackupId, Gap, Identity, Key, Layout, SystemId, Time, records};
-use highwater_store::{Store, list_all};
+use highwater_format::{BackupId, Gap, Identity, Layout, SystemId, Time};
+use highwater_store::Store;
 use serde_json::Value;
 
 use super::{Agent, GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status};
@@ -15,7 +15,7 @@ use crate::frontier::Position;
 use crate::region::{self, Region};
 use crate::sql::{self, Rows};
 use crate::state::State;
-use crate::{admin, identity, inventory, run, server};
+use crate::{admin, gap, identity, inventory, run, server};
 
 /// What one region told.
 struct Told {
@@ -216,27 +216,7 @@ async fn read_region(store: &dyn Store, layout: &Layout) -> Result<Read> {
     let position = inventory::position(store, layout, identity.segment_size).await?;
     let pulse = inventory::pulse(store, layout).await?;
     let backups = list::complete(store, layout).await?;
-    Ok((position, pulse, backups, read_gaps(store, layout).await?))
-}
-
-async fn read_gaps(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
-    let mut gaps = Vec::new();
-    for timeline in inventory::timelines(store, layout).await? {
-        for meta in list_all(store, &layout.gap_dir(timeline), None).await? {
-            if !matches!(layout.parse(&meta.key), Some(Key::Gap(..))) {
-                continue;
-            }
-            let bytes = store.get(&meta.key).await?;
-            let gap = records::decode::<Gap>(&bytes);
-            let region = store.region().to_owned();
-            gaps.push(gap.map_err(|source| AgentError::Object {
-                region,
-                key: meta.key,
-                source,
-            })?);
-        }
-    }
-    Ok(gaps)
+    Ok((position, pulse, backups, gap::read_all(store, layout).await?))
 }
 
 /// The position that as many regions as the policy asks for have reached.
@@ -274,11 +254,11 @@ fn gaps(told: &[Told]) -> Vec<GapStatus> {
         if known {
             continue;
         }
-        let after = |id: &BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
-        let closed = told.iter().any(|told| told.backups.iter().any(after));
+        let ended_by = gap::ended_by(gap, told.iter().flat_map(|told| &told.backups)).cloned();
         found.push(GapStatus {
             gap: gap.clone(),
-            closed,
+            closed: ended_by.is_some(),
+            ended_by,
         });
     }
     found

@@ -162,6 +162,7 @@ mod tests {
                 recorded_at: at("2026-11-20T11:00:00Z"),
             },
             closed,
+            ended_by: None,
         };
         let mut status = status(None, Some(0));
         status.agent = Agent {
