@@ -14,8 +14,10 @@ use crate::segmenter::object_start;
 pub struct ServerView {
     /// Its timeline.
     pub timeline: TimelineId,
-    /// Its end of WAL.
+    /// Its end of WAL; on a standby of what it has received.
     pub end: Lsn,
+    /// It is a standby, or has not finished recovery.
+    pub in_recovery: bool,
     /// History of its timeline; of the first one the empty history.
     pub history: History,
     /// WAL is kept from here on for the slot; none if the slot has not reserved any.
@@ -40,6 +42,7 @@ pub struct Resume {
 pub fn resume(archived: Option<Position>, server: &ServerView, size: SegmentSize) -> Result<Resume> {
     match archived {
         None => Ok(begin(server, size)),
+        Some(at) if lags(at, server) => Err(behind(at, server)),
         Some(at) if at.timeline > server.timeline => Err(AgentError::refused(
             format!(
                 "the archive already follows timeline {} (up to {}), the server is on timeline {}: it is an old primary that \
@@ -50,6 +53,22 @@ pub fn resume(archived: Option<Position>, server: &ServerView, size: SegmentSize
         )),
         Some(at) if at.timeline == server.timeline => go_on(at, server, size),
         Some(at) => follow(at, server, size),
+    }
+}
+
+/// A standby that has not yet received what the archive holds: that is no divergence, it only has to be waited for.
+fn lags(at: Position, server: &ServerView) -> bool {
+    let before = at.timeline > server.timeline || (at.timeline == server.timeline && server.end < at.lsn);
+    server.in_recovery && before
+}
+
+fn behind(at: Position, server: &ServerView) -> AgentError {
+    AgentError::Trouble {
+        what: format!(
+            "the standby has received WAL up to {} on timeline {}, the archive holds {at} already",
+            server.end, server.timeline
+        ),
+        next: "Its WAL is archived from there on once it has caught up".into(),
     }
 }
 

@@ -136,8 +136,11 @@ impl Scheduled {
                 .schedule
                 .as_ref()
                 .map_or(Duration::MAX, |schedule| schedule.wait(last, not_before, now));
-            if !wait.is_zero() {
-                tokio::time::sleep(wait.min(LOOK_EVERY)).await;
+            // Beside a standby it is the primary's agent that takes them.
+            let elsewhere = self.state.snapshot().standby;
+            if !wait.is_zero() || elsewhere {
+                let due = if elsewhere { LOOK_EVERY } else { wait };
+                tokio::time::sleep(due.min(LOOK_EVERY)).await;
                 continue;
             }
             match self.back_up().await {

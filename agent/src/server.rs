@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use highwater_config::Standby;
 use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode};
 
@@ -67,14 +68,33 @@ pub async fn view(
             "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
         ));
     }
+    // Follows the server's state even while a connection stays open; known since PostgreSQL 14.
+    let in_recovery = conn.show("in_hot_standby").await? == "on";
     let history = history_of(conn, system.timeline).await?;
     let slot = ensure_slot(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
         end: system.xlogpos,
+        in_recovery,
         history,
         slot,
     })
+}
+
+/// Refuses a server in recovery unless the configuration allows it.
+pub fn refuse_standby(view: &ServerView, allowed: Standby) -> Result<()> {
+    if !view.in_recovery || allowed == Standby::Stream {
+        return Ok(());
+    }
+    Err(AgentError::refused(
+        format!(
+            "the server is in recovery: it is a standby, or is being restored (timeline {}, WAL up to {}). Its WAL comes later \
+             than the primary's, and what it has not received cannot be archived",
+            view.timeline, view.end
+        ),
+        "Point the agent at the primary, for instance with target_session_attrs=primary and all hosts in the connection \
+         string. To run one agent beside every node, set standby = \"stream\" in [cluster]",
+    ))
 }
 
 /// A history file, verbatim; none if the server has none (the first timeline has none).

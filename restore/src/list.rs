@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use highwater_format::{BackupId, Lsn, SystemId, Time, TimelineId};
+use highwater_format::{BackupId, Branch, Lsn, SystemId, Time, TimelineId};
 use serde::Serialize;
 
 use crate::{
@@ -37,6 +37,8 @@ pub struct Listing {
     pub windows: Vec<WindowLine>,
     /// What each region alone could restore.
     pub windows_by_region: Vec<WindowLine>,
+    /// WAL that the newest timeline never had.
+    pub branches: Vec<Branch>,
     /// Timelines of which the descent is not known, and other things that are wrong.
     pub problems: Vec<String>,
 }
@@ -139,6 +141,7 @@ pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, Rest
         unfinished: unfinished(catalog),
         windows: lines,
         windows_by_region: region_windows(catalog),
+        branches: catalog.branches(&catalog.readable()),
         problems,
     })
 }
@@ -283,6 +286,12 @@ impl fmt::Display for Listing {
         write_windows(f, &self.windows)?;
         writeln!(f, "\nfrom one region alone")?;
         write_windows(f, &self.windows_by_region)?;
+        if !self.branches.is_empty() {
+            writeln!(f, "\ndivergent branches")?;
+        }
+        for branch in &self.branches {
+            writeln!(f, "  {branch}")?;
+        }
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem: {problem}"))
