@@ -33,7 +33,8 @@ use crate::segmenter::{Rules, object_size};
 use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
-use crate::{admin, identity, inventory, pulse, server};
+use crate::writer::Claims;
+use crate::{admin, branches, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +57,8 @@ const JOIN_GRACE: Duration = Duration::from_secs(3);
 pub struct Options {
     /// A new system identifier may begin under a cluster name that already holds another one.
     pub new_lineage: bool,
+    /// Nobody is waited for whose place this agent takes.
+    pub take_over: bool,
 }
 
 /// Runs the agent until `cancel`, which stores the last bytes first.
@@ -120,6 +123,7 @@ pub fn connection(config: &Config) -> Result<ConnInfo> {
 /// Everything that is known before the first byte is streamed.
 struct Started {
     shared: Shared,
+    claims: Arc<Claims>,
     conninfo: ConnInfo,
     identity: Identity,
     connection: Connection,
@@ -128,7 +132,6 @@ struct Started {
     /// Per region: read already (and where its WAL ends), or to be joined later.
     positions: Vec<Option<Option<Position>>>,
     clock: Clock,
-    instance: String,
 }
 
 async fn start(config: &Config, options: Options, surroundings: Surroundings) -> Result<Started> {
@@ -137,25 +140,28 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         state,
         conninfo,
         regions,
-        instance,
+        me,
     } = surroundings;
-    let (mut connection, identity) = first_contact(&conninfo).await?;
+    let (connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let positions = read_regions(&archive).await?;
+    let claims = Claims::new(
+        me,
+        &archive,
+        state.clone(),
+        clock.clone(),
+        config.pulse.interval,
+        options.take_over,
+    );
+    let unread = positions
+        .iter()
+        .enumerate()
+        .filter(|(_, position)| position.is_none());
+    claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let (view, resume) = loop {
-        let attempt = async {
-            let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
-            let resume = resume(furthest, &view, identity.segment_size)?;
-            Ok((view, resume))
-        };
-        match attempt.await {
-            Ok(found) => break found,
-            Err(error) => wait_or_fail(error, "streaming cannot begin yet").await?,
-        }
-        connection = reconnect(connection, &conninfo, &identity).await?;
-    };
+    let (mut connection, view, resume) =
+        beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
     let histories = leading_histories(&mut connection, &view, &resume).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
@@ -181,6 +187,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     };
     Ok(Started {
         shared,
+        claims: Arc::new(claims),
         conninfo,
         identity,
         connection,
@@ -188,8 +195,48 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         slot_event: view.slot_event,
         positions,
         clock,
-        instance,
     })
+}
+
+/// Where the stream begins, and the right to write it. Waits for a standby that has yet to receive what is archived.
+async fn beginning(
+    config: &Config,
+    conninfo: &ConnInfo,
+    identity: &Identity,
+    claims: &Claims,
+    furthest: Option<Position>,
+    connection: Connection,
+) -> Result<(Connection, ServerView, Resume)> {
+    let mut open = Some(connection);
+    loop {
+        let attempt = async {
+            let mut connection = match open.take() {
+                Some(connection) => connection,
+                None => server::connect(conninfo).await?,
+            };
+            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
+            server::refuse_standby(&view, config.cluster.standby)?;
+            let resume = resume(furthest, &view, identity.segment_size);
+            let resume = match resume {
+                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
+                other => other?,
+            };
+            claims.enter(view.timeline, view.in_recovery).await?;
+            Ok((connection, view, resume))
+        };
+        match attempt.await {
+            Ok(begun) => return Ok(begun),
+            Err(error) => wait_or_fail(error, "not streaming yet").await?,
+        }
+    }
+}
+
+/// A refusal that also names the writer of the archive.
+async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
+    match claims.newest_holder().await {
+        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
+        None => AgentError::Refused { what, next },
+    }
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
@@ -205,19 +252,6 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
             Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
         }
     }
-}
-
-/// A new connection instead of one that may be broken, to the same cluster.
-async fn reconnect(old: Connection, conninfo: &ConnInfo, expected: &Identity) -> Result<Connection> {
-    old.close().await;
-    let (connection, identity) = first_contact(conninfo).await?;
-    expected.expect(&identity).map_err(|error| {
-        AgentError::refused(
-            format!("another server answers now: {error}"),
-            "Nothing was stored; start the agent anew for it with its own cluster name",
-        )
-    })?;
-    Ok(connection)
 }
 
 async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
@@ -328,7 +362,7 @@ impl Started {
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
         let stop_storing = CancellationToken::new();
-        let shared = self.shared;
+        let (shared, claims) = (self.shared, self.claims);
         // Everybody's position is known before anybody decides where an empty region begins.
         for (region, known) in shared.archive.regions.iter().zip(&self.positions) {
             if let Some(Some(position)) = known {
@@ -343,7 +377,7 @@ impl Started {
                 shared.clone(),
                 region.clone(),
                 interval,
-                self.instance.clone(),
+                claims.clone(),
                 stop_storing.clone(),
             );
             tasks.spawn(async move {
@@ -352,6 +386,11 @@ impl Started {
             });
         }
         let reanchor = Arc::new(Notify::new());
+        let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());
+        tasks.spawn(async move {
+            branches.await;
+            Ok(())
+        });
         let scheduled = Scheduled {
             schedule,
             reanchor: reanchor.clone(),
@@ -383,6 +422,8 @@ impl Started {
             conninfo: self.conninfo,
             identity: self.identity,
             slot: config.cluster.slot.clone(),
+            standby: config.cluster.standby,
+            claims: claims.clone(),
             synchronous: config.wal.synchronous,
             reanchor,
             clock: self.clock,
@@ -395,7 +436,10 @@ impl Started {
         services.cancel();
         stop_storing.cancel();
         let ended = drain(&mut tasks).await;
-        result.and(ended)
+        match result.and(ended) {
+            Err(error) => Err(claims.name_rival(error).await),
+            done => done,
+        }
     }
 }
 

@@ -113,6 +113,8 @@ mod tests {
             }],
             last_backup: None,
             gaps: vec![],
+            branches: vec![],
+            writer: None,
         }
     }
 
