@@ -18,6 +18,7 @@ pub mod compact;
 pub mod decommission;
 pub mod encoder;
 pub mod error;
+mod followers;
 pub mod frontier;
 pub mod identity;
 pub mod inventory;

@@ -138,14 +138,19 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         regions,
         instance,
     } = surroundings;
-    let (mut connection, identity) = first_contact(&conninfo).await?;
+    let (connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let positions = read_regions(&archive).await?;
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
-    let resume = resume(furthest, &view, identity.segment_size)?;
-    let histories = leading_histories(&mut connection, &view, &resume).await?;
+    let slot = &config.cluster.slot;
+    let survey = survey(connection, &conninfo, slot, &identity, furthest).await?;
+    let Survey {
+        connection,
+        view,
+        resume,
+        histories,
+    } = survey;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -191,6 +196,48 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
         match attempt.await {
             Ok(contact) => return Ok(contact),
             Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
+        }
+    }
+}
+
+/// What the server says about where to begin.
+struct Survey {
+    connection: Connection,
+    view: ServerView,
+    resume: Resume,
+    histories: Vec<(TimelineId, Bytes)>,
+}
+
+/// Asks the server where to begin. Reading the regions takes its time: a connection that was lost meanwhile is
+/// made again.
+async fn survey(
+    connection: Connection,
+    conninfo: &ConnInfo,
+    slot: &str,
+    identity: &Identity,
+    furthest: Option<Position>,
+) -> Result<Survey> {
+    let mut first = Some(connection);
+    loop {
+        let known = first.take();
+        let attempt = async {
+            let mut connection = match known {
+                Some(connection) => connection,
+                None => server::connect(conninfo).await?,
+            };
+            let view = server::view(&mut connection, conninfo, slot, identity).await?;
+            let resume = resume(furthest, &view, identity.segment_size)?;
+            let histories = leading_histories(&mut connection, &view, &resume).await?;
+            Ok(Survey {
+                connection,
+                view,
+                resume,
+                histories,
+            })
+        };
+        match attempt.await {
+            Ok(survey) => return Ok(survey),
+            Err(error) => wait_or_fail(error, "PostgreSQL does not say where to begin").await?,
         }
     }
 }
