@@ -19,6 +19,7 @@ pub mod compact;
 pub mod decommission;
 pub mod encoder;
 pub mod error;
+mod followers;
 pub mod frontier;
 pub mod gap;
 pub mod held;

@@ -160,9 +160,12 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         .filter(|(_, position)| position.is_none());
     claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let (mut connection, view, resume) =
-        beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
-    let histories = leading_histories(&mut connection, &view, &resume).await?;
+    let Beginning {
+        connection,
+        view,
+        resume,
+        histories,
+    } = beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -198,7 +201,16 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     })
 }
 
-/// Where the stream begins, and the right to write it. Waits for a standby that has yet to receive what is archived.
+/// Where the stream begins, and the right to write it.
+struct Beginning {
+    connection: Connection,
+    view: ServerView,
+    resume: Resume,
+    histories: Vec<(TimelineId, Bytes)>,
+}
+
+/// Asks the server where to begin, and the archive whether this agent may. Waits for a standby that has yet to
+/// receive what is archived; a connection that was lost while the regions were read is made again.
 async fn beginning(
     config: &Config,
     conninfo: &ConnInfo,
@@ -206,7 +218,7 @@ async fn beginning(
     claims: &Claims,
     furthest: Option<Position>,
     connection: Connection,
-) -> Result<(Connection, ServerView, Resume)> {
+) -> Result<Beginning> {
     let mut open = Some(connection);
     loop {
         let attempt = async {
@@ -222,7 +234,13 @@ async fn beginning(
                 other => other?,
             };
             claims.enter(view.timeline, view.in_recovery).await?;
-            Ok((connection, view, resume))
+            let histories = leading_histories(&mut connection, &view, &resume).await?;
+            Ok(Beginning {
+                connection,
+                view,
+                resume,
+                histories,
+            })
         };
         match attempt.await {
             Ok(begun) => return Ok(begun),

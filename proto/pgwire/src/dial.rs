@@ -18,9 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::conninfo::HostSpec;
 
 /// What a connection needs of its transport.
-pub trait ByteStream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+pub trait ByteStream: AsyncRead + AsyncWrite + fmt::Debug + Send + Sync + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> ByteStream for T {}
+impl<T: AsyncRead + AsyncWrite + fmt::Debug + Send + Sync + Unpin> ByteStream for T {}
 
 /// A stream that is being opened.
 pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>>> + Send>>;
