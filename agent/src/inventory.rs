@@ -5,9 +5,10 @@
 //! The pulse shortens the listing: it names a position that was true when it was written, so only what
 //! comes after it needs to be listed. It is a hint: the listing decides.
 
+use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
-use highwater_store::{Store, list_all};
+use highwater_store::{ErrorKind, Store, list_all};
 
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -159,10 +160,50 @@ pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> 
             }
         };
         if let Some(lsn) = end {
+            let lsn = match hint.filter(|claimed| *claimed > lsn) {
+                Some(claimed) => beyond_listing(store, layout, size, timeline, lsn, claimed).await?,
+                None => lsn,
+            };
             return Ok(Some(Position { timeline, lsn }));
         }
     }
     Ok(None)
+}
+
+/// The pulse claims more than the listing shows: either something is gone, or the listing lags behind. Segment
+/// objects have names that need no listing, so they are asked for directly.
+async fn beyond_listing(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    listed: Lsn,
+    claimed: Lsn,
+) -> Result<Lsn> {
+    let mut end = listed;
+    while end < claimed && size.bytes() <= MAX_OBJECT_PLAIN {
+        let number = size.segment_number(end);
+        match store
+            .head(&layout.segment(SegmentName { timeline, number }, size))
+            .await
+        {
+            Ok(_) => end = size.segment_start(end) + size.bytes(),
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if end < claimed {
+        tracing::warn!(
+            region = store.region(), %timeline, claimed = %claimed, found = %end,
+            "the region holds less than its pulse says: objects are gone, or its listing lags"
+        );
+    }
+    if end == listed {
+        return Ok(end);
+    }
+    Ok(held(store, layout, size, timeline, end)
+        .await?
+        .contiguous_end(end))
 }
 
 /// The end of the WAL that goes on from what the pulse claims; none if the claim does not hold.

@@ -5,6 +5,7 @@
 //! frontier, and only the frontier's durable position goes back to PostgreSQL.
 
 pub mod admin;
+pub mod agree;
 pub mod archived;
 pub mod backfill;
 pub mod backup;
@@ -22,6 +23,7 @@ pub mod error;
 mod followers;
 pub mod frontier;
 pub mod gap;
+pub mod heal;
 pub mod held;
 pub mod identity;
 pub mod inventory;

@@ -124,6 +124,57 @@ fn regions(page: &mut Page, snapshot: &Snapshot) {
         all,
         |view| view.bytes.to_string(),
     );
+    missing(page, all);
+}
+
+/// What comparing the regions found, and what was copied between them.
+fn missing(page: &mut Page, all: &[RegionView]) {
+    page.per_region(
+        "highwater_region_missing_wal_bytes",
+        "gauge",
+        "WAL before the region's stored position that it lacks, as the last comparison found.",
+        all,
+        |view| view.lacks.wal_bytes.to_string(),
+    );
+    page.per_region(
+        "highwater_region_missing_backups",
+        "gauge",
+        "Base backups of other regions that are not complete here, as the last comparison found.",
+        all,
+        |view| view.lacks.backups.to_string(),
+    );
+    page.per_region(
+        "highwater_region_lost",
+        "gauge",
+        "1 when objects are gone that the region had, until they are back.",
+        all,
+        |view| u8::from(view.lacks.lost).to_string(),
+    );
+    page.per_region(
+        "highwater_region_healed_objects_total",
+        "counter",
+        "Objects copied from another region because they were missing here.",
+        all,
+        |view| view.healed_objects.to_string(),
+    );
+    page.per_region(
+        "highwater_region_healed_bytes_total",
+        "counter",
+        "Bytes of the objects copied from another region.",
+        all,
+        |view| view.healed_bytes.to_string(),
+    );
+    page.per_region(
+        "highwater_region_compared_timestamp_seconds",
+        "gauge",
+        "When the region was last compared with the others; 0 before the first time.",
+        all,
+        |view| {
+            view.compared_at
+                .map_or(Seconds(0.0), |time| Seconds(unix_seconds(time)))
+                .to_string()
+        },
+    );
 }
 
 fn lineage(page: &mut Page, snapshot: &Snapshot) {

@@ -175,7 +175,7 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
 }
 
 /// Whether two objects carry the same content, and how each calls itself.
-fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
+pub(crate) fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
     let (our_length, their_length) = (ours.len(), theirs.len());
     let plain = (ours.clone(), theirs.clone());
     match (Container::open(ours), Container::open(theirs)) {

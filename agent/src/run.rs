@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::encoder::Encoder;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
+use crate::heal::Healer;
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
@@ -34,7 +35,7 @@ use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
 use crate::writer::Claims;
-use crate::{admin, branches, identity, inventory, pulse, server};
+use crate::{admin, agree, branches, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -184,10 +185,16 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         uploads: config.wal.uploads,
         in_flight: limit / 4,
         server_timeline: view.timeline,
+        budget: Budget::new(limit),
         origin,
+        acknowledged: view.slot.map(|lsn| Position {
+            timeline: view.history.timeline_at(lsn),
+            lsn,
+        }),
         histories: histories.into(),
         archive,
     };
+    agree::at_start(&shared, &positions, JOIN_GRACE).await?;
     Ok(Started {
         shared,
         claims: Arc::new(claims),
@@ -372,10 +379,11 @@ impl Started {
         services: CancellationToken,
         cancel: CancellationToken,
     ) -> Result<()> {
-        let budget = Budget::new(wal_limit(&config, self.identity.segment_size));
-        self.shared
-            .state
-            .update(|snapshot| snapshot.memory_limit = budget.limit());
+        let budget = self.shared.budget.clone();
+        self.shared.state.update(|snapshot| {
+            snapshot.memory_limit = budget.limit();
+            snapshot.needed = config.durability.policy.needed(config.regions.len());
+        });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
@@ -402,6 +410,13 @@ impl Started {
                 pulse.await;
                 Ok(())
             });
+            let healer = Healer::new(
+                shared.clone(),
+                region.clone(),
+                config.heal.interval,
+                self.clock.clone(),
+            );
+            tasks.spawn(healer.run(services.clone()));
         }
         let reanchor = Arc::new(Notify::new());
         let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());

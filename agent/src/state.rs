@@ -44,12 +44,28 @@ pub enum RegionState {
     Failing,
 }
 
+/// What a region lacks below its position and another one has, as the last comparison found.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Lacks {
+    /// Bytes of WAL.
+    pub wal_bytes: u64,
+    /// Objects that have to be copied.
+    pub objects: u64,
+    /// Base backups that are not visible here.
+    pub backups: u64,
+    /// The region had some of it before: something outside the agent removed it.
+    pub lost: bool,
+    /// In words: which WAL and which base backups, and what is done about it.
+    pub detail: Option<String>,
+}
+
 /// One region's part of a [`Snapshot`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RegionView {
     /// Name from the configuration.
     pub name: String,
-    /// End of the region's own gap-free WAL on its newest timeline.
+    /// End of the region's own gap-free WAL on its newest timeline: of the run that is being appended to. What
+    /// is missing before that run is in `lacks`.
     pub stored: Lsn,
     /// Timeline of `stored`; none before the region was read.
     pub timeline: Option<TimelineId>,
@@ -63,6 +79,14 @@ pub struct RegionView {
     pub objects: u64,
     /// Bytes of these objects.
     pub bytes: u64,
+    /// What it lacks below `stored`; empty before the first comparison.
+    pub lacks: Lacks,
+    /// The agent's clock when it was last compared with the other regions.
+    pub compared_at: Option<Time>,
+    /// Objects copied from another region since the start because they were missing here.
+    pub healed_objects: u64,
+    /// Bytes of these objects.
+    pub healed_bytes: u64,
 }
 
 /// The newest base backup that the agent knows of.
@@ -117,6 +141,8 @@ pub struct Snapshot {
     pub received_commit: Option<Time>,
     /// The agent's clock when `durable` last reached everything that had been received.
     pub current_at: Option<Time>,
+    /// In how many regions WAL must be stored to count as durable.
+    pub needed: usize,
     /// Every region, in the order of the configuration.
     pub regions: Vec<RegionView>,
     /// How the agent stands with PostgreSQL.

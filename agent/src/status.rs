@@ -82,6 +82,9 @@ pub struct Agent {
     pub reason: Option<String>,
     /// For how long WAL has waited to become durable.
     pub lag_seconds: Option<f64>,
+    /// What it says of regions that lack something, by name.
+    #[serde(skip)]
+    pub lacking: Vec<(String, String)>,
 }
 
 /// What the server answered.
@@ -119,6 +122,10 @@ pub struct RegionStatus {
     pub pulse: Option<Pulse>,
     /// Complete base backups.
     pub backups: usize,
+    /// Complete base backups of other regions that are not complete here.
+    pub missing_backups: Vec<BackupId>,
+    /// What the running agent found missing here, and does about it.
+    pub note: Option<String>,
     /// Why it could not be read.
     pub error: Option<String>,
 }
@@ -284,6 +291,16 @@ impl fmt::Display for RegionLine<'_> {
         if let Some(pulse) = &region.pulse {
             write!(f, ", pulse {} s ago", now.since(pulse.server_time).as_secs())?;
         }
-        write!(f, ", {} base backups", region.backups)
+        write!(f, ", {} base backups", region.backups)?;
+        if let Some(note) = &region.note {
+            return write!(f, ", {note}");
+        }
+        match region.missing_backups.as_slice() {
+            [] => Ok(()),
+            missing => {
+                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                write!(f, ", lacks base backup {}", names.join(", "))
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the questions; each failure becomes part of the answer. Does not own the verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 use highwater_config::Config;
@@ -56,8 +56,22 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         .filter_map(|told| told.writer.clone())
         .max_by(|a, b| rank(a).cmp(&rank(b)));
     let branches = branches_of(&told);
+    let all: BTreeSet<BackupId> = told
+        .iter()
+        .flat_map(|told| told.backups.iter().cloned())
+        .collect();
+    let lacking: BTreeMap<String, String> = agent.lacking.iter().cloned().collect();
     let with_lag = |told: Told| RegionStatus {
         lag_bytes: behind(told.status.stored),
+        missing_backups: match told.status.error {
+            None => all
+                .iter()
+                .filter(|id| !told.backups.contains(id))
+                .cloned()
+                .collect(),
+            Some(_) => Vec::new(),
+        },
+        note: lacking.get(&told.status.name).cloned(),
         ..told.status
     };
     Ok(Status {
@@ -94,12 +108,26 @@ async fn ask_agent(config: &Config) -> Agent {
             ready: document["ready"].as_bool(),
             reason: document["reason"].as_str().map(str::to_owned),
             lag_seconds: document["lag_seconds"].as_f64(),
+            lacking: lacking(&document),
         },
         Err(error) => Agent {
             reason: Some(format!("http://{listen}/status: {error}")),
             ..Agent::default()
         },
     }
+}
+
+/// Name and words for each region that lacks something, as the agent's document has them.
+fn lacking(document: &Value) -> Vec<(String, String)> {
+    let regions = document["regions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let told = regions.iter().filter_map(|region| {
+        let detail = region["lacks"]["detail"].as_str()?;
+        Some((region["name"].as_str()?.to_owned(), detail.to_owned()))
+    });
+    told.collect()
 }
 
 async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
@@ -179,6 +207,8 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         lag_bytes: None,
         pulse: None,
         backups: 0,
+        missing_backups: Vec::new(),
+        note: None,
         error: None,
     };
     let Some(system_id) = system_id else {

@@ -109,6 +109,8 @@ mod tests {
                 lag_bytes: lag,
                 pulse,
                 backups: 0,
+                missing_backups: vec![],
+                note: None,
                 error: None,
             }],
             last_backup: None,
@@ -126,6 +128,7 @@ mod tests {
             ready: Some(true),
             reason: None,
             lag_seconds: Some(0.1),
+            lacking: vec![],
         };
         assert!(breaches(&good, INTERVAL).is_empty());
         good.agent.ready = Some(false);
@@ -172,6 +175,7 @@ mod tests {
             ready: Some(true),
             reason: None,
             lag_seconds: None,
+            lacking: vec![],
         };
         status.gaps = vec![gap(true)];
         assert!(breaches(&status, INTERVAL).is_empty());

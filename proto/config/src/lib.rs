@@ -28,8 +28,8 @@ use highwater_store::RegionConfig;
 pub use error::{ConfigError, Origin};
 pub use exit::Exit;
 pub use settings::{
-    AdminConfig, BackupConfig, ClusterConfig, Durability, Policy, PulseConfig, RestoreConfig, Standby,
-    WalConfig,
+    AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig, RestoreConfig,
+    Standby, WalConfig,
 };
 pub use units::{ByteSize, Interval, UnitError};
 
@@ -51,6 +51,8 @@ pub struct Config {
     pub backup: BackupConfig,
     /// `[pulse]`.
     pub pulse: PulseConfig,
+    /// `[heal]`.
+    pub heal: HealConfig,
     /// `[admin]`.
     pub admin: AdminConfig,
     /// `[restore]`.
@@ -107,6 +109,7 @@ impl Config {
             wal: WalConfig::build(raw)?,
             backup: BackupConfig::build(raw)?,
             pulse: PulseConfig::build(raw)?,
+            heal: HealConfig::build(raw)?,
             admin: AdminConfig::build(raw)?,
             restore: RestoreConfig::build(raw, &names)?,
             regions,

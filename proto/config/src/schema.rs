@@ -43,6 +43,10 @@ pub(crate) const SECTIONS: &[Section] = &[
         keys: &["interval"],
     },
     Section {
+        name: "heal",
+        keys: &["interval"],
+    },
+    Section {
         name: "memory",
         keys: &["limit"],
     },

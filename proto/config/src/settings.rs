@@ -145,6 +145,14 @@ pub struct PulseConfig {
     pub interval: Duration,
 }
 
+/// `[heal]`: regions are compared, and what one lacks is copied from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealConfig {
+    /// Between two comparisons. Default 15 min, 1 s to 1 day: one costs a listing of everything in every
+    /// region, and what is found missing was in one region less since the comparison before.
+    pub interval: Duration,
+}
+
 /// `[admin]`: metrics and health over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
@@ -242,6 +250,16 @@ impl PulseConfig {
         let seconds = |seconds| Interval(Duration::from_secs(seconds));
         let interval = raw
             .bounded("pulse", "interval", seconds(5), (seconds(1), seconds(300)))?
+            .0;
+        Ok(Self { interval })
+    }
+}
+
+impl HealConfig {
+    pub(crate) fn build(raw: &Raw) -> Result<Self, ConfigError> {
+        let seconds = |seconds| Interval(Duration::from_secs(seconds));
+        let interval = raw
+            .bounded("heal", "interval", seconds(900), (seconds(1), seconds(86_400)))?
             .0;
         Ok(Self { interval })
     }

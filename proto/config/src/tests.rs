@@ -107,6 +107,7 @@ fn the_defaults_are_the_documented_ones() {
         (32 << 20, None)
     );
     assert_eq!(config.pulse.interval, Duration::from_secs(5));
+    assert_eq!(config.heal.interval, Duration::from_secs(900));
     assert_eq!(config.admin.listen.unwrap().to_string(), "127.0.0.1:9187");
     assert_eq!(config.regions[0].name, "a", "taken from the url");
 }
