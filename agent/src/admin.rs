@@ -58,6 +58,12 @@ pub fn not_ready(snapshot: &Snapshot, now: Time) -> Option<String> {
         Connection::Stopping => return Some("stopping: the last bytes are being stored".into()),
         Connection::Stopped(why) => return Some(format!("stopped: {why}")),
     }
+    if let Some(given_up) = snapshot.given_up.as_ref().filter(|given_up| given_up.is_felt) {
+        return Some(format!(
+            "recovery point breached: {} ({}); the archive has not been current since",
+            given_up.reason, given_up.at
+        ));
+    }
     let lag = metrics::lag_seconds(snapshot, now);
     if lag > BREACHED_AFTER.as_secs_f64() {
         let bytes = snapshot.server_end.distance_from(snapshot.durable);

@@ -28,6 +28,7 @@ pub mod held;
 pub mod identity;
 pub mod inventory;
 pub mod metrics;
+pub mod outage;
 pub mod progress;
 pub mod pulse;
 mod receiver;

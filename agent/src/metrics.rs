@@ -25,6 +25,7 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     resources(&mut page, snapshot);
     backup(&mut page, snapshot);
     gaps(&mut page, snapshot);
+    slot(&mut page, snapshot);
     page.text
 }
 
@@ -286,6 +287,41 @@ fn backup(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
+fn slot(page: &mut Page, snapshot: &Snapshot) {
+    page.head(
+        "highwater_slot_given_up_total",
+        "counter",
+        "How often the outage policy gave the slot up.",
+    );
+    let times = snapshot.given_up.as_ref().map_or(0, |given_up| given_up.times);
+    page.line("highwater_slot_given_up_total", &[], times);
+    let Some(slot) = &snapshot.slot else { return };
+    page.gauge(
+        "highwater_slot_held_bytes",
+        "WAL that the server keeps for the slot.",
+        slot.held_bytes,
+    );
+    page.gauge(
+        "highwater_slot_growth_bytes_per_second",
+        "By how much the WAL kept for the slot grows; 0 while it does not.",
+        slot.growth_bytes_per_second,
+    );
+    if let Some(room) = slot.room_bytes {
+        page.gauge(
+            "highwater_slot_room_bytes",
+            "WAL that may still be written before the server gives the slot up or the disk is full.",
+            room,
+        );
+    }
+    if let Some(seconds) = slot.seconds_until_full {
+        page.gauge(
+            "highwater_slot_seconds_until_full",
+            "When that room is used up at the present growth.",
+            seconds,
+        );
+    }
+}
+
 fn gaps(page: &mut Page, snapshot: &Snapshot) {
     let Some(gaps) = &snapshot.gaps else { return };
     page.gauge(
@@ -409,7 +445,7 @@ mod tests {
     use highwater_format::{Gap, TimelineId};
 
     use super::*;
-    use crate::state::{Gaps, LastBackup};
+    use crate::state::{Gaps, LastBackup, SlotView};
 
     fn at(text: &str) -> Time {
         text.parse().unwrap()
@@ -524,6 +560,11 @@ mod tests {
         let mut full = snapshot();
         full.started_at = Some(at("2026-11-20T11:00:00Z"));
         full.gaps = Some(gaps_of_one());
+        full.slot = Some(SlotView {
+            room_bytes: Some(7),
+            seconds_until_full: Some(7),
+            ..SlotView::default()
+        });
         let text = render(&full, at("2026-11-20T12:00:00Z"));
         let rendered: HashSet<&str> = text
             .lines()

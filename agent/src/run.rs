@@ -24,6 +24,7 @@ use crate::encoder::Encoder;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::heal::Healer;
+use crate::outage::{GiveUp, Watcher};
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
@@ -435,6 +436,16 @@ impl Started {
             cancel: services.clone(),
         };
         tasks.spawn(scheduled.run());
+        let give_up = GiveUp::default();
+        let watcher = Watcher {
+            conninfo: self.conninfo.clone().with_application_name("highwater watch"),
+            slot: config.cluster.slot.clone(),
+            config: config.outage.clone(),
+            state: shared.state.clone(),
+            give_up: give_up.clone(),
+            cancel: services.clone(),
+        };
+        tasks.spawn(watcher.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));
         let rules = Rules {
@@ -459,6 +470,7 @@ impl Started {
             claims: claims.clone(),
             synchronous: config.wal.synchronous,
             reanchor,
+            give_up,
             clock: self.clock,
             started: Instant::now(),
             cancel: cancel.clone(),

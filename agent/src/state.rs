@@ -113,6 +113,34 @@ pub struct Gaps {
     pub last: Option<Gap>,
 }
 
+/// The slot, as the server shows it.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct SlotView {
+    /// WAL that the server keeps for it.
+    pub held_bytes: u64,
+    /// WAL that may still be written before the server gives the slot up or the disk is full; none if not known.
+    pub room_bytes: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// By how much `held_bytes` grows.
+    pub growth_bytes_per_second: u64,
+    /// When the room is used up at that rate; none: never, or not known.
+    pub seconds_until_full: Option<u64>,
+}
+
+/// That the slot was given up.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GivenUp {
+    /// How often since the start.
+    pub times: u64,
+    /// The last time.
+    pub at: Time,
+    /// Why.
+    pub reason: String,
+    /// The archive has not been current since.
+    pub is_felt: bool,
+}
+
 /// Everything at one moment. `received >= sealed >= stored(region)`, and `durable` is what the policy
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -159,6 +187,10 @@ pub struct Snapshot {
     pub last_backup: Option<LastBackup>,
     /// WAL that is on record as lost; none until a region was read.
     pub gaps: Option<Gaps>,
+    /// What the server keeps for the slot; none while it cannot be asked.
+    pub slot: Option<SlotView>,
+    /// The last time the slot was given up by the outage policy.
+    pub given_up: Option<GivenUp>,
     /// Start of the agent.
     pub started_at: Option<Time>,
 }

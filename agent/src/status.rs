@@ -85,6 +85,9 @@ pub struct Agent {
     /// What it says of regions that lack something, by name.
     #[serde(skip)]
     pub lacking: Vec<(String, String)>,
+    /// What it saw of the slot.
+    #[serde(skip)]
+    slot: Option<serde_json::Value>,
 }
 
 /// What the server answered.
@@ -107,6 +110,12 @@ pub struct Slot {
     pub held_bytes: Option<u64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// WAL that may still be written before the server gives it up or the disk is full; none if not known.
+    pub room_bytes: Option<u64>,
+    /// By how much `held_bytes` grows; none without a running agent.
+    pub growth_bytes_per_second: Option<u64>,
+    /// When the room is used up at that rate; none: never, or not known.
+    pub seconds_until_full: Option<u64>,
 }
 
 /// One region.
@@ -259,6 +268,9 @@ impl fmt::Display for SlotLine<'_> {
             active_pid,
             held_bytes,
             wal_status,
+            room_bytes,
+            growth_bytes_per_second,
+            seconds_until_full,
         } = self.0;
         write!(f, "{name}")?;
         match active_pid {
@@ -268,7 +280,21 @@ impl fmt::Display for SlotLine<'_> {
         if let Some(bytes) = held_bytes {
             write!(f, ", {bytes} bytes of WAL kept for it")?;
         }
-        wal_status.iter().try_for_each(|status| write!(f, ", {status}"))
+        wal_status.iter().try_for_each(|status| write!(f, ", {status}"))?;
+        match room_bytes {
+            Some(room) => write!(f, ", room for {room} more")?,
+            None => write!(
+                f,
+                ", room not known (max_slot_wal_keep_size and outage.disk are not set)"
+            )?,
+        }
+        if let Some(growth) = growth_bytes_per_second.filter(|growth| *growth > 0) {
+            write!(f, ", growing by {growth} bytes/s")?;
+        }
+        match seconds_until_full {
+            Some(seconds) => write!(f, ", FULL IN {} MIN", seconds / 60),
+            None => Ok(()),
+        }
     }
 }
 

@@ -26,6 +26,9 @@ use crate::state;
 /// How long the first WAL of a stream that proves a gap's end may take.
 const FIRST_WAL: Duration = Duration::from_secs(20);
 
+/// Between two attempts to give the slot up.
+const PAUSE: Duration = Duration::from_secs(1);
+
 impl Receiver {
     /// Records what is missing behind the archive's end. The next session begins after it.
     pub(super) async fn bridge(&mut self, resume: &Resume) -> Result<()> {
@@ -153,12 +156,7 @@ impl Receiver {
             timeline,
             lsn: range.end,
         };
-        let mut durable = self.context.shared.progress.subscribe();
-        let stored = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind));
-        tokio::select! {
-            () = self.context.cancel.cancelled() => return Err(AgentError::Cancelled),
-            stored = stored => drop(stored.map_err(|_| AgentError::Cancelled)?),
-        }
+        self.until_durable(behind).await?;
         self.sealed = Some(behind);
         self.removed = false;
         self.cause = None;
@@ -167,5 +165,26 @@ impl Receiver {
             what: format!("the gap {range} of timeline {timeline} is recorded"),
             next: "The stream goes on behind it".into(),
         })
+    }
+
+    /// Waits until as many regions hold everything before `behind` as the policy asks for. Storage may be away for
+    /// long, and the slot holds WAL meanwhile: the outage policy goes on.
+    async fn until_durable(&mut self, behind: Position) -> Result<()> {
+        let mut durable = self.context.shared.progress.subscribe();
+        let (cancel, give_up) = (self.context.cancel.clone(), self.context.give_up.clone());
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Err(AgentError::Cancelled),
+                stored = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind)) => {
+                    return stored.map(drop).map_err(|_| AgentError::Cancelled);
+                }
+                () = give_up.when_asked() => {
+                    if let Err(error) = self.give_up_if_asked().await {
+                        tracing::warn!(%error, "the slot cannot be given up yet, trying again");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
     }
 }

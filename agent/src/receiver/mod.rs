@@ -28,6 +28,7 @@ pub(crate) use intake::Tools;
 use crate::clock::Clock;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
+use crate::outage::GiveUp;
 use crate::resume::{Resume, ServerView, lagging, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
@@ -61,6 +62,8 @@ pub(crate) struct Context {
     pub(crate) synchronous: bool,
     /// Rung when a gap has been recorded: a base backup has to end it.
     pub(crate) reanchor: Arc<Notify>,
+    /// The outage policy's wish to give the slot up.
+    pub(crate) give_up: GiveUp,
     pub(crate) clock: Clock,
     /// Start of the monotonic clock that the segmenter is driven with.
     pub(crate) started: Instant,
@@ -143,6 +146,7 @@ impl Receiver {
 
     /// One connection, until it ends.
     async fn session(&mut self) -> Result<()> {
+        self.give_up_if_asked().await?;
         let (connection, resume) = match self.first.take() {
             Some(first) => first,
             None => {
@@ -194,7 +198,9 @@ impl Receiver {
                         lsn: stream.sealed(),
                     });
                     if self.got_on(&resume) {
-                        (self.removed, self.cause) = (false, None);
+                        self.removed = false;
+                        // What was wrong with the slot may still be why the next segment is gone.
+                        self.cause.take_if(|_| !ended.as_ref().is_err_and(is_removed));
                     }
                     match ended {
                         Err(error) => return self.refused(error, &resume).await,
@@ -348,6 +354,32 @@ impl Receiver {
         })
     }
 
+    /// Makes the slot anew, so that the server may remove what it held, when the outage policy wants that.
+    async fn give_up_if_asked(&mut self) -> Result<()> {
+        let Some(why) = self.context.give_up.asked() else {
+            return Ok(());
+        };
+        let why = format!("the slot was given up by outage.policy: {why}");
+        self.remake_slot(why.clone()).await?;
+        tracing::error!(
+            slot = self.context.slot,
+            "GAVE UP THE SLOT: {why}. PostgreSQL may now remove WAL that no region has; where it does, the gap is recorded \
+             and a new base backup taken as soon as storage is back"
+        );
+        let now = self.context.clock.now();
+        self.context.shared.state.update(|snapshot| {
+            let times = snapshot.given_up.as_ref().map_or(0, |before| before.times) + 1;
+            snapshot.given_up = Some(state::GivenUp {
+                times,
+                at: now,
+                reason: why,
+                is_felt: true,
+            });
+        });
+        self.context.give_up.done();
+        Ok(())
+    }
+
     async fn send(&self, work: Work) -> Result<()> {
         self.context
             .tools
@@ -391,6 +423,10 @@ impl Receiver {
         })
         .await
     }
+}
+
+fn is_removed(error: &AgentError) -> bool {
+    matches!(error, AgentError::Postgres(error) if error.is_segment_removed())
 }
 
 /// What a refusal to stream means for the archive. Some come only with the first message of a stream.

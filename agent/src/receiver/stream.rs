@@ -174,6 +174,7 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 biased;
                 () = self.context.cancel.cancelled() => return Ok(None),
+                () = self.context.give_up.when_asked() => return Err(giving_up()),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     self.intake.tick(self.context.now()).await?;
                     self.refresh();
@@ -352,8 +353,18 @@ impl<'a> Stream<'a> {
             };
             if snapshot.durable >= received && received >= server_end {
                 snapshot.current_at = Some(now);
+                if let Some(given_up) = &mut snapshot.given_up {
+                    given_up.is_felt = false;
+                }
             }
         });
+    }
+}
+
+fn giving_up() -> AgentError {
+    AgentError::Trouble {
+        what: "the stream is let go so that the slot can be given up".into(),
+        next: "What is received and not stored yet stays in memory".into(),
     }
 }
 

@@ -15,11 +15,11 @@ use crate::backup::list;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::region::{self, Region};
-use crate::sql::{self, Rows};
+use crate::sql;
 use crate::state::State;
 use crate::writer::judge::rank;
 use crate::writer::newest_of;
-use crate::{admin, branches, gap, identity, inventory, run, server};
+use crate::{admin, branches, gap, identity, inventory, outage, run, server};
 
 /// What one region told.
 struct Told {
@@ -39,8 +39,9 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
             .map(|region| region.display_name().to_owned()),
     );
     let regions = region::open(config, &state).await?;
-    let (agent, (server, identity), slot) =
+    let (agent, (server, identity), mut slot) =
         tokio::join!(ask_agent(config), ask_server(config), ask_slot(config));
+    add_what_the_agent_saw(&mut slot, &agent);
     let system_id = match &identity {
         Some(identity) => Some(identity.system_id),
         None => only_lineage(config, &regions).await,
@@ -109,6 +110,7 @@ async fn ask_agent(config: &Config) -> Agent {
             reason: document["reason"].as_str().map(str::to_owned),
             lag_seconds: document["lag_seconds"].as_f64(),
             lacking: lacking(&document),
+            slot: document.get("slot").filter(|slot| !slot.is_null()).cloned(),
         },
         Err(error) => Agent {
             reason: Some(format!("http://{listen}/status: {error}")),
@@ -165,21 +167,26 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
 async fn ask_slot(config: &Config) -> Option<Slot> {
     let name = &config.cluster.slot;
     let mut sql = sql::connect(&run::connection(config).ok()?).await.ok()?;
-    // The configuration allows only [a-z0-9_] in the name. On a standby the position is that of replay.
-    let query = format!(
-        "SELECT active_pid, wal_status, CASE WHEN pg_catalog.pg_is_in_recovery() \
-         THEN pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_replay_lsn(), restart_lsn) \
-         ELSE pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) END::bigint AS held \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
-    );
-    let rows = Rows(sql.simple_query(&query).await.ok()?);
+    let row = outage::ask(&mut sql, name).await.ok()?;
     sql.close().await;
-    (rows.len() == 1).then(|| Slot {
+    row.map(|row| Slot {
         name: name.clone(),
-        active_pid: rows.value(0, "active_pid"),
-        held_bytes: rows.value(0, "held"),
-        wal_status: rows.text(0, "wal_status").map(|text| text.into_owned()),
+        active_pid: row.active_pid,
+        held_bytes: row.held,
+        wal_status: row.wal_status,
+        room_bytes: row.safe,
+        growth_bytes_per_second: None,
+        seconds_until_full: None,
     })
+}
+
+/// What only a running agent knows: it has looked more than once, and perhaps at the disk.
+fn add_what_the_agent_saw(slot: &mut Option<Slot>, agent: &Agent) {
+    if let (Some(slot), Some(seen)) = (slot, &agent.slot) {
+        slot.room_bytes = seen["room_bytes"].as_u64().or(slot.room_bytes);
+        slot.growth_bytes_per_second = seen["growth_bytes_per_second"].as_u64();
+        slot.seconds_until_full = seen["seconds_until_full"].as_u64();
+    }
 }
 
 /// Without a server the archive itself may say whose it is, as long as there is only one answer.

@@ -128,7 +128,7 @@ mod tests {
             ready: Some(true),
             reason: None,
             lag_seconds: Some(0.1),
-            lacking: vec![],
+            ..Agent::default()
         };
         assert!(breaches(&good, INTERVAL).is_empty());
         good.agent.ready = Some(false);
@@ -173,9 +173,7 @@ mod tests {
         status.agent = Agent {
             running: true,
             ready: Some(true),
-            reason: None,
-            lag_seconds: None,
-            lacking: vec![],
+            ..Agent::default()
         };
         status.gaps = vec![gap(true)];
         assert!(breaches(&status, INTERVAL).is_empty());

@@ -13,6 +13,7 @@ mod error;
 mod exit;
 mod file;
 mod nearest;
+mod outage;
 mod overlay;
 mod raw;
 mod regions;
@@ -27,6 +28,7 @@ use highwater_store::RegionConfig;
 
 pub use error::{ConfigError, Origin};
 pub use exit::Exit;
+pub use outage::{OutageConfig, OutagePolicy};
 pub use settings::{
     AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig, RestoreConfig,
     Standby, WalConfig,
@@ -47,6 +49,8 @@ pub struct Config {
     pub durability: Durability,
     /// `[wal]` and `[memory]`.
     pub wal: WalConfig,
+    /// `[outage]`.
+    pub outage: OutageConfig,
     /// `[backup]`.
     pub backup: BackupConfig,
     /// `[pulse]`.
@@ -107,6 +111,7 @@ impl Config {
             cluster,
             durability: Durability::build(raw, regions.len())?,
             wal: WalConfig::build(raw)?,
+            outage: OutageConfig::build(raw)?,
             backup: BackupConfig::build(raw)?,
             pulse: PulseConfig::build(raw)?,
             heal: HealConfig::build(raw)?,

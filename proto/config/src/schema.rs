@@ -28,6 +28,10 @@ pub(crate) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "outage",
+        keys: &["policy", "max_backlog", "keep_free", "disk"],
+    },
+    Section {
         name: "backup",
         keys: &[
             "schedule",
