@@ -52,7 +52,9 @@ pub async fn watch(archive: Archive, state: State, cancel: CancellationToken) {
         let Some((timeline, index)) = newest.filter(|(timeline, _)| read_at != Some(*timeline)) else {
             continue;
         };
-        let Some(region) = archive.regions.get(index) else { continue };
+        let Some(region) = archive.regions.get(index) else {
+            continue;
+        };
         let found = read(&*region.quick, &archive.layout, archive.identity.segment_size);
         match cancel.run_until_cancelled(found).await {
             None => return,

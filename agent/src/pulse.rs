@@ -57,7 +57,12 @@ async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64)
     if !claims.look(region).await? || !claims.is_writer() {
         return Ok(());
     }
-    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, claims.instance(), sequence) else {
+    let Some(pulse) = pulse(
+        &shared.state.snapshot(),
+        region.index,
+        claims.instance(),
+        sequence,
+    ) else {
         return Ok(());
     };
     let document = records::encode(&pulse).map_err(|source| AgentError::Encode {

@@ -378,11 +378,7 @@ impl Started {
                 Ok(())
             });
         }
-        let branches = branches::watch(
-            shared.archive.clone(),
-            shared.state.clone(),
-            stop_storing.clone(),
-        );
+        let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());
         tasks.spawn(async move {
             branches.await;
             Ok(())

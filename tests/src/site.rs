@@ -117,7 +117,10 @@ impl Site {
                 .map(|snapshot| archive::wal_end(&snapshot, BUCKET, timeline, self.segment_size));
             ends.iter().all(|end| *end >= position).then_some(())
         };
-        let what = format!("timeline {timeline} up to {} in both regions", lsn::show(position));
+        let what = format!(
+            "timeline {timeline} up to {} in both regions",
+            lsn::show(position)
+        );
         eventually(&what, PATIENCE, held).await
     }
 

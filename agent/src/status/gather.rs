@@ -53,7 +53,10 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     let behind = |place: Option<Place>| Some(end?.lsn.distance_from(place?.lsn));
     let last_backup = last_backup(&told, now);
     let gaps = gaps(&told);
-    let writer = told.iter().filter_map(|told| told.writer.clone()).max_by(|a, b| rank(a).cmp(&rank(b)));
+    let writer = told
+        .iter()
+        .filter_map(|told| told.writer.clone())
+        .max_by(|a, b| rank(a).cmp(&rank(b)));
     let branches = branches_of(&told);
     let with_lag = |told: Told| RegionStatus {
         lag_bytes: behind(told.status.stored),
@@ -233,7 +236,11 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
 
 /// Branches of all regions: of one that several hold to a different length the longest.
 fn branches_of(told: &[Told]) -> Vec<Branch> {
-    let newest = told.iter().flat_map(|told| &told.branches).map(|branch| branch.newest).max();
+    let newest = told
+        .iter()
+        .flat_map(|told| &told.branches)
+        .map(|branch| branch.newest)
+        .max();
     let mut found: BTreeMap<TimelineId, Branch> = BTreeMap::new();
     let all = told.iter().flat_map(|told| &told.branches);
     for branch in all.filter(|branch| Some(branch.newest) == newest) {

@@ -68,12 +68,21 @@ fn only_a_newer_claim_of_another_timeline_fences() {
 #[test]
 fn life_is_a_pulse_of_another_timeline_that_changes() {
     let mut watch = Watch::new("me", id(2));
-    assert!(!watch.observe(0, &pulse("a", 1, 5)), "the first look says nothing");
-    assert!(!watch.observe(0, &pulse("a", 1, 5)), "an agent without its server");
+    assert!(
+        !watch.observe(0, &pulse("a", 1, 5)),
+        "the first look says nothing"
+    );
+    assert!(
+        !watch.observe(0, &pulse("a", 1, 5)),
+        "an agent without its server"
+    );
     assert!(!watch.observe(1, &pulse("a", 1, 4)), "each region has its own");
     for _ in 0..2 {
         assert!(!watch.observe(0, &pulse("b", 2, 7)), "a companion");
-        assert!(!watch.observe(0, &pulse("me", 1, 8)), "what we left there ourselves");
+        assert!(
+            !watch.observe(0, &pulse("me", 1, 8)),
+            "what we left there ourselves"
+        );
     }
     assert!(!watch.observe(0, &pulse("b", 2, 9)));
     assert!(watch.observe(0, &pulse("a", 1, 6)));

@@ -218,9 +218,7 @@ impl Claims {
             return Ok(false);
         }
         let pulses = self.pulses(told).await?;
-        Ok(pulses
-            .iter()
-            .all(|(_, pulse)| pulse.instance == self.me.instance))
+        Ok(pulses.iter().all(|(_, pulse)| pulse.instance == self.me.instance))
     }
 
     /// Fails with who it is if a server on another timeline than `timeline` shows signs of life.
@@ -230,10 +228,7 @@ impl Claims {
             holder = %name(holder), ours = %timeline, seconds = patience.as_secs(),
             "the newest writer is on another timeline: making sure that it is silent"
         );
-        let (until, mut watch) = (
-            Instant::now() + patience,
-            Watch::new(&self.me.instance, timeline),
-        );
+        let (until, mut watch) = (Instant::now() + patience, Watch::new(&self.me.instance, timeline));
         loop {
             let pulses = self.pulses(told).await?;
             if let Some((region, pulse)) = pulses

@@ -22,7 +22,8 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let stores = ["north", "south"].map(|name| Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(name)))));
+        let stores =
+            ["north", "south"].map(|name| Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(name)))));
         let identity = Identity {
             system_id: SystemId(7),
             server_version: 150_020,
@@ -147,11 +148,7 @@ async fn a_silent_holder_is_followed() {
     let new = rig.agent("new", false);
     let began = Instant::now();
     new.enter(id(2), false).await.unwrap();
-    assert!(
-        began.elapsed() >= INTERVAL * SILENT_FOR,
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() >= INTERVAL * SILENT_FOR, "{:?}", began.elapsed());
 
     // The old one finds out with its next pulse, or when its server is back.
     assert!(old.is_writer());
@@ -251,10 +248,7 @@ async fn i8_an_epoch_is_claimed_once() {
                 .await
                 .unwrap()
                 .unwrap();
-            owners
-                .entry(epoch)
-                .or_insert_with(Vec::new)
-                .push(claim.instance);
+            owners.entry(epoch).or_insert_with(Vec::new).push(claim.instance);
         }
     }
     let mut held: Vec<_> = agents

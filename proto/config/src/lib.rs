@@ -28,7 +28,8 @@ use highwater_store::RegionConfig;
 pub use error::{ConfigError, Origin};
 pub use exit::Exit;
 pub use settings::{
-    AdminConfig, BackupConfig, ClusterConfig, Durability, Policy, PulseConfig, RestoreConfig, Standby, WalConfig,
+    AdminConfig, BackupConfig, ClusterConfig, Durability, Policy, PulseConfig, RestoreConfig, Standby,
+    WalConfig,
 };
 pub use units::{ByteSize, Interval, UnitError};
 
