@@ -72,10 +72,6 @@ async fn fault_53_a_hole_before_the_target_is_refused_before_the_disk_is_touched
     }
     let verify = place.program()?.arg("verify").output().await?;
     answers(&verify, 1, &[&lsn::show(start)])?;
-    let plan = place.program()?.args(["plan", "--to-lsn", &lsn::show(start)]).output().await?;
-    eprintln!("{}", plan.said());
-    place.run("x", &["--to-lsn", &lsn::show(start)]).await?;
-    eprintln!("{}", std::fs::read_to_string(place.data("x").join("postgresql.auto.conf"))?);
     let before = place
         .recovered("before", &["--to-lsn", &lsn::show(start)])
         .await?;
