@@ -223,7 +223,13 @@ async fn region() -> Result<Arc<S3Server>> {
 /// A configuration file for both programs.
 #[must_use]
 pub fn config(connection: Option<&str>, regions: &[(&str, &S3Server)]) -> String {
-    let mut text = "[cluster]\nname = \"orders\"\n".to_owned();
+    config_named("orders", connection, regions)
+}
+
+/// The same for a cluster of another name.
+#[must_use]
+pub fn config_named(cluster: &str, connection: Option<&str>, regions: &[(&str, &S3Server)]) -> String {
+    let mut text = format!("[cluster]\nname = \"{cluster}\"\n");
     if let Some(connection) = connection {
         text += &format!("connection = \"{connection}\"\n");
     }
