@@ -20,6 +20,7 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     };
     positions(&mut page, snapshot, now);
     regions(&mut page, snapshot);
+    lineage(&mut page, snapshot);
     connection(&mut page, snapshot);
     resources(&mut page, snapshot);
     backup(&mut page, snapshot);
@@ -175,6 +176,32 @@ fn missing(page: &mut Page, all: &[RegionView]) {
                 .to_string()
         },
     );
+}
+
+fn lineage(page: &mut Page, snapshot: &Snapshot) {
+    page.gauge(
+        "highwater_standby",
+        "1 when the server is in recovery: this agent is a second stream beside the primary's.",
+        u8::from(snapshot.standby),
+    );
+    page.gauge(
+        "highwater_writer_epoch",
+        "Epoch of this agent's claim on the archive; 0 while it has none.",
+        snapshot.writer_epoch,
+    );
+    page.head(
+        "highwater_divergent_wal_bytes",
+        "gauge",
+        "WAL in the archive that the newest timeline never had; by the timeline that it is on.",
+    );
+    for branch in &snapshot.branches {
+        let timeline = branch.timeline.to_string();
+        page.line(
+            "highwater_divergent_wal_bytes",
+            &[("timeline", &timeline)],
+            branch.range().len(),
+        );
+    }
 }
 
 fn connection(page: &mut Page, snapshot: &Snapshot) {

@@ -32,10 +32,11 @@ use crate::resume::{Resume, ServerView, resume};
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
-use crate::state::State;
+use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
-use crate::{admin, agree, identity, inventory, pulse, server};
+use crate::writer::Claims;
+use crate::{admin, agree, branches, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -58,21 +59,26 @@ const JOIN_GRACE: Duration = Duration::from_secs(3);
 pub struct Options {
     /// A new system identifier may begin under a cluster name that already holds another one.
     pub new_lineage: bool,
+    /// Nobody is waited for whose place this agent takes.
+    pub take_over: bool,
 }
 
 /// Runs the agent until `cancel`, which stores the last bytes first.
 pub async fn run(config: Config, options: Options, cancel: CancellationToken) -> Result<()> {
-    let clock = Clock::system();
-    let state = State::new(
-        config
-            .regions
-            .iter()
-            .map(|region| region.display_name().to_owned()),
-    );
+    let surroundings = Surroundings::of(&config).await?;
+    run_in(config, options, surroundings, cancel).await
+}
+
+/// The same, in surroundings that the caller brings.
+pub async fn run_in(
+    config: Config,
+    options: Options,
+    surroundings: Surroundings,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let Surroundings { clock, state, .. } = &surroundings;
     state.update(|snapshot| snapshot.started_at = Some(clock.now()));
-    let conninfo = connection(&config)?;
     let schedule = config.backup.schedule.as_deref().map(str::parse).transpose()?;
-    let regions = crate::region::open(&config, &state).await?;
     let mut tasks = JoinSet::new();
     let services = CancellationToken::new();
     if let Some(listen) = config.admin.listen {
@@ -85,8 +91,9 @@ pub async fn run(config: Config, options: Options, cancel: CancellationToken) ->
         ));
     }
     let started = tokio::select! {
+        biased;
         () = cancel.cancelled() => return Ok(()),
-        started = start(&config, options, conninfo, regions, state, clock) => started?,
+        started = start(&config, options, surroundings) => started?,
     };
     started.supervise(config, schedule, tasks, services, cancel).await
 }
@@ -118,6 +125,7 @@ pub fn connection(config: &Config) -> Result<ConnInfo> {
 /// Everything that is known before the first byte is streamed.
 struct Started {
     shared: Shared,
+    claims: Arc<Claims>,
     conninfo: ConnInfo,
     identity: Identity,
     connection: Connection,
@@ -128,32 +136,38 @@ struct Started {
     clock: Clock,
 }
 
-async fn start(
-    config: &Config,
-    options: Options,
-    conninfo: ConnInfo,
-    regions: Vec<Arc<Region>>,
-    state: State,
-    clock: Clock,
-) -> Result<Started> {
-    let (mut connection, identity) = first_contact(&conninfo).await?;
+async fn start(config: &Config, options: Options, surroundings: Surroundings) -> Result<Started> {
+    let Surroundings {
+        clock,
+        state,
+        conninfo,
+        regions,
+        me,
+    } = surroundings;
+    let (connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let positions = read_regions(&archive).await?;
+    let claims = Claims::new(
+        me,
+        &archive,
+        state.clone(),
+        clock.clone(),
+        config.pulse.interval,
+        options.take_over,
+    );
+    let unread = positions
+        .iter()
+        .enumerate()
+        .filter(|(_, position)| position.is_none());
+    claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let (view, resume) = loop {
-        let attempt = async {
-            let view = server::view(&mut connection, &conninfo, &config.cluster.slot, &identity).await?;
-            let resume = resume(furthest, &view, identity.segment_size)?;
-            Ok((view, resume))
-        };
-        match attempt.await {
-            Ok(found) => break found,
-            Err(error) => wait_or_fail(error, "streaming cannot begin yet").await?,
-        }
-        connection = reconnect(connection, &conninfo, &identity).await?;
-    };
-    let histories = leading_histories(&mut connection, &view, &resume).await?;
+    let Beginning {
+        connection,
+        view,
+        resume,
+        histories,
+    } = beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -184,6 +198,7 @@ async fn start(
     agree::at_start(&shared, &positions, JOIN_GRACE).await?;
     Ok(Started {
         shared,
+        claims: Arc::new(claims),
         conninfo,
         identity,
         connection,
@@ -192,6 +207,62 @@ async fn start(
         positions,
         clock,
     })
+}
+
+/// Where the stream begins, and the right to write it.
+struct Beginning {
+    connection: Connection,
+    view: ServerView,
+    resume: Resume,
+    histories: Vec<(TimelineId, Bytes)>,
+}
+
+/// Asks the server where to begin, and the archive whether this agent may. Waits for a standby that has yet to
+/// receive what is archived; a connection that was lost while the regions were read is made again.
+async fn beginning(
+    config: &Config,
+    conninfo: &ConnInfo,
+    identity: &Identity,
+    claims: &Claims,
+    furthest: Option<Position>,
+    connection: Connection,
+) -> Result<Beginning> {
+    let mut open = Some(connection);
+    loop {
+        let attempt = async {
+            let mut connection = match open.take() {
+                Some(connection) => connection,
+                None => server::connect(conninfo).await?,
+            };
+            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
+            server::refuse_standby(&view, config.cluster.standby)?;
+            let resume = resume(furthest, &view, identity.segment_size);
+            let resume = match resume {
+                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
+                other => other?,
+            };
+            claims.enter(view.timeline, view.in_recovery).await?;
+            let histories = leading_histories(&mut connection, &view, &resume).await?;
+            Ok(Beginning {
+                connection,
+                view,
+                resume,
+                histories,
+            })
+        };
+        match attempt.await {
+            Ok(begun) => return Ok(begun),
+            Err(error) => wait_or_fail(error, "not streaming yet").await?,
+        }
+    }
+}
+
+/// A refusal that also names the writer of the archive.
+async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
+    match claims.newest_holder().await {
+        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
+        None => AgentError::Refused { what, next },
+    }
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
@@ -207,19 +278,6 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
             Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
         }
     }
-}
-
-/// A new connection instead of one that may be broken, to the same cluster.
-async fn reconnect(old: Connection, conninfo: &ConnInfo, expected: &Identity) -> Result<Connection> {
-    old.close().await;
-    let (connection, identity) = first_contact(conninfo).await?;
-    expected.expect(&identity).map_err(|error| {
-        AgentError::refused(
-            format!("another server answers now: {error}"),
-            "Nothing was stored; start the agent anew for it with its own cluster name",
-        )
-    })?;
-    Ok(connection)
 }
 
 async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
@@ -269,6 +327,7 @@ async fn read_all(archive: &Archive) -> Vec<Result<Option<Position>>> {
     let mut limit = None;
     loop {
         tokio::select! {
+            biased;
             read = reads.next() => {
                 let Some((index, result)) = read else { return results };
                 if result.is_ok() && limit.is_none() {
@@ -321,7 +380,6 @@ impl Started {
         services: CancellationToken,
         cancel: CancellationToken,
     ) -> Result<()> {
-        let instance = instance(&self.clock);
         let budget = self.shared.budget.clone();
         self.shared.state.update(|snapshot| {
             snapshot.memory_limit = budget.limit();
@@ -331,7 +389,7 @@ impl Started {
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
         let stop_storing = CancellationToken::new();
-        let shared = self.shared;
+        let (shared, claims) = (self.shared, self.claims);
         // Everybody's position is known before anybody decides where an empty region begins.
         for (region, known) in shared.archive.regions.iter().zip(&self.positions) {
             if let Some(Some(position)) = known {
@@ -346,7 +404,7 @@ impl Started {
                 shared.clone(),
                 region.clone(),
                 interval,
-                instance.clone(),
+                claims.clone(),
                 stop_storing.clone(),
             );
             tasks.spawn(async move {
@@ -362,6 +420,11 @@ impl Started {
             tasks.spawn(healer.run(services.clone()));
         }
         let reanchor = Arc::new(Notify::new());
+        let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());
+        tasks.spawn(async move {
+            branches.await;
+            Ok(())
+        });
         let scheduled = Scheduled {
             schedule,
             reanchor: reanchor.clone(),
@@ -403,6 +466,8 @@ impl Started {
             conninfo: self.conninfo,
             identity: self.identity,
             slot: config.cluster.slot.clone(),
+            standby: config.cluster.standby,
+            claims: claims.clone(),
             synchronous: config.wal.synchronous,
             reanchor,
             give_up,
@@ -416,7 +481,10 @@ impl Started {
         services.cancel();
         stop_storing.cancel();
         let ended = drain(&mut tasks).await;
-        result.and(ended)
+        match result.and(ended) {
+            Err(error) => Err(claims.name_rival(error).await),
+            done => done,
+        }
     }
 }
 
@@ -426,8 +494,10 @@ async fn watch(receiver: Receiver, tasks: &mut JoinSet<Result<()>>) -> Result<()
     tokio::pin!(receiving);
     loop {
         tokio::select! {
-            result = &mut receiving => return result,
+            biased;
+            // A task that failed takes the receiver with it: its error is the cause.
             Some(ended) = tasks.join_next() => flatten(ended)?,
+            result = &mut receiving => return result,
         }
     }
 }
@@ -445,15 +515,4 @@ async fn drain(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     ended.map_err(|error| AgentError::Bug(format!("a task ended abnormally: {error}")))?
-}
-
-/// Names this process in pulses: which machine, which process, since when.
-fn instance(clock: &Clock) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() {
-        "unknown"
-    } else {
-        host.trim()
-    };
-    format!("{host}/{}/{}", std::process::id(), clock.now().unix_micros())
 }

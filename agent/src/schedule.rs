@@ -185,14 +185,22 @@ impl Scheduled {
                 seen = self.read().await.unwrap_or(seen);
                 read_at = now;
             }
+            // Beside a standby it is the primary's agent that takes them.
+            let elsewhere = self.state.snapshot().standby;
             let wait = wait(self.schedule.as_ref(), &seen, not_before, now);
-            if !wait.is_zero() {
+            if !wait.is_zero() || elsewhere {
+                let due = if elsewhere {
+                    LOOK_EVERY
+                } else {
+                    wait.min(LOOK_EVERY)
+                };
                 tokio::select! {
-                    () = tokio::time::sleep(wait.min(LOOK_EVERY)) => {}
+                    biased;
                     () = self.reanchor.notified() => {
                         seen = self.first_reading().await;
                         (failures, not_before) = (0, None);
                     }
+                    () = tokio::time::sleep(due) => {}
                 }
                 continue;
             }

@@ -13,6 +13,7 @@ use highwater_format::{Layout, Lsn, LsnRange, SegmentName, SegmentSize, SystemId
 use highwater_store::Object;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::blocking;
 use crate::budget::{Budget, Charge};
 use crate::commits::CommitSpan;
 use crate::encoder::{Encoded, Encoder, Pending};
@@ -245,9 +246,7 @@ impl Sealer {
             }
             _ => self.layout.tail(self.timeline, range),
         };
-        let sealed = tokio::task::spawn_blocking(move || container::seal(header, &parts))
-            .await
-            .map_err(|error| AgentError::Bug(format!("sealing an object: {error}")))?;
+        let sealed = blocking::run("sealing an object", move || container::seal(header, &parts)).await?;
         let Sealed { bytes, crc32, .. } = sealed.map_err(|source| AgentError::Encode {
             what: format!("{range}"),
             source,

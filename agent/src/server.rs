@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use highwater_config::Standby;
 use highwater_format::{History, Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode};
 
@@ -76,11 +77,28 @@ pub async fn view(
     })
 }
 
-/// Whether the server is a standby now. Older ones than 14 do not say.
+/// Whether the server is a standby now: follows its state even while a connection stays open. Older ones than 14 do
+/// not say.
 async fn in_recovery(conn: &mut Connection) -> bool {
     conn.show("in_hot_standby")
         .await
         .is_ok_and(|answer| answer == "on")
+}
+
+/// Refuses a server in recovery unless the configuration allows it.
+pub fn refuse_standby(view: &ServerView, allowed: Standby) -> Result<()> {
+    if !view.in_recovery || allowed == Standby::Stream {
+        return Ok(());
+    }
+    Err(AgentError::refused(
+        format!(
+            "the server is in recovery: it is a standby, or is being restored (timeline {}, WAL up to {}). Its WAL comes later \
+             than the primary's, and what it has not received cannot be archived",
+            view.timeline, view.end
+        ),
+        "Point the agent at the primary, for instance with target_session_attrs=primary and all hosts in the connection \
+         string. To run one agent beside every node, set standby = \"stream\" in [cluster]",
+    ))
 }
 
 /// A history file, verbatim; none if the server has none (the first timeline has none).

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Gap, Lsn, Time, TimelineId};
+use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -145,6 +145,12 @@ pub struct GivenUp {
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
+    /// The server is in recovery: this agent is a second stream and not the archive's writer.
+    pub standby: bool,
+    /// The epoch of this agent's claim; 0 while it has none.
+    pub writer_epoch: u64,
+    /// WAL in the archive that the newest timeline never had.
+    pub branches: Vec<Branch>,
     /// Timeline that is being streamed.
     pub timeline: Option<TimelineId>,
     /// End of what was received.

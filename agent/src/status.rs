@@ -11,7 +11,7 @@ mod judge;
 use std::fmt;
 
 use highwater_config::{Config, Exit};
-use highwater_format::{BackupId, Gap, Lsn, Pulse, SystemId, Time, TimelineId};
+use highwater_format::{BackupId, Branch, Gap, Lsn, Pulse, SystemId, Time, TimelineId, Writer};
 use serde::Serialize;
 
 use crate::clock::Clock;
@@ -47,6 +47,10 @@ pub struct Status {
     pub last_backup: Option<LastBackup>,
     /// Recorded holes in the WAL.
     pub gaps: Vec<GapStatus>,
+    /// WAL that the newest timeline never had.
+    pub branches: Vec<Branch>,
+    /// The newest claim of any region: who writes.
+    pub writer: Option<Writer>,
 }
 
 /// A position with its timeline.
@@ -237,6 +241,16 @@ impl fmt::Display for Status {
                 Some(backup) => writeln!(f, "ended by base backup {backup}")?,
                 None => writeln!(f, "OPEN: no base backup has ended it")?,
             }
+        }
+        if let Some(writer) = &self.writer {
+            writeln!(
+                f,
+                "writer   {} (pid {}), timeline {}, epoch {}, since {}",
+                writer.host, writer.pid, writer.timeline, writer.epoch, writer.claimed_at
+            )?;
+        }
+        for branch in &self.branches {
+            writeln!(f, "branch   {branch}")?;
         }
         if self.breached.is_empty() {
             return write!(f, "the recovery point is kept");

@@ -231,6 +231,8 @@ impl Uploader {
             .timeline
             .max(Some(self.shared.server_timeline));
         match position {
+            // A standby follows later than its primary's agent.
+            Some(_) if self.shared.state.snapshot().standby => Ok(()),
             Some(at) if Some(at.timeline) > streamed => Err(AgentError::refused(
                 format!(
                     "region {} already follows timeline {} (up to {}): the server is an old primary that was started again, \

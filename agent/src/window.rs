@@ -17,6 +17,7 @@ use highwater_store::Object;
 use tokio::sync::watch;
 
 use crate::budget::Charge;
+use crate::followers::Followers;
 use crate::frontier::Position;
 
 /// Something that every region has to store.
@@ -128,7 +129,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Window {
     inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
+    changed: Followers<u64>,
     share: u64,
 }
 
@@ -147,7 +148,6 @@ impl Window {
     /// A window for `regions` regions that keeps at most about `share` bytes for those that lag. `begins` is
     /// where the first item continues: a region that holds less lacks something that will never be here.
     pub fn new(regions: usize, share: u64, begins: Position) -> Self {
-        let (changed, _) = watch::channel(0);
         let inner = Inner {
             items: VecDeque::new(),
             first: 0,
@@ -157,7 +157,7 @@ impl Window {
         };
         Self {
             inner: Mutex::new(inner),
-            changed,
+            changed: Followers::new(0),
             share,
         }
     }
@@ -171,12 +171,12 @@ impl Window {
             inner.forget(self.share);
             inner.end()
         };
-        self.changed.send_replace(end);
+        self.changed.send(end);
     }
 
     /// Follows additions; the value is the number of the next item.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.changed.follow()
     }
 
     /// Makes `region`, which holds everything before `at`, take part. Returns the number to ask from, or

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use highwater_format::{BackupId, Gap, Lsn, LsnRange, SystemId, Time, TimelineId};
+use highwater_format::{BackupId, Branch, Gap, Lsn, LsnRange, SystemId, Time, TimelineId};
 use serde::Serialize;
 
 use crate::{
@@ -39,6 +39,8 @@ pub struct Listing {
     pub windows: Vec<WindowLine>,
     /// What each region alone could restore.
     pub windows_by_region: Vec<WindowLine>,
+    /// WAL that the newest timeline never had.
+    pub branches: Vec<Branch>,
     /// Timelines of which the descent is not known, and other things that are wrong.
     pub problems: Vec<String>,
 }
@@ -159,6 +161,7 @@ pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, Rest
         gaps: gap_lines(catalog),
         windows: lines,
         windows_by_region: region_windows(catalog),
+        branches: catalog.branches(&catalog.readable()),
         problems,
     })
 }
@@ -332,6 +335,12 @@ impl fmt::Display for Listing {
         write_windows(f, &self.windows)?;
         writeln!(f, "\nfrom one region alone")?;
         write_windows(f, &self.windows_by_region)?;
+        if !self.branches.is_empty() {
+            writeln!(f, "\ndivergent branches")?;
+        }
+        for branch in &self.branches {
+            writeln!(f, "  {branch}")?;
+        }
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem: {problem}"))

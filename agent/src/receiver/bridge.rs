@@ -39,15 +39,8 @@ impl Receiver {
         self.is_the_archives_end(frontier)?;
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
-        let view = server::view(
-            &mut connection,
-            &context.conninfo,
-            &context.slot,
-            &context.identity,
-        )
-        .await?;
+        let view = self.look_at(&mut connection).await?;
         connection.close().await;
-        self.note_slot(&view);
         let span = self.proven(frontier, &view).await?;
         let gap = Gap {
             timeline: span.timeline,

@@ -16,6 +16,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use highwater_config::Standby;
 use highwater_format::{Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
 use tokio::sync::{Notify, oneshot};
@@ -35,6 +36,7 @@ use crate::server;
 use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
+use crate::writer::Claims;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -55,6 +57,8 @@ pub(crate) struct Context {
     pub(crate) conninfo: ConnInfo,
     pub(crate) identity: Identity,
     pub(crate) slot: String,
+    pub(crate) standby: Standby,
+    pub(crate) claims: Arc<Claims>,
     pub(crate) synchronous: bool,
     /// Rung when a gap has been recorded: a base backup has to end it.
     pub(crate) reanchor: Arc<Notify>,
@@ -116,7 +120,7 @@ impl Receiver {
             }
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) if is_final(&error) => return Err(error),
+                Err(error) if self.is_final(&error) => return Err(error),
                 Err(error) => error.to_string(),
             };
             if began.elapsed() >= GOOD_SESSION {
@@ -132,6 +136,7 @@ impl Receiver {
                 .state
                 .update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
             tokio::select! {
+                biased;
                 () = self.context.cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -142,17 +147,32 @@ impl Receiver {
     /// One connection, until it ends.
     async fn session(&mut self) -> Result<()> {
         self.give_up_if_asked().await?;
-        let (mut connection, mut resume) = match self.first.take() {
+        let (connection, resume) = match self.first.take() {
             Some(first) => first,
             None => {
                 let cancel = self.context.cancel.clone();
                 tokio::select! {
+                    biased;
                     () = cancel.cancelled() => return Ok(()),
                     prepared = self.prepare() => prepared?,
                 }
             }
         };
-        let floor = self.slot_position(&mut connection).await?;
+        let claims = self.context.claims.clone();
+        tokio::select! {
+            biased;
+            ended = self.stream(connection, resume) => return ended,
+            error = claims.fenced() => {
+                // What was received but not sealed is given up with the session.
+                self.sealed = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Streams on a connection that is ready, one timeline after the other.
+    async fn stream(&mut self, mut connection: Connection, mut resume: Resume) -> Result<()> {
+        let mut floor = self.look_at(&mut connection).await?.slot.unwrap_or(Lsn::ZERO);
         loop {
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
@@ -193,6 +213,15 @@ impl Receiver {
                 }
             };
             resume = self.switch(&resume, next);
+            // A standby that was promoted is a primary now, and its agent the writer.
+            let view = self.look_at(&mut connection).await?;
+            floor = view.slot.unwrap_or(floor);
+            let cancel = self.context.cancel.clone();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                entered = self.enter(&view) => entered?,
+            }
         }
     }
 
@@ -200,32 +229,41 @@ impl Receiver {
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
-        let view = server::view(
-            &mut connection,
-            &context.conninfo,
-            &context.slot,
-            &context.identity,
-        )
-        .await?;
-        self.note_slot(&view);
+        let view = self.look_at(&mut connection).await?;
         let shared = &self.context.shared;
         let archived = self.sealed.or_else(|| shared.progress.furthest());
         let resume = resume(archived, &view, shared.segment_size)?;
+        self.enter(&view).await?;
         Ok((connection, resume))
     }
 
-    /// From where the slot keeps WAL now: nothing before it is ever reported.
-    async fn slot_position(&mut self, connection: &mut Connection) -> Result<Lsn> {
+    /// Where the server stands now. Nothing before its slot's position is ever reported.
+    async fn look_at(&mut self, connection: &mut Connection) -> Result<ServerView> {
         let context = &self.context;
         let view = server::view(connection, &context.conninfo, &context.slot, &context.identity).await?;
-        self.note_slot(&view);
-        self.standby = view.in_recovery;
-        Ok(view.slot.unwrap_or(Lsn::ZERO))
-    }
-
-    fn note_slot(&mut self, view: &ServerView) {
         if view.slot_event.is_some() {
             self.cause.clone_from(&view.slot_event);
+        }
+        self.standby = view.in_recovery;
+        Ok(view)
+    }
+
+    /// Makes sure that what this server sends may be stored.
+    async fn enter(&self, view: &ServerView) -> Result<()> {
+        server::refuse_standby(view, self.context.standby)?;
+        self.context.claims.enter(view.timeline, view.in_recovery).await
+    }
+
+    /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits
+    /// until its server has joined the others.
+    fn is_final(&self, error: &AgentError) -> bool {
+        match error {
+            AgentError::Fenced { .. } => self.context.standby == Standby::Refuse,
+            AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
+            _ => matches!(
+                error.kind(),
+                Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
+            ),
         }
     }
 
@@ -358,12 +396,6 @@ impl Receiver {
             lsn: self.sealed.map_or(resume.sealed, |at| at.lsn),
         };
         tracing::info!(from = %resume.timeline, to = %next.timeline, at = %next.switch, received = %after.lsn, "timeline switch");
-        if after.lsn > next.switch {
-            tracing::warn!(
-                timeline = %after.timeline, range = %LsnRange { start: next.switch, end: after.lsn },
-                "the new timeline does not have this WAL; it stays in the archive on the old timeline"
-            );
-        }
         let start = object_start(self.context.shared.segment_size, next.switch);
         Resume {
             timeline: next.timeline,
@@ -397,17 +429,6 @@ fn is_removed(error: &AgentError) -> bool {
     matches!(error, AgentError::Postgres(error) if error.is_segment_removed())
 }
 
-/// Errors that a new connection will not cure.
-fn is_final(error: &AgentError) -> bool {
-    match error {
-        AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
-        _ => matches!(
-            error.kind(),
-            Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
-        ),
-    }
-}
-
 /// What a refusal to stream means for the archive. Some come only with the first message of a stream.
 fn explain(error: AgentError, resume: &Resume) -> AgentError {
     let AgentError::Postgres(error) = error else {
@@ -425,13 +446,14 @@ fn explain(error: AgentError, resume: &Resume) -> AgentError {
         };
     }
     if error.is_not_in_history() {
-        return AgentError::refused(
-            format!(
-                "the server's history does not contain {} on timeline {}: {error}",
+        // It did when it was asked a moment ago: it has been promoted since, or another one answers now.
+        return AgentError::Trouble {
+            what: format!(
+                "the server's history does not contain {} on timeline {} any more: {error}",
                 resume.start, resume.timeline
             ),
-            "Point the agent at a server that descends from the archived one",
-        );
+            next: "Its history is read again".into(),
+        };
     }
     error.into()
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 use highwater_config::Config;
-use highwater_format::{BackupId, Gap, Identity, Layout, SystemId, Time};
+use highwater_format::{BackupId, Branch, Gap, Identity, Layout, SystemId, Time, TimelineId, Writer};
 use highwater_store::Store;
 use serde_json::Value;
 
@@ -17,7 +17,9 @@ use crate::frontier::Position;
 use crate::region::{self, Region};
 use crate::sql;
 use crate::state::State;
-use crate::{admin, gap, identity, inventory, outage, run, server};
+use crate::writer::judge::rank;
+use crate::writer::newest_of;
+use crate::{admin, branches, gap, identity, inventory, outage, run, server};
 
 /// What one region told.
 struct Told {
@@ -25,6 +27,8 @@ struct Told {
     position: Option<Position>,
     backups: Vec<BackupId>,
     gaps: Vec<Gap>,
+    branches: Vec<Branch>,
+    writer: Option<Writer>,
 }
 
 pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
@@ -48,6 +52,11 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     let behind = |place: Option<Place>| Some(end?.lsn.distance_from(place?.lsn));
     let last_backup = last_backup(&told, now);
     let gaps = gaps(&told);
+    let writer = told
+        .iter()
+        .filter_map(|told| told.writer.clone())
+        .max_by(|a, b| rank(a).cmp(&rank(b)));
+    let branches = branches_of(&told);
     let all: BTreeSet<BackupId> = told
         .iter()
         .flat_map(|told| told.backups.iter().cloned())
@@ -79,6 +88,8 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         regions: told.into_iter().map(with_lag).collect(),
         last_backup,
         gaps,
+        branches,
+        writer,
     })
 }
 
@@ -197,7 +208,7 @@ async fn only_lineage(config: &Config, regions: &[std::sync::Arc<Region>]) -> Op
 }
 
 async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId>) -> Told {
-    let mut status = RegionStatus {
+    let status = RegionStatus {
         name: region.name.clone(),
         stored: None,
         lag_bytes: None,
@@ -208,54 +219,70 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         error: None,
     };
     let Some(system_id) = system_id else {
-        status.error = Some("the archive's lineage is not known while the server does not answer".into());
-        return Told {
+        return Told::only(RegionStatus {
+            error: Some("the archive's lineage is not known while the server does not answer".into()),
+            ..status
+        });
+    };
+    let layout = Layout::new(config.cluster.name.clone(), system_id);
+    match read_region(&*region.quick, &layout, status.clone()).await {
+        Ok(told) => told,
+        Err(error) => Told::only(RegionStatus {
+            error: Some(error.to_string()),
+            ..status
+        }),
+    }
+}
+
+impl Told {
+    /// Nothing but what is in `status`.
+    fn only(status: RegionStatus) -> Told {
+        Told {
             status,
             position: None,
             backups: Vec::new(),
             gaps: Vec::new(),
-        };
-    };
-    let layout = Layout::new(config.cluster.name.clone(), system_id);
-    match read_region(&*region.quick, &layout).await {
-        Ok((position, pulse, backups, gaps)) => {
-            status.stored = position.map(Place::from);
-            status.pulse = pulse;
-            status.backups = backups.len();
-            Told {
-                status,
-                position,
-                backups,
-                gaps,
-            }
-        }
-        Err(error) => {
-            status.error = Some(error.to_string());
-            Told {
-                status,
-                position: None,
-                backups: Vec::new(),
-                gaps: Vec::new(),
-            }
+            branches: Vec::new(),
+            writer: None,
         }
     }
 }
 
-type Read = (
-    Option<Position>,
-    Option<highwater_format::Pulse>,
-    Vec<BackupId>,
-    Vec<Gap>,
-);
-
-async fn read_region(store: &dyn Store, layout: &Layout) -> Result<Read> {
+async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -> Result<Told> {
     let Some(identity) = identity::read(store, layout).await? else {
-        return Ok((None, None, Vec::new(), Vec::new()));
+        return Ok(Told::only(status));
     };
     let position = inventory::position(store, layout, identity.segment_size).await?;
-    let pulse = inventory::pulse(store, layout).await?;
     let backups = list::complete(store, layout).await?;
-    Ok((position, pulse, backups, gap::read_all(store, layout).await?))
+    Ok(Told {
+        position,
+        gaps: gap::read_all(store, layout).await?,
+        branches: branches::read(store, layout, identity.segment_size).await?,
+        writer: newest_of(store, layout, 0).await?,
+        status: RegionStatus {
+            stored: position.map(Place::from),
+            pulse: inventory::pulse(store, layout).await?,
+            backups: backups.len(),
+            ..status
+        },
+        backups,
+    })
+}
+
+/// Branches of all regions: of one that several hold to a different length the longest.
+fn branches_of(told: &[Told]) -> Vec<Branch> {
+    let newest = told
+        .iter()
+        .flat_map(|told| &told.branches)
+        .map(|branch| branch.newest)
+        .max();
+    let mut found: BTreeMap<TimelineId, Branch> = BTreeMap::new();
+    let all = told.iter().flat_map(|told| &told.branches);
+    for branch in all.filter(|branch| Some(branch.newest) == newest) {
+        let known = found.entry(branch.timeline).or_insert_with(|| branch.clone());
+        known.end = known.end.max(branch.end);
+    }
+    found.into_values().collect()
 }
 
 /// The position that as many regions as the policy asks for have reached.

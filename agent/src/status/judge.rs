@@ -115,6 +115,8 @@ mod tests {
             }],
             last_backup: None,
             gaps: vec![],
+            branches: vec![],
+            writer: None,
         }
     }
 

@@ -31,7 +31,7 @@ pub use exit::Exit;
 pub use outage::{OutageConfig, OutagePolicy};
 pub use settings::{
     AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig, RestoreConfig,
-    WalConfig,
+    Standby, WalConfig,
 };
 pub use units::{ByteSize, Interval, UnitError};
 

@@ -11,7 +11,7 @@ pub(crate) struct Section {
 pub(crate) const SECTIONS: &[Section] = &[
     Section {
         name: "cluster",
-        keys: &["name", "connection", "slot"],
+        keys: &["name", "connection", "slot", "standby"],
     },
     Section {
         name: "durability",

@@ -26,6 +26,30 @@ pub struct ClusterConfig {
     pub connection: Option<SecretString>,
     /// The physical replication slot. Default `highwater`; PostgreSQL allows `[a-z0-9_]{1,63}`.
     pub slot: String,
+    /// What to do when the server is in recovery. Default `refuse`.
+    pub standby: Standby,
+}
+
+/// What the agent does beside a server that is in recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standby {
+    /// Not work there: a connection string that leads to a standby by mistake is noticed at once.
+    Refuse,
+    /// Archive what the standby receives, as a second stream beside the primary's agent, and take over when it is
+    /// promoted. For one agent beside every node.
+    Stream,
+}
+
+impl FromStr for Standby {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "stream" => Ok(Self::Stream),
+            other => Err(format!("`{other}` is neither \"refuse\" nor \"stream\"")),
+        }
+    }
 }
 
 /// In how many regions WAL must be safe before PostgreSQL is told so.
@@ -169,6 +193,7 @@ impl ClusterConfig {
             name,
             connection: raw.text("cluster", "connection").map(SecretString::from),
             slot,
+            standby: raw.read("cluster", "standby", Standby::Refuse)?,
         })
     }
 }
