@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
+use futures::FutureExt;
 use highwater_config::ConfigError;
 use highwater_format::{Backup, BackupId, Gap, Time};
 use highwater_pgwire::ConnInfo;
@@ -180,6 +181,10 @@ impl Scheduled {
         let mut seen = self.first_reading().await;
         let mut read_at = self.clock.now();
         loop {
+            if self.reanchor.notified().now_or_never().is_some() {
+                seen = self.first_reading().await;
+                (failures, not_before) = (0, None);
+            }
             let now = self.clock.now();
             if now.since(read_at) >= READ_EVERY {
                 seen = self.read().await.unwrap_or(seen);
@@ -189,10 +194,8 @@ impl Scheduled {
             if !wait.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(wait.min(LOOK_EVERY)) => {}
-                    () = self.reanchor.notified() => {
-                        seen = self.first_reading().await;
-                        (failures, not_before) = (0, None);
-                    }
+                    // The next turn sees to it.
+                    () = self.reanchor.notified() => self.reanchor.notify_one(),
                 }
                 continue;
             }
@@ -201,6 +204,10 @@ impl Scheduled {
                     (failures, not_before) = (0, None);
                     seen = self.read().await.unwrap_or(seen);
                     seen.last = seen.last.max(Some(started));
+                    if seen.gaps.open > 0 {
+                        // Not read again yet, or recorded meanwhile: never one backup right after the other.
+                        not_before = Some(self.clock.now().saturating_add(LONGEST_PAUSE_IN_A_GAP));
+                    }
                 }
                 Err(error) => {
                     failures += 1;

@@ -39,6 +39,11 @@ async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
         status.said(),
         agent.last_words()
     );
+    ensure!(
+        !matches!(loss, Loss::Outgrown) || status.stdout.contains("room for"),
+        "{}",
+        status.stdout
+    );
     let slot = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'highwater'";
     ensure!(
         site.primary.value(slot).await? == "reserved",

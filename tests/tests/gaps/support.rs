@@ -37,7 +37,10 @@ impl Loss {
         match self {
             Self::Dropped => builder,
             Self::Outgrown => builder.conf("max_slot_wal_keep_size", "2MB"),
-            Self::Idle => builder.conf("idle_replication_slot_timeout", "1s"),
+            // Without SQL only the stream's refusal tells of it.
+            Self::Idle => builder
+                .conf("idle_replication_slot_timeout", "1s")
+                .hba("local postgres archiver reject"),
         }
     }
 
@@ -73,7 +76,8 @@ impl Loss {
     pub(crate) fn cause(self) -> &'static str {
         match self {
             Self::Dropped => "did not exist",
-            Self::Outgrown | Self::Idle => "kept no WAL any more",
+            Self::Outgrown => "kept no WAL any more",
+            Self::Idle => "idle_timeout",
         }
     }
 }
@@ -124,7 +128,12 @@ pub(crate) struct Story {
 }
 
 pub(crate) async fn until_wal_is_lost(version: PgVersion, loss: Loss) -> Result<Story> {
-    let site = Site::start(loss.cluster(version), 1).await?;
+    let mut site = Site::start(loss.cluster(version), 1).await?;
+    if matches!(loss, Loss::Idle) {
+        site.primary.sql("CREATE ROLE archiver LOGIN REPLICATION").await?;
+        site.user = "archiver".into();
+        site.settings += "[pulse]\ninterval = \"1s\"\n";
+    }
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     ledger.grow(20).await?;
