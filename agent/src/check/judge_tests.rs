@@ -242,6 +242,7 @@ fn a_limit_that_cannot_be_watched_is_named() {
         max_backlog,
         keep_free,
         disk: disk.map(Into::into),
+        patience: std::time::Duration::from_secs(60),
     };
     let unlimited = setting("max_slot_wal_keep_size", "-1");
     let verdict = |config, facts: &Facts| outage(&config, facts).map(|finding| finding.verdict);
