@@ -33,6 +33,7 @@ use crate::segmenter::{Rules, object_size};
 use crate::state::State;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
+use crate::writer::judge::Line;
 use crate::writer::{Claims, Me};
 use crate::{admin, branches, identity, inventory, pulse, server};
 
@@ -215,7 +216,7 @@ async fn beginning(
                 Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
                 other => other?,
             };
-            claims.enter(view.timeline, view.in_recovery).await?;
+            claims.enter(Line::of(&view.history), view.in_recovery).await?;
             Ok((connection, view, resume))
         };
         match attempt.await {

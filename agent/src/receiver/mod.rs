@@ -33,6 +33,7 @@ use crate::server;
 use crate::state;
 use crate::uploader::Shared;
 use crate::writer::Claims;
+use crate::writer::judge::Line;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -214,7 +215,8 @@ impl Receiver {
     /// Makes sure that what this server sends may be stored.
     async fn enter(&self, view: &ServerView) -> Result<()> {
         server::refuse_standby(view, self.context.standby)?;
-        self.context.claims.enter(view.timeline, view.in_recovery).await
+        let line = Line::of(&view.history);
+        self.context.claims.enter(line, view.in_recovery).await
     }
 
     /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits

@@ -30,7 +30,7 @@ use crate::error::{AgentError, Kind, Result};
 use crate::inventory;
 use crate::region::{Archive, Region, get_optional};
 use crate::state::State;
-use judge::{Entry, Standing, Watch, entry, rank, standing};
+use judge::{Entry, Line, Sign, Standing, Watch, entry, rank, standing};
 
 /// The other side of a timeline is silent when its pulses did not change for so many of our own intervals.
 const SILENT_FOR: u32 = 3;
@@ -144,14 +144,14 @@ impl Claims {
         held.claim.is_some() && held.fenced.is_none()
     }
 
-    /// Asks to write what a server on `timeline` sends: before the first byte of every connection and timeline.
-    pub async fn enter(&self, timeline: TimelineId, standby: bool) -> Result<()> {
+    /// Asks to write what a server on `line` sends: before the first byte of every connection and timeline.
+    pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
         } else {
             let own = self.held.borrow().claim.clone();
-            match own.filter(|own| own.timeline == timeline) {
-                None => self.claim(timeline).await?,
+            match own.filter(|own| line.is_of(own)) {
+                None => self.claim(line).await?,
                 Some(own) => self.still_holds(own).await?,
             }
         }
@@ -170,17 +170,17 @@ impl Claims {
         Ok(())
     }
 
-    async fn claim(&self, timeline: TimelineId) -> Result<()> {
+    async fn claim(&self, line: Line) -> Result<()> {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
             let newest = newest(&told);
             let alone = self.is_alone(&told, newest).await?;
-            if let Entry::Ask(holder) = entry(&self.me.instance, timeline, newest, alone)
+            if let Entry::Ask(holder) = entry(&self.me.instance, line, newest, alone)
                 && !self.take_over
                 && silent.as_ref() != Some(&holder)
             {
-                self.must_be_silent(&told, timeline, &holder).await?;
+                self.must_be_silent(&told, line.timeline, &holder).await?;
                 // Meanwhile somebody else may have claimed: look again.
                 silent = Some(holder);
                 continue;
@@ -190,8 +190,9 @@ impl Claims {
                 instance: self.me.instance.clone(),
                 host: self.me.host.clone(),
                 pid: self.me.pid,
-                timeline,
+                timeline: line.timeline,
                 claimed_at: self.clock.now(),
+                begins: Some(line.begins),
             };
             if self.place(&claim, &told).await? {
                 log_claim(&claim, newest);
@@ -200,7 +201,10 @@ impl Claims {
             }
         }
         Err(AgentError::Trouble {
-            what: format!("{ROUNDS} attempts to claim timeline {timeline} were overtaken by other agents"),
+            what: format!(
+                "{ROUNDS} attempts to claim timeline {} were overtaken by other agents",
+                line.timeline
+            ),
             next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
         })
     }
@@ -228,16 +232,19 @@ impl Claims {
             holder = %name(holder), ours = %timeline, seconds = patience.as_secs(),
             "the newest writer is on another timeline: making sure that it is silent"
         );
-        let (until, mut watch) = (Instant::now() + patience, Watch::new(&self.me.instance, timeline));
+        let (mut changed, mut watch) = (
+            Instant::now(),
+            Watch::new(&self.me.instance, timeline, &holder.instance),
+        );
         loop {
-            let pulses = self.pulses(told).await?;
-            if let Some((region, pulse)) = pulses
-                .iter()
-                .find(|(region, pulse)| watch.observe(region.index, pulse))
-            {
-                return Err(self.in_use(region, pulse, holder, timeline).await);
+            for (region, pulse) in self.pulses(told).await? {
+                match watch.observe(region.index, &pulse) {
+                    Sign::None => {}
+                    Sign::Changed => changed = Instant::now(),
+                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, timeline).await),
+                }
             }
-            if Instant::now() >= until {
+            if changed.elapsed() >= patience {
                 tracing::warn!(holder = %name(holder), "it is silent: going on in its place");
                 return Ok(());
             }
@@ -257,10 +264,15 @@ impl Claims {
             _ if pulse.instance == newest.instance => name(newest),
             _ => format!("instance {}", pulse.instance),
         };
+        let other = if pulse.timeline == timeline {
+            ", begun elsewhere"
+        } else {
+            ""
+        };
         AgentError::refused(
             format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
-                 {timeline}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
+                 {timeline}{other}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
                 pulse.wal_end, pulse.timeline
             ),
             "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that one \
