@@ -33,6 +33,7 @@ pub mod sealer;
 pub mod segmenter;
 pub mod server;
 mod sql;
+mod start;
 pub mod state;
 pub mod status;
 pub mod uploader;

@@ -26,16 +26,15 @@ use crate::frontier::Position;
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
-use crate::resume::{Resume, ServerView, resume};
+use crate::resume::{Resume, ServerView};
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
 use crate::state::State;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
-use crate::writer::judge::Line;
 use crate::writer::{Claims, Me};
-use crate::{admin, branches, identity, inventory, pulse, server};
+use crate::{admin, branches, identity, inventory, pulse, server, start};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -157,7 +156,7 @@ async fn start(
     claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
     let (mut connection, view, resume) =
-        beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
+        start::beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
     let histories = leading_histories(&mut connection, &view, &resume).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
@@ -193,47 +192,6 @@ async fn start(
     })
 }
 
-/// Where the stream begins, and the right to write it. Waits for a standby that has yet to receive what is archived.
-async fn beginning(
-    config: &Config,
-    conninfo: &ConnInfo,
-    identity: &Identity,
-    claims: &Claims,
-    furthest: Option<Position>,
-    connection: Connection,
-) -> Result<(Connection, ServerView, Resume)> {
-    let mut open = Some(connection);
-    loop {
-        let attempt = async {
-            let mut connection = match open.take() {
-                Some(connection) => connection,
-                None => server::connect(conninfo).await?,
-            };
-            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
-            server::refuse_standby(&view, config.cluster.standby)?;
-            let resume = resume(furthest, &view, identity.segment_size);
-            let resume = match resume {
-                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
-                other => other?,
-            };
-            claims.enter(Line::of(&view.history), view.in_recovery).await?;
-            Ok((connection, view, resume))
-        };
-        match attempt.await {
-            Ok(begun) => return Ok(begun),
-            Err(error) => wait_or_fail(error, "not streaming yet").await?,
-        }
-    }
-}
-
-/// A refusal that also names the writer of the archive.
-async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
-    match claims.newest_holder().await {
-        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
-        None => AgentError::Refused { what, next },
-    }
-}
-
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
 async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
     loop {
@@ -249,7 +207,7 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
     }
 }
 
-async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
+pub(crate) async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
     if error.kind() != Kind::Retry {
         return Err(error);
     }

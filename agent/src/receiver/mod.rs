@@ -200,6 +200,7 @@ impl Receiver {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
+        context.claims.compare(&view.history).await?;
         let archived = self.sealed.or_else(|| context.shared.progress.furthest());
         let resume = resume(archived, &view, context.shared.segment_size)?;
         self.enter(&view).await?;

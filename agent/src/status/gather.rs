@@ -19,8 +19,8 @@ use crate::frontier::Position;
 use crate::region::{self, Region};
 use crate::sql::{self, Rows};
 use crate::state::State;
+use crate::writer::claim::newest_of;
 use crate::writer::judge::rank;
-use crate::writer::newest_of;
 use crate::{admin, branches, identity, inventory, run, server};
 
 /// What one region told.

@@ -1,10 +1,12 @@
 //! Claims over regions in memory, with a clock that the test moves by waiting.
 
-use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time};
+use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time, records};
 use highwater_store::{
-    ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Operation, RetryPolicy, Retrying, Rule,
+    ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Object, Operation, PutMode, RetryPolicy,
+    Retrying, Rule, Store,
 };
 
+use super::claim::{epochs, read_claim};
 use super::*;
 use crate::region::{Written, write_once};
 
@@ -171,6 +173,25 @@ async fn of_two_promotions_of_the_same_number_one_writes() {
     };
     assert_eq!(refused.kind(), Kind::Refused);
     assert!(refused.to_string().contains("begun elsewhere"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_timeline_with_another_history_is_a_conflict() {
+    let rig = Rig::new();
+    let history = |text: &str| History::parse(id(2), text.as_bytes()).unwrap();
+    let ours = history("1\t0/500\tx\n");
+    let claims = rig.agent("a", false);
+    claims.compare(&ours).await.unwrap();
+    let key = rig.archive.layout.history(id(2));
+    for (file, same) in [("# restored\n1\t0/500\tx\n", true), ("1\t0/400\tx\n", false)] {
+        let object = Object::new(file.as_bytes().to_vec());
+        rig.stores[1].put(&key, object, PutMode::Overwrite).await.unwrap();
+        let compared = claims.compare(&ours).await;
+        assert_eq!(compared.is_ok(), same, "{compared:?}");
+        let Err(error) = compared else { continue };
+        let text = error.to_string();
+        assert!(text.contains("at 0/500") && text.contains("at 0/400"), "{text}");
+    }
 }
 
 /// A failover: the old primary's agent may go on beating, but its server has nothing new to say.
