@@ -139,7 +139,7 @@ impl Receiver {
         };
         let claims = self.context.claims.clone();
         tokio::select! {
-            ended = self.stream(connection, resume) => return ended,
+            ended = self.stream(connection, resume) => ended,
             error = claims.fenced() => {
                 // What was received but not sealed is given up with the session.
                 self.sealed = None;

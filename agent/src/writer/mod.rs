@@ -184,7 +184,7 @@ impl Claims {
         if let Some(newest) = newest(&told)
             && let Standing::Fenced(holder) = standing(&own, newest)
         {
-            return Err(fenced(own.timeline, holder));
+            return Err(fenced(own.timeline, &holder));
         }
         self.hold(Some(own));
         Ok(())
@@ -337,7 +337,7 @@ impl Claims {
                 fenced: Some(holder),
             } = &*held.borrow_and_update()
             {
-                return fenced(own.timeline, holder.clone());
+                return fenced(own.timeline, holder);
             }
             if held.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -442,11 +442,11 @@ fn is_of_the_region(error: &AgentError) -> bool {
     matches!(error.kind(), Kind::Retry | Kind::Operator)
 }
 
-fn fenced(timeline: TimelineId, holder: Writer) -> AgentError {
+fn fenced(timeline: TimelineId, holder: &Writer) -> AgentError {
     AgentError::Fenced {
         timeline,
         theirs: holder.timeline,
-        holder: name(&holder),
+        holder: name(holder),
     }
 }
 
