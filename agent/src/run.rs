@@ -155,8 +155,10 @@ async fn start(
         .filter(|(_, position)| position.is_none());
     claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let (mut connection, view, resume) =
-        start::beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
+    let (mut connection, view, resume) = start::beginning(
+        config, &conninfo, &identity, &claims, &state, furthest, connection,
+    )
+    .await?;
     let histories = leading_histories(&mut connection, &view, &resume).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
@@ -207,7 +209,7 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
     }
 }
 
-pub(crate) async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
+async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
     if error.kind() != Kind::Retry {
         return Err(error);
     }

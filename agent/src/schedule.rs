@@ -136,8 +136,8 @@ impl Scheduled {
                 .schedule
                 .as_ref()
                 .map_or(Duration::MAX, |schedule| schedule.wait(last, not_before, now));
-            // Beside a standby it is the primary's agent that takes them.
-            let elsewhere = self.state.snapshot().standby;
+            // Beside a standby it is the primary's agent that takes them, and one that was fenced takes none.
+            let elsewhere = self.state.snapshot().writer_epoch == 0;
             if !wait.is_zero() || elsewhere {
                 let due = if elsewhere { LOOK_EVERY } else { wait };
                 tokio::time::sleep(due.min(LOOK_EVERY)).await;

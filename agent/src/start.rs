@@ -4,17 +4,25 @@
 //! same one, where does the archive end, may this agent write. Nothing is stored before all are answered. Does not own
 //! the answers ([`crate::resume`], [`crate::writer`]).
 
+use std::time::Duration;
+
 use highwater_config::Config;
 use highwater_format::Identity;
 use highwater_pgwire::{ConnInfo, Connection};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::resume::{Resume, ServerView, resume};
-use crate::run::wait_or_fail;
 use crate::server;
+use crate::state::{Connection::Reconnecting, State};
 use crate::writer::Claims;
 use crate::writer::judge::Line;
+
+/// Pause between attempts: a standby that lags is often seconds behind.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Of the attempts in a row, one in thirty is logged.
+const SAY_EVERY: u32 = 30;
 
 /// Where the stream begins, and the right to write it. Waits for a standby that has yet to receive what is archived.
 pub(crate) async fn beginning(
@@ -22,10 +30,11 @@ pub(crate) async fn beginning(
     conninfo: &ConnInfo,
     identity: &Identity,
     claims: &Claims,
+    state: &State,
     furthest: Option<Position>,
     connection: Connection,
 ) -> Result<(Connection, ServerView, Resume)> {
-    let mut open = Some(connection);
+    let (mut open, mut attempts) = (Some(connection), 0_u32);
     loop {
         let attempt = async {
             let mut connection = match open.take() {
@@ -44,7 +53,16 @@ pub(crate) async fn beginning(
         };
         match attempt.await {
             Ok(begun) => return Ok(begun),
-            Err(error) => wait_or_fail(claims.name_rival(error).await, "not streaming yet").await?,
+            Err(error) if error.kind() == Kind::Retry => {
+                if attempts % SAY_EVERY == 0 {
+                    tracing::warn!(%error, "not streaming yet, trying again");
+                }
+                attempts += 1;
+                let reason = error.to_string();
+                state.update(|snapshot| snapshot.connection = Reconnecting(reason));
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(claims.name_rival(error).await),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{AgentError, Result};
 use crate::region::{Region, get_optional};
 
 /// How long other regions are waited for once one has answered.
-const GRACE: Duration = Duration::from_secs(3);
+pub(super) const GRACE: Duration = Duration::from_secs(3);
 
 /// Older claims that are read to find out whose pulse it is.
 const OLDER: usize = 20;

@@ -27,7 +27,7 @@ use crate::error::{AgentError, Kind, Result};
 use crate::inventory;
 use crate::region::{Archive, Region, get_optional};
 use crate::state::State;
-use claim::{ask, create, descent, name, newest_of, older_claim};
+use claim::{GRACE, ask, create, descent, name, newest_of, older_claim};
 use judge::{Entry, Line, Sign, Standing, Watch, entry, rank, standing};
 
 /// The other side of a timeline is silent when its pulses did not change for so many of our own intervals.
@@ -155,7 +155,12 @@ impl Claims {
     /// before that: the same number stands for two different timelines then.
     pub async fn compare(&self, history: &History) -> Result<()> {
         let timeline = history.timeline;
-        if timeline == TimelineId::FIRST {
+        let claimed = |held: &Held| {
+            held.claim
+                .as_ref()
+                .is_some_and(|own| Line::of(history).is_of(own))
+        };
+        if timeline == TimelineId::FIRST || claimed(&self.held.borrow()) {
             return Ok(());
         }
         let key = self.layout.history(timeline);
@@ -180,11 +185,22 @@ impl Claims {
     }
 
     async fn still_holds(&self, own: Writer) -> Result<()> {
-        let told = self.read().await?;
-        if let Some(newest) = newest(&told)
-            && let Standing::Fenced(holder) = standing(&own, newest)
-        {
-            return Err(fenced(own.timeline, &holder));
+        // While no region answers nothing can be stored either; the next pulse that gets through looks again.
+        let told = tokio::time::timeout(GRACE, self.read()).await;
+        let told = told.ok().and_then(Result::ok).unwrap_or_default();
+        let holder = match newest(&told) {
+            Some(newest) => standing(&own, newest),
+            None => self
+                .held
+                .borrow()
+                .fenced
+                .clone()
+                .map_or(Standing::Holds, Standing::Fenced),
+        };
+        if let Standing::Fenced(holder) = holder {
+            let error = fenced(own.timeline, &holder);
+            self.fence(&own, holder);
+            return Err(error);
         }
         self.hold(Some(own));
         Ok(())
@@ -314,17 +330,25 @@ impl Claims {
             Some(newest) => match standing(&own, &newest) {
                 Standing::Holds => Ok(true),
                 Standing::Fenced(holder) => {
-                    self.held.send_if_modified(|held| {
-                        let ours = held.claim.as_ref() == Some(&own);
-                        let changed = ours && held.fenced.as_ref() != Some(&holder);
-                        if ours {
-                            held.fenced = Some(holder);
-                        }
-                        changed
-                    });
+                    self.fence(&own, holder);
                     Ok(false)
                 }
             },
+        }
+    }
+
+    /// Notes who has taken the place of `own`, unless that is not held any more.
+    fn fence(&self, own: &Writer, holder: Writer) {
+        let changed = self.held.send_if_modified(|held| {
+            let ours = held.claim.as_ref() == Some(own);
+            let changed = ours && held.fenced.as_ref() != Some(&holder);
+            if ours {
+                held.fenced = Some(holder);
+            }
+            changed
+        });
+        if changed {
+            self.state.update(|snapshot| snapshot.writer_epoch = 0);
         }
     }
 

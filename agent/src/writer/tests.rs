@@ -265,6 +265,12 @@ async fn without_any_region_nothing_is_claimed() {
     let claims = rig.agent("a", false);
     assert_eq!(kind(claims.enter(line(1), false).await), Kind::Retry);
     assert!(!claims.is_writer());
+    rig.stores.iter().for_each(|store| store.heal());
+    claims.enter(line(1), false).await.unwrap();
+    // A claim that is held survives an outage: the server may connect again before the regions do.
+    rig.stores.iter().for_each(|store| store.freeze());
+    claims.enter(line(1), false).await.unwrap();
+    assert!(claims.is_writer());
 }
 
 /// The answer to the creation is lost: the claim that is found is our own.
