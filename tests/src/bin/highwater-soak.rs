@@ -53,7 +53,7 @@ async fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("FAILED: {error:?}"));
+            say(&format!("FAILED: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -173,7 +173,7 @@ impl Soaked {
         let bugs = self
             .said
             .iter()
-            .find(|said| said.contains("internal error") || said.contains("panicked"));
+            .find(|said| said.contains("please report this") || said.contains("panicked at"));
         if let Some(said) = bugs {
             anyhow::bail!("a program failed by itself:\n{said}");
         }
