@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use highwater_format::coverage::{Piece, PieceKind};
-use highwater_format::{Expect, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
+use highwater_format::{Expect, FormatError, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
 use highwater_store::Store;
 
+use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::inventory::{coverage, piece_key};
 use crate::region::Archive;
@@ -38,6 +39,15 @@ pub async fn read_piece(
     Ok((key, bytes, object))
 }
 
+/// Decodes every frame, so that damage is not copied.
+pub fn verify(object: &Object) -> Result<(), FormatError> {
+    let mut plain = Vec::new();
+    object.frames().try_for_each(|frame| {
+        plain.clear();
+        frame.decode_into(&mut plain)
+    })
+}
+
 /// The plain bytes of `range` as one region holds them; none if it does not hold all of them.
 pub async fn read_range(
     archive: &Archive,
@@ -55,9 +65,8 @@ pub async fn read_range(
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
     for piece in pieces {
         let (key, _, object) = read_piece(archive, store, size, timeline, &piece).await?;
-        let bytes = tokio::task::spawn_blocking(move || object.plain())
-            .await
-            .map_err(|error| AgentError::Bug(format!("decoding {key}: {error}")))?
+        let bytes = blocking::run("decoding an object", move || object.plain())
+            .await?
             .map_err(|source| AgentError::Object {
                 region: store.region().to_owned(),
                 key,

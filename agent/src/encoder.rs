@@ -10,6 +10,7 @@ use highwater_format::{Codec, Frame, FrameEncoder};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::blocking;
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 
@@ -58,9 +59,7 @@ impl Encoder {
                 .acquire_owned()
                 .await
                 .map_err(|_| AgentError::Cancelled)?;
-            let frame = tokio::task::spawn_blocking(move || encoder.encode(&plain))
-                .await
-                .map_err(|error| AgentError::Bug(format!("compressing a frame: {error}")))??;
+            let frame = blocking::run("compressing a frame", move || encoder.encode(&plain)).await??;
             charge.resize(frame.bytes.len() as u64);
             Ok(Encoded { frame, charge })
         }))

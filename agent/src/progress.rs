@@ -1,6 +1,6 @@
 //! The frontier, shared: regions report what they hold, the receiver follows what is durable.
 //!
-//! A thin shell around [`Frontier`]: one lock, never held across an await, and a watch channel.
+//! A thin shell around [`Frontier`]: one lock, never held across an await, and a channel to each follower.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +8,7 @@ use highwater_config::Policy;
 use highwater_format::Time;
 use tokio::sync::watch;
 
+use crate::followers::Followers;
 use crate::frontier::{DurableLsn, Frontier, Position};
 use crate::state::State;
 
@@ -15,7 +16,7 @@ use crate::state::State;
 #[derive(Debug)]
 pub struct Progress {
     inner: Mutex<Inner>,
-    durable: watch::Sender<Option<DurableLsn>>,
+    durable: Followers<Option<DurableLsn>>,
     state: State,
 }
 
@@ -29,25 +30,23 @@ struct Inner {
 impl Progress {
     /// Nothing is known of any region yet.
     pub fn new(policy: Policy, regions: usize, state: State) -> Self {
-        let (durable, _) = watch::channel(None);
         let inner = Inner {
             frontier: Frontier::new(policy, regions),
             commits: std::collections::VecDeque::new(),
         };
         Self {
             inner: Mutex::new(inner),
-            durable,
+            durable: Followers::new(None),
             state,
         }
     }
 
     /// Notes that `region` holds everything before `at`.
     pub fn stored(&self, region: usize, at: Position) {
-        let (moved, commit) = {
-            let mut inner = self.lock();
-            let moved = inner.frontier.stored(region, at);
-            (moved, moved.and_then(|durable| inner.durable_commit(durable)))
-        };
+        // Told under the lock: of two regions that move it at once, the later position is told last.
+        let mut inner = self.lock();
+        let moved = inner.frontier.stored(region, at);
+        let commit = moved.and_then(|durable| inner.durable_commit(durable));
         self.state.update_region(region, |view| {
             view.stored = at.lsn;
             view.timeline = Some(at.timeline);
@@ -57,7 +56,7 @@ impl Progress {
                 snapshot.durable = durable.position().lsn;
                 snapshot.durable_commit = commit.or(snapshot.durable_commit);
             });
-            self.durable.send_replace(Some(durable));
+            self.durable.send(Some(durable));
         }
     }
 
@@ -72,12 +71,12 @@ impl Progress {
 
     /// Follows the durable position.
     pub fn subscribe(&self) -> watch::Receiver<Option<DurableLsn>> {
-        self.durable.subscribe()
+        self.durable.follow()
     }
 
     /// The durable position now.
     pub fn durable(&self) -> Option<DurableLsn> {
-        *self.durable.borrow()
+        self.durable.value()
     }
 
     /// A region's position.

@@ -4,6 +4,7 @@
 //! write-once rule. Does not own: what is written when (uploader, backup) or what durable means (frontier).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +14,15 @@ use highwater_store::{
     ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
 };
 
+use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::state::{RegionState, State};
 
 /// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
 const QUICK: Duration = Duration::from_secs(10);
+
+/// A line that is shown whole when objects that are text differ.
+const LONGEST_LINE: usize = 300;
 
 /// One home of the archive.
 #[derive(Debug)]
@@ -63,38 +68,69 @@ pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
     let mut regions = Vec::with_capacity(config.regions.len());
     for (index, settings) in config.regions.iter().enumerate() {
         let plain = highwater_store::open(settings).await?;
-        let health = Arc::new(Health {
-            index,
-            state: state.clone(),
-        });
-        regions.push(Arc::new(Region {
-            name: settings.display_name().to_owned(),
-            index,
-            store: Arc::new(Retrying::new(
-                plain.clone(),
-                RetryPolicy::patient(),
-                health.clone(),
-            )),
-            quick: Arc::new(Retrying::new(
-                plain,
-                RetryPolicy::interactive().with_budget(Some(QUICK)),
-                health,
-            )),
-        }));
+        let name = settings.display_name().to_owned();
+        regions.push(Arc::new(Region::over(plain, name, index, state, None)));
     }
     Ok(regions)
 }
 
-/// Tells the state how a region's calls go.
+impl Region {
+    /// The region that `plain`, which does not retry by itself, leads to. `jitter` makes the pauses between
+    /// attempts repeatable.
+    pub fn over(
+        plain: Arc<dyn Store>,
+        name: String,
+        index: usize,
+        state: &State,
+        jitter: Option<u64>,
+    ) -> Self {
+        let [hears_patient, hears_quick] = Health::pair(index, state);
+        let policy = |policy: RetryPolicy| match jitter {
+            Some(seed) => policy.with_seed(seed),
+            None => policy,
+        };
+        let patient = policy(RetryPolicy::patient());
+        let quick = policy(RetryPolicy::interactive().with_budget(Some(QUICK)));
+        Self {
+            name,
+            index,
+            store: Arc::new(Retrying::new(plain.clone(), patient, hears_patient)),
+            quick: Arc::new(Retrying::new(plain, quick, hears_quick)),
+        }
+    }
+}
+
+/// Tells the state how a region's calls go: those that must be done, or the quick ones. Each is cleared by its
+/// own kind only: a region that can be listed but takes no writes is failing.
 #[derive(Debug)]
 struct Health {
     index: usize,
     state: State,
+    failing: Arc<AtomicBool>,
+    /// The other kind of calls.
+    other_failing: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// One for patient calls and one for quick ones.
+    fn pair(index: usize, state: &State) -> [Arc<Self>; 2] {
+        let (patient, quick) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let health = |failing: &Arc<AtomicBool>, other: &Arc<AtomicBool>| {
+            Arc::new(Self {
+                index,
+                state: state.clone(),
+                failing: failing.clone(),
+                other_failing: other.clone(),
+            })
+        };
+        [health(&patient, &quick), health(&quick, &patient)]
+    }
 }
 
 impl RetryObserver for Health {
     fn on_retry(&self, error: &StoreError, attempt: u32, wait: Duration) {
         tracing::warn!(region = error.region(), key = error.key(), attempt, wait_ms = wait.as_millis(), %error, "store call failed, trying again");
+        self.failing.store(true, Ordering::Release);
         self.state.update_region(self.index, |view| {
             view.retries += 1;
             view.state = RegionState::Failing;
@@ -103,6 +139,10 @@ impl RetryObserver for Health {
     }
 
     fn on_success(&self) {
+        self.failing.store(false, Ordering::Release);
+        if self.other_failing.load(Ordering::Acquire) {
+            return;
+        }
         let index = self.index;
         let failing = self
             .state
@@ -145,9 +185,7 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
         return Ok(Written::Same);
     }
     let ours = object.bytes;
-    let (same, ours, theirs) = tokio::task::spawn_blocking(move || compare(ours, theirs))
-        .await
-        .map_err(|error| AgentError::Bug(format!("comparing objects: {error}")))?;
+    let (same, ours, theirs) = blocking::run("comparing objects", move || compare(ours, theirs)).await?;
     if same {
         return Ok(Written::Same);
     }
@@ -160,20 +198,35 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
 }
 
 /// Whether two objects carry the same content, and how each calls itself.
-fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
+pub(crate) fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
     let (our_length, their_length) = (ours.len(), theirs.len());
+    let plain = (ours.clone(), theirs.clone());
     match (Container::open(ours), Container::open(theirs)) {
         (Ok(ours), Ok(theirs)) => {
             let same = same_identity(ours.header(), theirs.header())
                 && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
             (same, describe(ours.header()), describe(theirs.header()))
         }
-        (_, Err(error)) => (
+        // Neither is one: documents and history files are as they are.
+        (Err(_), Err(_)) => (false, text(&plain.0), text(&plain.1)),
+        (Ok(ours), Err(error)) => (
             false,
-            format!("{our_length} bytes"),
+            describe(ours.header()),
             format!("{their_length} bytes that cannot be read: {error}"),
         ),
         (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), describe(theirs.header())),
+    }
+}
+
+/// The end of a history file or document, for people: in its last line two histories differ.
+fn text(bytes: &[u8]) -> String {
+    let length = bytes.len();
+    let last = std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|text| text.lines().rfind(|line| !line.trim().is_empty()));
+    match last {
+        Some(line) if line.len() <= LONGEST_LINE => format!("{length} bytes ending with {line:?}"),
+        _ => format!("{length} bytes"),
     }
 }
 

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_format::container;
-use highwater_format::{Frame, Header, Kind, Sealed};
+use highwater_format::{Frame, Gap, Header, Kind, Sealed};
 use highwater_format::{Layout, Lsn, LsnRange, SegmentName, SegmentSize, SystemId, Time, TimelineId};
 use highwater_store::Object;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::blocking;
 use crate::budget::{Budget, Charge};
 use crate::commits::CommitSpan;
 use crate::encoder::{Encoded, Encoder, Pending};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::gap;
 use crate::progress::Progress;
 use crate::state::State;
 use crate::uploader::Shared;
@@ -72,6 +74,8 @@ pub enum Work {
         /// The file, verbatim.
         content: Bytes,
     },
+    /// The record of WAL that can no longer be had, to be stored before anything behind it.
+    Gap(Gap),
     /// Answers when everything before it is in the window.
     Settle(oneshot::Sender<()>),
 }
@@ -178,6 +182,18 @@ impl Sealer {
                 },
                 charge: None,
             }),
+            Work::Gap(gap) => {
+                let (key, object) = gap::encode(&self.layout, &gap)?;
+                self.window.push(Item {
+                    key,
+                    object,
+                    what: What::Gap {
+                        timeline: gap.timeline,
+                        range: gap.range(),
+                    },
+                    charge: None,
+                });
+            }
             Work::Settle(answer) => drop(answer.send(())),
         }
         Ok(())
@@ -230,9 +246,7 @@ impl Sealer {
             }
             _ => self.layout.tail(self.timeline, range),
         };
-        let sealed = tokio::task::spawn_blocking(move || container::seal(header, &parts))
-            .await
-            .map_err(|error| AgentError::Bug(format!("sealing an object: {error}")))?;
+        let sealed = blocking::run("sealing an object", move || container::seal(header, &parts)).await?;
         let Sealed { bytes, crc32, .. } = sealed.map_err(|source| AgentError::Encode {
             what: format!("{range}"),
             source,

@@ -17,6 +17,7 @@ use highwater_store::Object;
 use tokio::sync::watch;
 
 use crate::budget::Charge;
+use crate::followers::Followers;
 use crate::frontier::Position;
 
 /// Something that every region has to store.
@@ -53,13 +54,28 @@ pub enum What {
         /// Everything that was streamed before the switch: what a region must hold first.
         after: Position,
     },
+    /// The record of WAL that can no longer be had: nothing behind it may be stored before it.
+    Gap {
+        /// The timeline.
+        timeline: TimelineId,
+        /// What is missing.
+        range: LsnRange,
+    },
 }
 
 impl What {
+    /// Whether a region must hold this before it stores anything that follows.
+    pub fn is_barrier(self) -> bool {
+        match self {
+            Self::Wal { .. } => false,
+            Self::History { .. } | Self::Gap { .. } => true,
+        }
+    }
+
     /// Where a region stands that had everything before this and now has this too.
     pub fn end(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position {
+            Self::Wal { timeline, range, .. } | Self::Gap { timeline, range } => Position {
                 timeline,
                 lsn: range.end,
             },
@@ -73,7 +89,7 @@ impl What {
     /// Where a region must stand so that this continues what it has.
     pub fn start(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position {
+            Self::Wal { timeline, range, .. } | Self::Gap { timeline, range } => Position {
                 timeline,
                 lsn: range.start,
             },
@@ -113,7 +129,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Window {
     inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
+    changed: Followers<u64>,
     share: u64,
 }
 
@@ -132,7 +148,6 @@ impl Window {
     /// A window for `regions` regions that keeps at most about `share` bytes for those that lag. `begins` is
     /// where the first item continues: a region that holds less lacks something that will never be here.
     pub fn new(regions: usize, share: u64, begins: Position) -> Self {
-        let (changed, _) = watch::channel(0);
         let inner = Inner {
             items: VecDeque::new(),
             first: 0,
@@ -142,7 +157,7 @@ impl Window {
         };
         Self {
             inner: Mutex::new(inner),
-            changed,
+            changed: Followers::new(0),
             share,
         }
     }
@@ -156,12 +171,12 @@ impl Window {
             inner.forget(self.share);
             inner.end()
         };
-        self.changed.send_replace(end);
+        self.changed.send(end);
     }
 
     /// Follows additions; the value is the number of the next item.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.changed.follow()
     }
 
     /// Makes `region`, which holds everything before `at`, take part. Returns the number to ask from, or
@@ -237,7 +252,7 @@ impl Window {
                 range: covered,
                 ..
             } => of == timeline && covered.start < range.end && range.start < covered.end,
-            What::History { .. } => false,
+            What::History { .. } | What::Gap { .. } => false,
         };
         self.lock().items.iter().filter(reaches).cloned().collect()
     }

@@ -56,7 +56,7 @@ impl Site {
             primary,
             tap,
             regions,
-            settings: "[wal]\nflush_interval = \"200ms\"\n".to_owned(),
+            settings: "[wal]\nflush_interval = \"200ms\"\n[pulse]\ninterval = \"1s\"\n".to_owned(),
             user: "postgres".to_owned(),
             segment_size: u64::from(segment_mb) << 20,
         })
@@ -84,6 +84,44 @@ impl Site {
     /// When it was not built.
     pub fn agent(&self) -> Result<Program> {
         Program::agent()?.config(&self.config())
+    }
+
+    /// An agent beside another server of the same cluster, for the same regions; it streams from a standby too.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn agent_at(&self, connection: &str) -> Result<Program> {
+        let regions: Vec<_> = REGIONS
+            .iter()
+            .zip(&self.regions)
+            .map(|(name, server)| (*name, server.as_ref()))
+            .collect();
+        let toml = format!(
+            "{}[admin]\nlisten = \"off\"\n{}",
+            config(Some(connection), &regions),
+            self.settings
+        );
+        Ok(Program::agent()?
+            .config(&toml)?
+            .args(["--set", "cluster.standby=stream"]))
+    }
+
+    /// Waits until both regions hold the WAL of `timeline` up to `position`, from the names of their objects.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub async fn archived(&self, timeline: u32, position: u64) -> Result<()> {
+        let held = || async {
+            let ends = self
+                .snapshots()
+                .map(|snapshot| archive::wal_end(&snapshot, BUCKET, timeline, self.segment_size));
+            ends.iter().all(|end| *end >= position).then_some(())
+        };
+        let what = format!(
+            "timeline {timeline} up to {} in both regions",
+            lsn::show(position)
+        );
+        eventually(&what, PATIENCE, held).await
     }
 
     /// Starts the agent and waits until it has reported a flush position on a new connection.

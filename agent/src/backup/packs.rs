@@ -15,10 +15,11 @@ use highwater_format::layout::Layout;
 use highwater_format::manifest::{Extent, PackInfo};
 use highwater_store::Object;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use super::progress::Progress;
 use super::regions::Targets;
+use crate::blocking;
 use crate::error::{AgentError, Result};
 
 const FRAME: usize = FRAME_SIZE as usize;
@@ -239,9 +240,7 @@ impl Shared {
                 permit,
             })
         };
-        spawn_blocking(encode)
-            .await
-            .map_err(|error| AgentError::Bug(format!("compressing: {error}")))?
+        blocking::run("compressing a frame", encode).await?
     }
 
     /// Keeps a plain buffer for reuse; few, because idle ones are outside the memory bound.
@@ -265,9 +264,8 @@ impl Shared {
         }
         frames.sort_unstable_by_key(|frame| frame.number);
         let shared = self.clone();
-        let (sealed, permits) = spawn_blocking(move || shared.seal(number, frames))
-            .await
-            .map_err(|error| AgentError::Bug(format!("sealing a pack: {error}")))??;
+        let (sealed, permits) =
+            blocking::run("sealing a pack", move || shared.seal(number, frames)).await??;
         let info = PackInfo {
             number,
             plain_len: sealed.header.plain_len,

@@ -84,12 +84,14 @@ impl Feedback {
                 tokio::time::sleep(CALM).await;
             }
             tokio::select! {
-                // An idle server says nothing by itself as long as it hears from us: ask for its clock.
-                () = tokio::time::sleep(INTERVAL) => ask = true,
-                () = self.reply.notified() => {}
+                biased;
+                // The last word says all that the others would; then news before questions, questions before routine.
+                () = self.done.cancelled() => break,
                 changed = self.durable.changed() => if changed.is_err() { break },
                 changed = self.received.changed(), if self.eager => if changed.is_err() { break },
-                () = self.done.cancelled() => break,
+                () = self.reply.notified() => {}
+                // An idle server says nothing by itself as long as it hears from us: ask for its clock.
+                () = tokio::time::sleep(INTERVAL) => ask = true,
             }
         }
         self.send(false).await?;

@@ -17,6 +17,7 @@ mod base_backup;
 mod commands;
 mod connection;
 mod conninfo;
+mod dial;
 mod error;
 mod frame;
 mod message;
@@ -32,5 +33,6 @@ pub use conninfo::{
     AuthMethod, AuthMethods, ChannelBinding, ConnInfo, Environment, Host, HostSpec, Keepalives, SessionAttrs,
     SslMode, SslNegotiation, TlsOptions, TrustRoots,
 };
+pub use dial::{ByteStream, Dialer, Dialing};
 pub use error::{ForkPoint, Notice, PgError, PgErrorKind, ServerError};
 pub use walstream::{NextTimeline, Started, Status, StatusWriter, StreamEnd, StreamMessage, WalReader};

@@ -1,4 +1,4 @@
-//! The two halves of a connection's transport: Unix socket, TCP or TLS over TCP.
+//! The two halves of a connection's transport: Unix socket, TCP, TLS over TCP, or a stream that was given.
 //!
 //! A connection is split once, right after TLS is decided, and stays split: nothing needs to be
 //! reunited later, and a task that waits for bytes holds nothing that a writer needs. With TLS both
@@ -13,11 +13,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::client::TlsStream;
 
+use crate::dial::ByteStream;
+
 /// An unsplit transport.
 pub(crate) enum Transport {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Given(Box<dyn ByteStream>),
 }
 
 impl Transport {
@@ -35,6 +38,10 @@ impl Transport {
                 let (read, write) = tokio::io::split(*stream);
                 (ReadHalf::Tls(read), WriteHalf::Tls(write))
             }
+            Transport::Given(stream) => {
+                let (read, write) = tokio::io::split(stream);
+                (ReadHalf::Given(read), WriteHalf::Given(write))
+            }
         }
     }
 }
@@ -45,8 +52,7 @@ pub(crate) enum ReadHalf {
     Unix(unix::OwnedReadHalf),
     Tcp(tcp::OwnedReadHalf),
     Tls(tokio::io::ReadHalf<TlsStream<TcpStream>>),
-    #[cfg(test)]
-    Test(tokio::io::ReadHalf<tokio::io::DuplexStream>),
+    Given(tokio::io::ReadHalf<Box<dyn ByteStream>>),
 }
 
 impl AsyncRead for ReadHalf {
@@ -55,8 +61,7 @@ impl AsyncRead for ReadHalf {
             ReadHalf::Unix(half) => Pin::new(half).poll_read(cx, buf),
             ReadHalf::Tcp(half) => Pin::new(half).poll_read(cx, buf),
             ReadHalf::Tls(half) => Pin::new(half).poll_read(cx, buf),
-            #[cfg(test)]
-            ReadHalf::Test(half) => Pin::new(half).poll_read(cx, buf),
+            ReadHalf::Given(half) => Pin::new(half).poll_read(cx, buf),
         }
     }
 }
@@ -67,6 +72,7 @@ pub(crate) enum WriteHalf {
     Unix(unix::OwnedWriteHalf),
     Tcp(tcp::OwnedWriteHalf),
     Tls(tokio::io::WriteHalf<TlsStream<TcpStream>>),
+    Given(tokio::io::WriteHalf<Box<dyn ByteStream>>),
 }
 
 impl AsyncWrite for WriteHalf {
@@ -75,6 +81,7 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_write(cx, buf),
             WriteHalf::Tcp(half) => Pin::new(half).poll_write(cx, buf),
             WriteHalf::Tls(half) => Pin::new(half).poll_write(cx, buf),
+            WriteHalf::Given(half) => Pin::new(half).poll_write(cx, buf),
         }
     }
 
@@ -83,6 +90,7 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_flush(cx),
             WriteHalf::Tcp(half) => Pin::new(half).poll_flush(cx),
             WriteHalf::Tls(half) => Pin::new(half).poll_flush(cx),
+            WriteHalf::Given(half) => Pin::new(half).poll_flush(cx),
         }
     }
 
@@ -91,6 +99,7 @@ impl AsyncWrite for WriteHalf {
             WriteHalf::Unix(half) => Pin::new(half).poll_shutdown(cx),
             WriteHalf::Tcp(half) => Pin::new(half).poll_shutdown(cx),
             WriteHalf::Tls(half) => Pin::new(half).poll_shutdown(cx),
+            WriteHalf::Given(half) => Pin::new(half).poll_shutdown(cx),
         }
     }
 }

@@ -16,8 +16,8 @@ use fake::{
 };
 use highwater_format::{Lsn, Time, TimelineId};
 use highwater_pgwire::{
-    BackupMessage, BaseBackupOptions, Connection, Mode, NextTimeline, PgError, PgErrorKind, Started, Status,
-    StatusWriter, StreamEnd, StreamMessage, WalReader,
+    BackupMessage, BaseBackupOptions, ByteStream, ConnInfo, Connection, Dialer, Environment, Mode,
+    NextTimeline, PgError, PgErrorKind, Started, Status, StatusWriter, StreamEnd, StreamMessage, WalReader,
 };
 
 async fn connect(fake: &Fake) -> Connection {
@@ -841,4 +841,40 @@ async fn the_role_of_the_server_is_checked() {
         let result = Connection::connect(&info, Mode::Replication).await;
         assert_eq!(result.is_ok(), suits, "{wanted}");
     }
+}
+
+/// Parameters whose connections go to a peer that plays `script`, without any socket.
+fn dialed(sslmode: &str) -> ConnInfo {
+    let text = format!("host=nowhere.invalid user=hw sslmode={sslmode}");
+    let info = ConnInfo::resolve_in(Some(&text), &Environment::empty()).unwrap();
+    info.with_dialer(Dialer::new(|spec| {
+        assert_eq!(spec.to_string(), "nowhere.invalid port 5432");
+        let (ours, theirs) = tokio::io::duplex(64);
+        tokio::spawn(async move {
+            let mut peer = Peer { stream: theirs };
+            peer.welcome("17.2").await;
+            peer.query().await;
+            peer.send(&[columns(&["x"]), row(&[Some("1")]), complete("SHOW"), ready()].concat())
+                .await;
+        });
+        Box::pin(async move { Ok(Box::new(ours) as Box<dyn ByteStream>) })
+    }))
+}
+
+#[tokio::test]
+async fn a_dialed_stream_takes_the_place_of_a_socket() {
+    let mut conn = Connection::connect(&dialed("prefer"), Mode::Replication)
+        .await
+        .unwrap();
+    assert_eq!(conn.server_version(), 170_002);
+    assert_eq!(conn.show("x").await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn encryption_that_was_asked_for_is_not_dropped_for_a_dialed_stream() {
+    let error = Connection::connect(&dialed("require"), Mode::Replication)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Config);
+    assert!(error.to_string().contains("sslmode=require"), "{error}");
 }

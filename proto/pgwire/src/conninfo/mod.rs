@@ -25,6 +25,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::connection::Mode;
+use crate::dial::Dialer;
 use crate::error::PgError;
 
 pub use env::Environment;
@@ -69,6 +70,7 @@ pub struct ConnInfo {
     /// Password file.
     pub passfile: Option<PathBuf>,
     password: Option<SecretString>,
+    pub(crate) dialer: Option<Dialer>,
 }
 
 impl ConnInfo {
@@ -87,6 +89,13 @@ impl ConnInfo {
     #[must_use]
     pub fn with_application_name(mut self, name: &str) -> ConnInfo {
         name.clone_into(&mut self.application_name);
+        self
+    }
+
+    /// The same, but every connection goes over a stream that `dialer` opens.
+    #[must_use]
+    pub fn with_dialer(mut self, dialer: Dialer) -> ConnInfo {
+        self.dialer = Some(dialer);
         self
     }
 

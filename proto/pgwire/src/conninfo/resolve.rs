@@ -184,6 +184,7 @@ impl Settings {
                 .map(PathBuf::from)
                 .or_else(|| env.home_file(".pgpass")),
             password: self.get("password").map(SecretString::from),
+            dialer: None,
         })
     }
 

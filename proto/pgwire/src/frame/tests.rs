@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::tag;
+use crate::stream::Transport;
 
 const KNOWN: &[u8] = b"RKCdcGHWDIEvNASZT";
 
@@ -83,8 +84,8 @@ fn another_protocol_is_found_out_by_its_first_bytes() {
 
 fn pair() -> (FrameReader, tokio::io::DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let (read, _) = tokio::io::split(ours);
-    (FrameReader::new(ReadHalf::Test(read)), theirs)
+    let (read, _) = Transport::Given(Box::new(ours)).split();
+    (FrameReader::new(read), theirs)
 }
 
 #[tokio::test]

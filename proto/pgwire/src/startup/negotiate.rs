@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use super::socket;
 use crate::conninfo::{ConnInfo, Host, HostSpec, SslNegotiation};
+use crate::dial::Dialer;
 use crate::error::{PgError, PgErrorKind};
 use crate::stream::Transport;
 use crate::tls;
@@ -32,6 +33,9 @@ pub(super) async fn open(
     spec: &HostSpec,
     encryption: Encryption,
 ) -> Result<Channel, PgError> {
+    if let Some(dialer) = &info.dialer {
+        return given(dialer, info, spec, encryption).await;
+    }
     let name = match &spec.host {
         Host::Unix(dir) if spec.hostaddr.is_none() => {
             let stream = socket::unix(info, spec, dir).await?;
@@ -59,6 +63,33 @@ pub(super) async fn open(
         transport: Transport::Tls(stream),
         encrypted: true,
         binding,
+    })
+}
+
+/// A stream that somebody else opens, and encrypts or not: nothing is promised about it here.
+async fn given(
+    dialer: &Dialer,
+    info: &ConnInfo,
+    spec: &HostSpec,
+    encryption: Encryption,
+) -> Result<Channel, PgError> {
+    if encryption == Encryption::Tls {
+        return Err(PgError::config(
+            format!(
+                "sslmode={} cannot be kept over a stream that was given",
+                info.tls.mode
+            ),
+            "encrypt below the stream, and set sslmode=disable",
+        ));
+    }
+    let stream = dialer.dial(spec).await.map_err(|source| PgError::Connect {
+        target: spec.to_string(),
+        source,
+    })?;
+    Ok(Channel {
+        transport: Transport::Given(stream),
+        encrypted: false,
+        binding: None,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use highwater_pgwire::{ConnInfo, Environment};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
@@ -77,11 +77,11 @@ pub(crate) fn keepalive(end: u64, reply: bool) -> Vec<u8> {
 }
 
 /// Server side of one connection.
-pub(crate) struct Peer {
-    pub(crate) stream: UnixStream,
+pub(crate) struct Peer<S = UnixStream> {
+    pub(crate) stream: S,
 }
 
-impl Peer {
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         // A client that has seen enough may be gone already.
         let _ = self.stream.write_all(bytes).await;
