@@ -133,8 +133,9 @@ impl Receiver {
                 }
             }
         };
-        let floor = self.slot_position(&mut connection).await?;
         loop {
+            // Asked before every stream: the one before may have moved it past where the next timeline begins.
+            let floor = self.slot_position(&mut connection).await?;
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
