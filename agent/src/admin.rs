@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
 use crate::metrics;
-use crate::state::{Connection, Snapshot, State};
+use crate::state::{Connection, RegionView, Snapshot, State};
 
 /// The recovery point counts as breached when received WAL has waited this long to become durable. Far above
 /// the second or two of normal work, so that one slow PUT alarms nobody; far below the 15 minutes that
@@ -58,11 +58,56 @@ pub fn not_ready(snapshot: &Snapshot, now: Time) -> Option<String> {
         Connection::Stopping => return Some("stopping: the last bytes are being stored".into()),
         Connection::Stopped(why) => return Some(format!("stopped: {why}")),
     }
+    if let Some(given_up) = snapshot.given_up.as_ref().filter(|given_up| given_up.is_felt) {
+        return Some(format!(
+            "recovery point breached: {} ({}); the archive has not been current since",
+            given_up.reason, given_up.at
+        ));
+    }
     let lag = metrics::lag_seconds(snapshot, now);
-    (lag > BREACHED_AFTER.as_secs_f64()).then(|| {
+    if lag > BREACHED_AFTER.as_secs_f64() {
         let bytes = snapshot.server_end.distance_from(snapshot.durable);
-        format!("recovery point breached: WAL has waited {lag:.0} s to become durable ({bytes} bytes behind)")
-    })
+        let waiting = held_up_by(snapshot);
+        return Some(format!(
+            "recovery point breached: WAL has waited {lag:.0} s to become durable ({bytes} bytes behind){waiting}"
+        ));
+    }
+    too_few_whole(snapshot)
+}
+
+/// The regions that hold the durable position where it is, and why.
+fn held_up_by(snapshot: &Snapshot) -> String {
+    let late = snapshot
+        .regions
+        .iter()
+        .filter(|view| view.stored <= snapshot.durable);
+    let names: Vec<String> = late
+        .map(|view| match &view.last_error {
+            Some(error) => format!("region {}: {error}", view.name),
+            None => format!("region {} has not stored it yet", view.name),
+        })
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("; {}", names.join("; ")),
+    }
+}
+
+/// A region from which something was removed does not count as holding what was acknowledged; the policy says how many must.
+fn too_few_whole(snapshot: &Snapshot) -> Option<String> {
+    let (lost, whole): (Vec<_>, Vec<_>) = snapshot.regions.iter().partition(|view| view.lacks.lost);
+    if lost.is_empty() || whole.len() >= snapshot.needed {
+        return None;
+    }
+    let says = |view: &&RegionView| {
+        let detail = view.lacks.detail.as_deref().unwrap_or("has lost objects");
+        format!("region {} {detail}", view.name)
+    };
+    let all: Vec<String> = lost.iter().map(says).collect();
+    Some(format!(
+        "fewer regions than the policy asks for hold everything that was acknowledged: {}",
+        all.join("; ")
+    ))
 }
 
 #[derive(Clone, Debug)]

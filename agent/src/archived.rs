@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use highwater_format::coverage::{Piece, PieceKind};
-use highwater_format::{Expect, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
+use highwater_format::{Expect, FormatError, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
 use highwater_store::Store;
 
 use crate::blocking;
@@ -37,6 +37,15 @@ pub async fn read_piece(
             source,
         })?;
     Ok((key, bytes, object))
+}
+
+/// Decodes every frame, so that damage is not copied.
+pub fn verify(object: &Object) -> Result<(), FormatError> {
+    let mut plain = Vec::new();
+    object.frames().try_for_each(|frame| {
+        plain.clear();
+        frame.decode_into(&mut plain)
+    })
 }
 
 /// The plain bytes of `range` as one region holds them; none if it does not hold all of them.

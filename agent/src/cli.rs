@@ -104,6 +104,9 @@ pub enum Command {
         /// Begin a new lineage under a cluster name that holds another system identifier (after pg_upgrade)
         #[arg(long)]
         new_lineage: bool,
+        /// Take the place of another agent although its server, on another timeline, shows signs of life
+        #[arg(long)]
+        take_over: bool,
     },
     /// Take one base backup now and print its id; the agent must be running
     Backup {

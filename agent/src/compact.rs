@@ -8,10 +8,10 @@
 use highwater_format::container::{FRAME_SIZE, MAX_OBJECT_PLAIN};
 use highwater_format::coverage::PieceKind;
 use highwater_format::{
-    Codec, FrameEncoder, Header, Kind, LsnRange, Object, SegmentName, SegmentSize, TimelineId, seal,
+    Codec, FrameEncoder, Header, Kind, LsnRange, SegmentName, SegmentSize, TimelineId, seal,
 };
 
-use crate::archived::{read_piece, read_range};
+use crate::archived::{append, read_piece};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -39,26 +39,31 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
     if pieces.iter().any(|piece| piece.kind == PieceKind::Segment) {
         return Ok(());
     }
-    let Some(newest) = pieces.last() else {
-        return Ok(());
-    };
-    let Some(plain) = read_range(&shared.archive, store, size, at.timeline, range).await? else {
-        return Ok(());
-    };
-    let (mut first_commit, mut last_commit) = (None, None);
+    // Charged without waiting: this must not depend on room that only this region's uploads make.
+    let mut charge = shared.budget.charge(range.len());
+    let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
+    let (mut first_commit, mut last_commit, mut newest) = (None, None, None);
     for piece in &pieces {
-        let (_, _, object) = read_piece(&shared.archive, store, size, at.timeline, piece).await?;
-        first_commit = [first_commit, object.header().first_commit]
-            .into_iter()
-            .flatten()
-            .min();
-        last_commit = last_commit.max(object.header().last_commit);
+        let (key, _, object) = read_piece(&shared.archive, store, size, at.timeline, piece).await?;
+        let header = object.header().clone();
+        let bytes = blocking::run("decoding an object", move || object.plain()).await?;
+        let bytes = bytes.map_err(|source| AgentError::Object {
+            region: region.name.clone(),
+            key,
+            source,
+        })?;
+        append(&mut plain, range, piece.range, &bytes);
+        first_commit = [first_commit, header.first_commit].into_iter().flatten().min();
+        last_commit = last_commit.max(header.last_commit);
+        newest = Some(header);
     }
-    let (_, _, last) = read_piece(&shared.archive, store, size, at.timeline, newest).await?;
+    let Some(newest) = newest.filter(|_| plain.len() as u64 == range.len()) else {
+        return Ok(());
+    };
     let header = Header {
         first_commit,
         last_commit,
-        ..template(&last, at.timeline, range)
+        ..template(&newest, at.timeline, range)
     };
     let codec = header.codec;
     let sealed = blocking::run("sealing a segment", move || encode(header, codec, &plain))
@@ -67,6 +72,7 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
             what: format!("segment {range}"),
             source,
         })?;
+    charge.resize(sealed.bytes.len() as u64);
     let key = segment_key(shared, size, at.timeline, range);
     write_once(
         store,
@@ -79,8 +85,7 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
 }
 
 /// Stamps and codec come from the chunk that completed the segment.
-fn template(last: &Object, timeline: TimelineId, range: LsnRange) -> Header {
-    let chunk = last.header();
+fn template(chunk: &Header, timeline: TimelineId, range: LsnRange) -> Header {
     Header {
         sealed_at: chunk.sealed_at,
         server_end: chunk.server_end,

@@ -86,6 +86,20 @@ pub enum AgentError {
         /// What was compared.
         range: LsnRange,
     },
+    /// Another agent has claimed the archive for a timeline that this agent's server is not on.
+    #[error(
+        "this agent wrote timeline {timeline}, and another one has taken its place: {holder}. This server is not on timeline \
+         {theirs}: it is an old primary that was started again, or a copy. Nothing was replaced, and nothing more is stored \
+         or acknowledged. Stop this server, or make it a standby of the new primary (pg_rewind) before its agent starts again"
+    )]
+    Fenced {
+        /// The timeline that was written.
+        timeline: TimelineId,
+        /// The timeline of the other.
+        theirs: TimelineId,
+        /// Who it is.
+        holder: String,
+    },
     /// The archive belongs to another cluster.
     #[error(
         "region {region}: the archive of this cluster name belongs to system identifier {theirs}, the server is {ours}. \
@@ -144,7 +158,7 @@ impl AgentError {
                 _ => Kind::Retry,
             },
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
-            Self::OtherCluster { .. } => Kind::Damage,
+            Self::OtherCluster { .. } | Self::Fenced { .. } => Kind::Damage,
             Self::Refused { .. } => Kind::Refused,
             Self::Trouble { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,

@@ -4,6 +4,12 @@
 //! prefix; the durable position is the one that as many regions have reached as the policy asks for.
 //! It never moves back. No I/O, no clock.
 //!
+//! What a position promises: the region holds every byte from where it joined up to it. It joined at or before
+//! what PostgreSQL had been told by then ([`crate::backfill::origin`]), so every byte that is acknowledged later
+//! is in the region when it counts. It does not promise what was acknowledged before the region was added, nor
+//! that nobody removes objects afterwards: what lies before is compared and filled behind it ([`crate::heal`]),
+//! and until that is done status, metrics and log say what the region lacks.
+//!
 //! Invariant (I1): at every moment `durable <= Q(positions)`; a region that has not been read yet counts
 //! as holding nothing.
 

@@ -1,15 +1,18 @@
 //! What one region holds, as far as listing tells.
 //!
 //! Owns: turning keys into coverage, and the question "where does this region's WAL end?". Reads only.
+//! [`coverage`] is what there is to read; [`held`] also counts the holes that the region has a record of.
 //! The pulse shortens the listing: it names a position that was true when it was written, so only what
 //! comes after it needs to be listed. It is a hint: the listing decides.
 
+use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
-use highwater_format::{Key, Layout, Lsn, Pulse, SegmentName, SegmentSize, TimelineId, records};
-use highwater_store::{Store, list_all};
+use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
+use highwater_store::{ErrorKind, Store, list_all};
 
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::held::Held;
 use crate::region::get_optional;
 use crate::segmenter::object_start;
 
@@ -67,6 +70,28 @@ pub async fn coverage(
     Ok(coverage)
 }
 
+/// The pieces of `timeline` that reach past the object that holds `from`, and every gap that is on record.
+pub async fn held(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    from: Lsn,
+) -> Result<Held> {
+    let wal = coverage(store, layout, size, timeline, from).await?;
+    Ok(Held::new(wal, gaps(store, layout, timeline).await?))
+}
+
+/// The gaps of `timeline` that are on record, by their keys.
+pub async fn gaps(store: &dyn Store, layout: &Layout, timeline: TimelineId) -> Result<Vec<LsnRange>> {
+    let listed = list_all(store, &layout.gap_dir(timeline), None).await?;
+    let range = |key: &str| match layout.parse(key) {
+        Some(Key::Gap(_, range)) => Some(range),
+        _ => None,
+    };
+    Ok(listed.iter().filter_map(|meta| range(&meta.key)).collect())
+}
+
 fn piece(layout: &Layout, size: SegmentSize, key: &str, bytes: u64) -> Option<Piece> {
     match layout.parse(key)? {
         Key::Segment(name) => Some(Piece {
@@ -109,7 +134,8 @@ pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> 
         })
 }
 
-/// Where the region's gap-free WAL ends on its newest timeline; none if it holds no WAL.
+/// Where the region's WAL ends on its newest timeline; none if it holds no WAL. A gap that the region has a
+/// record of is stepped over.
 ///
 /// Uploads run in parallel, so that after a crash a later object may be there without an earlier one. What
 /// lies behind such a hole does not count: it is stored again.
@@ -129,15 +155,55 @@ pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> 
         let end = match end_from_hint(store, layout, size, timeline, hint).await? {
             Some(end) => Some(end),
             None => {
-                let held = coverage(store, layout, size, timeline, Lsn::ZERO).await?;
+                let held = held(store, layout, size, timeline, Lsn::ZERO).await?;
                 held.runs().first().map(|run| run.end)
             }
         };
         if let Some(lsn) = end {
+            let lsn = match hint.filter(|claimed| *claimed > lsn) {
+                Some(claimed) => beyond_listing(store, layout, size, timeline, lsn, claimed).await?,
+                None => lsn,
+            };
             return Ok(Some(Position { timeline, lsn }));
         }
     }
     Ok(None)
+}
+
+/// The pulse claims more than the listing shows: either something is gone, or the listing lags behind. Segment
+/// objects have names that need no listing, so they are asked for directly.
+async fn beyond_listing(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    listed: Lsn,
+    claimed: Lsn,
+) -> Result<Lsn> {
+    let mut end = listed;
+    while end < claimed && size.bytes() <= MAX_OBJECT_PLAIN {
+        let number = size.segment_number(end);
+        match store
+            .head(&layout.segment(SegmentName { timeline, number }, size))
+            .await
+        {
+            Ok(_) => end = size.segment_start(end) + size.bytes(),
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if end < claimed {
+        tracing::warn!(
+            region = store.region(), %timeline, claimed = %claimed, found = %end,
+            "the region holds less than its pulse says: objects are gone, or its listing lags"
+        );
+    }
+    if end == listed {
+        return Ok(end);
+    }
+    Ok(held(store, layout, size, timeline, end)
+        .await?
+        .contiguous_end(end))
 }
 
 /// The end of the WAL that goes on from what the pulse claims; none if the claim does not hold.
@@ -154,7 +220,7 @@ async fn end_from_hint(
     else {
         return Ok(None);
     };
-    let end = coverage(store, layout, size, timeline, last_byte)
+    let end = held(store, layout, size, timeline, last_byte)
         .await?
         .contiguous_end(last_byte);
     Ok((end > last_byte).then_some(end))

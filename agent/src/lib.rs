@@ -5,10 +5,12 @@
 //! frontier, and only the frontier's durable position goes back to PostgreSQL.
 
 pub mod admin;
+pub mod agree;
 pub mod archived;
 pub mod backfill;
 pub mod backup;
 mod blocking;
+pub mod branches;
 pub mod budget;
 pub mod check;
 pub mod cli;
@@ -20,9 +22,13 @@ pub mod encoder;
 pub mod error;
 mod followers;
 pub mod frontier;
+pub mod gap;
+pub mod heal;
+pub mod held;
 pub mod identity;
 pub mod inventory;
 pub mod metrics;
+pub mod outage;
 pub mod progress;
 pub mod pulse;
 mod receiver;
@@ -33,9 +39,11 @@ pub mod schedule;
 pub mod sealer;
 pub mod segmenter;
 pub mod server;
+pub mod slot;
 mod sql;
 pub mod state;
 pub mod status;
 pub mod surroundings;
 pub mod uploader;
 pub mod window;
+pub mod writer;

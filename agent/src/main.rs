@@ -70,8 +70,15 @@ async fn command(
     cancel: CancellationToken,
 ) -> Result<Exit> {
     match command {
-        Command::Run { new_lineage } => {
-            run::run(config, Options { new_lineage }, cancel).await?;
+        Command::Run {
+            new_lineage,
+            take_over,
+        } => {
+            let options = Options {
+                new_lineage,
+                take_over,
+            };
+            run::run(config, options, cancel).await?;
             tracing::info!("stopped");
             Ok(Exit::Done)
         }

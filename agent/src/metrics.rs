@@ -20,9 +20,12 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     };
     positions(&mut page, snapshot, now);
     regions(&mut page, snapshot);
+    lineage(&mut page, snapshot);
     connection(&mut page, snapshot);
     resources(&mut page, snapshot);
     backup(&mut page, snapshot);
+    gaps(&mut page, snapshot);
+    slot(&mut page, snapshot);
     page.text
 }
 
@@ -122,6 +125,83 @@ fn regions(page: &mut Page, snapshot: &Snapshot) {
         all,
         |view| view.bytes.to_string(),
     );
+    missing(page, all);
+}
+
+/// What comparing the regions found, and what was copied between them.
+fn missing(page: &mut Page, all: &[RegionView]) {
+    page.per_region(
+        "highwater_region_missing_wal_bytes",
+        "gauge",
+        "WAL before the region's stored position that it lacks, as the last comparison found.",
+        all,
+        |view| view.lacks.wal_bytes.to_string(),
+    );
+    page.per_region(
+        "highwater_region_missing_backups",
+        "gauge",
+        "Base backups of other regions that are not complete here, as the last comparison found.",
+        all,
+        |view| view.lacks.backups.to_string(),
+    );
+    page.per_region(
+        "highwater_region_lost",
+        "gauge",
+        "1 when objects are gone that the region had, until they are back.",
+        all,
+        |view| u8::from(view.lacks.lost).to_string(),
+    );
+    page.per_region(
+        "highwater_region_healed_objects_total",
+        "counter",
+        "Objects copied from another region because they were missing here.",
+        all,
+        |view| view.healed_objects.to_string(),
+    );
+    page.per_region(
+        "highwater_region_healed_bytes_total",
+        "counter",
+        "Bytes of the objects copied from another region.",
+        all,
+        |view| view.healed_bytes.to_string(),
+    );
+    page.per_region(
+        "highwater_region_compared_timestamp_seconds",
+        "gauge",
+        "When the region was last compared with the others; 0 before the first time.",
+        all,
+        |view| {
+            view.compared_at
+                .map_or(Seconds(0.0), |time| Seconds(unix_seconds(time)))
+                .to_string()
+        },
+    );
+}
+
+fn lineage(page: &mut Page, snapshot: &Snapshot) {
+    page.gauge(
+        "highwater_standby",
+        "1 when the server is in recovery: this agent is a second stream beside the primary's.",
+        u8::from(snapshot.standby),
+    );
+    page.gauge(
+        "highwater_writer_epoch",
+        "Epoch of this agent's claim on the archive; 0 while it has none.",
+        snapshot.writer_epoch,
+    );
+    page.head(
+        "highwater_divergent_wal_bytes",
+        "gauge",
+        "WAL in the archive that the newest timeline never had; by the timeline that it is on.",
+    );
+    for branch in &snapshot.branches {
+        let timeline = branch.timeline.to_string();
+        page.line(
+            "highwater_divergent_wal_bytes",
+            &[("timeline", &timeline)],
+            branch.range().len(),
+        );
+    }
 }
 
 fn connection(page: &mut Page, snapshot: &Snapshot) {
@@ -204,6 +284,66 @@ fn backup(page: &mut Page, snapshot: &Snapshot) {
         "highwater_backup_last_bytes",
         "Plain size of the newest base backup.",
         last.bytes,
+    );
+}
+
+fn slot(page: &mut Page, snapshot: &Snapshot) {
+    page.head(
+        "highwater_slot_given_up_total",
+        "counter",
+        "How often the outage policy gave the slot up.",
+    );
+    let times = snapshot.given_up.as_ref().map_or(0, |given_up| given_up.times);
+    page.line("highwater_slot_given_up_total", &[], times);
+    let Some(slot) = &snapshot.slot else { return };
+    page.gauge(
+        "highwater_slot_held_bytes",
+        "WAL that the server keeps for the slot.",
+        slot.held_bytes,
+    );
+    page.gauge(
+        "highwater_slot_growth_bytes_per_second",
+        "By how much the WAL kept for the slot grows; 0 while it does not.",
+        slot.growth_bytes_per_second,
+    );
+    if let Some(room) = slot.room_bytes {
+        page.gauge(
+            "highwater_slot_room_bytes",
+            "WAL that may still be written before the server gives the slot up or the disk is full.",
+            room,
+        );
+    }
+    if let Some(seconds) = slot.seconds_until_full {
+        page.gauge(
+            "highwater_slot_seconds_until_full",
+            "When that room is used up at the present growth.",
+            seconds,
+        );
+    }
+}
+
+fn gaps(page: &mut Page, snapshot: &Snapshot) {
+    let Some(gaps) = &snapshot.gaps else { return };
+    page.gauge(
+        "highwater_gaps",
+        "Gaps in the WAL that are on record.",
+        gaps.recorded,
+    );
+    page.gauge(
+        "highwater_gaps_open",
+        "Gaps that no base backup has ended yet: nothing behind them can be restored.",
+        gaps.open,
+    );
+    let Some(last) = &gaps.last else { return };
+    page.gauge(
+        "highwater_gap_last_timestamp_seconds",
+        "When the newest gap was recorded.",
+        Seconds(unix_seconds(last.recorded_at)),
+    );
+    page.gauge(
+        "highwater_gap_last_bytes",
+        "WAL that is missing in the newest gap.",
+        last.range().len(),
     );
 }
 
@@ -302,8 +442,10 @@ impl Page {
 mod tests {
     use std::collections::HashSet;
 
+    use highwater_format::{Gap, TimelineId};
+
     use super::*;
-    use crate::state::LastBackup;
+    use crate::state::{Gaps, LastBackup, SlotView};
 
     fn at(text: &str) -> Time {
         text.parse().unwrap()
@@ -337,6 +479,36 @@ mod tests {
             }),
             ..Snapshot::default()
         }
+    }
+
+    fn gaps_of_one() -> Gaps {
+        let gap = Gap {
+            timeline: TimelineId::FIRST,
+            start: Lsn(0x100_0000),
+            end: Lsn(0x300_0000),
+            reason: "slot lost".into(),
+            recorded_at: at("2026-11-20T11:30:00Z"),
+        };
+        Gaps {
+            recorded: 1,
+            open: 1,
+            last: Some(gap),
+        }
+    }
+
+    #[test]
+    fn gaps_are_counted_once_they_are_known() {
+        let mut snapshot = snapshot();
+        let now = at("2026-11-20T12:00:00Z");
+        assert!(!render(&snapshot, now).contains("highwater_gap"));
+        snapshot.gaps = Some(Gaps::default());
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_gaps_open"), "0");
+        assert!(!text.contains("highwater_gap_last"), "{text}");
+        snapshot.gaps = Some(gaps_of_one());
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_gaps_open"), "1");
+        assert_eq!(value(&text, "highwater_gap_last_bytes"), (0x200_0000).to_string());
     }
 
     fn value<'a>(text: &'a str, series: &str) -> &'a str {
@@ -387,6 +559,12 @@ mod tests {
         let manual = include_str!("../docs/metrics.md");
         let mut full = snapshot();
         full.started_at = Some(at("2026-11-20T11:00:00Z"));
+        full.gaps = Some(gaps_of_one());
+        full.slot = Some(SlotView {
+            room_bytes: Some(7),
+            seconds_until_full: Some(7),
+            ..SlotView::default()
+        });
         let text = render(&full, at("2026-11-20T12:00:00Z"));
         let rendered: HashSet<&str> = text
             .lines()

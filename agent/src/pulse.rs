@@ -2,7 +2,8 @@
 //!
 //! It tells "nothing happened" from "the agent is dead": it says up to which moment of the server's clock
 //! nothing lies beyond the stored WAL. Each region has its own, with its own position, and a region that
-//! does not answer holds up no other.
+//! does not answer holds up no other. Each beat looks first whether the writer claim still holds there; an agent
+//! that has none (its server is a standby, or another writer has taken its place) writes no pulse.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +16,14 @@ use crate::error::{AgentError, Result};
 use crate::region::Region;
 use crate::state::Snapshot;
 use crate::uploader::Shared;
+use crate::writer::Claims;
 
 /// Writes one region's pulse until cancelled.
 pub async fn run(
     shared: Shared,
     region: Arc<Region>,
     interval: Duration,
-    instance: String,
+    claims: Arc<Claims>,
     cancel: CancellationToken,
 ) {
     let mut sequence = 0;
@@ -32,15 +34,14 @@ pub async fn run(
     {
         sequence += 1;
         if let Some(written) = cancel
-            .run_until_cancelled(write(&shared, &region, &instance, sequence))
+            .run_until_cancelled(write(&shared, &region, &claims, sequence))
             .await
         {
             log(&region, written);
         }
     }
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
-    if let Ok(written) =
-        tokio::time::timeout(interval, write(&shared, &region, &instance, sequence + 1)).await
+    if let Ok(written) = tokio::time::timeout(interval, write(&shared, &region, &claims, sequence + 1)).await
     {
         log(&region, written);
     }
@@ -52,8 +53,16 @@ fn log(region: &Region, written: Result<()>) {
     }
 }
 
-async fn write(shared: &Shared, region: &Region, instance: &str, sequence: u64) -> Result<()> {
-    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, instance, sequence) else {
+async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64) -> Result<()> {
+    if !claims.look(region).await? || !claims.is_writer() {
+        return Ok(());
+    }
+    let Some(pulse) = pulse(
+        &shared.state.snapshot(),
+        region.index,
+        claims.instance(),
+        sequence,
+    ) else {
         return Ok(());
     };
     let document = records::encode(&pulse).map_err(|source| AgentError::Encode {

@@ -20,6 +20,9 @@ use crate::state::{RegionState, State};
 /// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
 const QUICK: Duration = Duration::from_secs(10);
 
+/// A line that is shown whole when objects that are text differ.
+const LONGEST_LINE: usize = 300;
+
 /// One home of the archive.
 #[derive(Debug)]
 pub struct Region {
@@ -172,20 +175,35 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
 }
 
 /// Whether two objects carry the same content, and how each calls itself.
-fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
+pub(crate) fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
     let (our_length, their_length) = (ours.len(), theirs.len());
+    let plain = (ours.clone(), theirs.clone());
     match (Container::open(ours), Container::open(theirs)) {
         (Ok(ours), Ok(theirs)) => {
             let same = same_identity(ours.header(), theirs.header())
                 && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
             (same, describe(ours.header()), describe(theirs.header()))
         }
-        (_, Err(error)) => (
+        // Neither is one: documents and history files are as they are.
+        (Err(_), Err(_)) => (false, text(&plain.0), text(&plain.1)),
+        (Ok(ours), Err(error)) => (
             false,
-            format!("{our_length} bytes"),
+            describe(ours.header()),
             format!("{their_length} bytes that cannot be read: {error}"),
         ),
         (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), describe(theirs.header())),
+    }
+}
+
+/// The end of a history file or document, for people: in its last line two histories differ.
+fn text(bytes: &[u8]) -> String {
+    let length = bytes.len();
+    let last = std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|text| text.lines().rfind(|line| !line.trim().is_empty()));
+    match last {
+        Some(line) if line.len() <= LONGEST_LINE => format!("{length} bytes ending with {line:?}"),
+        _ => format!("{length} bytes"),
     }
 }
 

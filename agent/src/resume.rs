@@ -14,12 +14,16 @@ use crate::segmenter::object_start;
 pub struct ServerView {
     /// Its timeline.
     pub timeline: TimelineId,
-    /// Its end of WAL.
+    /// Its end of WAL; on a standby of what it has received.
     pub end: Lsn,
+    /// It is a standby, or has not finished recovery.
+    pub in_recovery: bool,
     /// History of its timeline; of the first one the empty history.
     pub history: History,
     /// WAL is kept from here on for the slot; none if the slot has not reserved any.
     pub slot: Option<Lsn>,
+    /// What was wrong with the slot, when it had to be made just now.
+    pub slot_event: Option<String>,
 }
 
 /// A stream to be started.
@@ -40,6 +44,7 @@ pub struct Resume {
 pub fn resume(archived: Option<Position>, server: &ServerView, size: SegmentSize) -> Result<Resume> {
     match archived {
         None => Ok(begin(server, size)),
+        Some(at) if lags(at, server) => Err(lagging(at, server.end)),
         Some(at) if at.timeline > server.timeline => Err(AgentError::refused(
             format!(
                 "the archive already follows timeline {} (up to {}), the server is on timeline {}: it is an old primary that \
@@ -51,6 +56,12 @@ pub fn resume(archived: Option<Position>, server: &ServerView, size: SegmentSize
         Some(at) if at.timeline == server.timeline => go_on(at, server, size),
         Some(at) => follow(at, server, size),
     }
+}
+
+/// A standby that has not yet received what the archive holds: that is no divergence, it only has to be waited for.
+fn lags(at: Position, server: &ServerView) -> bool {
+    let before = at.timeline > server.timeline || (at.timeline == server.timeline && server.end < at.lsn);
+    server.in_recovery && before
 }
 
 /// An empty archive begins with the WAL that the slot keeps.
@@ -83,6 +94,15 @@ fn go_on(at: Position, server: &ServerView, size: SegmentSize) -> Result<Resume>
         sealed: at.lsn,
         after: None,
     })
+}
+
+/// A standby that has less than the archive gets the rest from its primary, or is promoted without it; which of the
+/// two is not known yet, and neither means that histories differ.
+pub fn lagging(at: Position, end: Lsn) -> AgentError {
+    AgentError::Trouble {
+        what: format!("the server is a standby that has WAL up to {end}; the archive ends at {at}"),
+        next: "The stream goes on when the standby is that far".into(),
+    }
 }
 
 /// The server was promoted since: the rest of the old timeline first, if there is any, or the next one.

@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use highwater_config::Config;
 use highwater_format::{Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ use crate::clock::Clock;
 use crate::encoder::Encoder;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
+use crate::heal::Healer;
+use crate::outage::{GiveUp, Watcher};
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
@@ -33,7 +35,8 @@ use crate::segmenter::{Rules, object_size};
 use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
-use crate::{admin, identity, inventory, pulse, server};
+use crate::writer::Claims;
+use crate::{admin, agree, branches, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +59,8 @@ const JOIN_GRACE: Duration = Duration::from_secs(3);
 pub struct Options {
     /// A new system identifier may begin under a cluster name that already holds another one.
     pub new_lineage: bool,
+    /// Nobody is waited for whose place this agent takes.
+    pub take_over: bool,
 }
 
 /// Runs the agent until `cancel`, which stores the last bytes first.
@@ -120,14 +125,15 @@ pub fn connection(config: &Config) -> Result<ConnInfo> {
 /// Everything that is known before the first byte is streamed.
 struct Started {
     shared: Shared,
+    claims: Arc<Claims>,
     conninfo: ConnInfo,
     identity: Identity,
     connection: Connection,
     resume: Resume,
+    slot_event: Option<String>,
     /// Per region: read already (and where its WAL ends), or to be joined later.
     positions: Vec<Option<Option<Position>>>,
     clock: Clock,
-    instance: String,
 }
 
 async fn start(config: &Config, options: Options, surroundings: Surroundings) -> Result<Started> {
@@ -136,21 +142,32 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         state,
         conninfo,
         regions,
-        instance,
+        me,
     } = surroundings;
     let (connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let positions = read_regions(&archive).await?;
+    let claims = Claims::new(
+        me,
+        &archive,
+        state.clone(),
+        clock.clone(),
+        config.pulse.interval,
+        options.take_over,
+    );
+    let unread = positions
+        .iter()
+        .enumerate()
+        .filter(|(_, position)| position.is_none());
+    claims.leave_out(unread.map(|(index, _)| index));
     let furthest = positions.iter().flatten().flatten().max().copied();
-    let slot = &config.cluster.slot;
-    let survey = survey(connection, &conninfo, slot, &identity, furthest).await?;
-    let Survey {
+    let Beginning {
         connection,
         view,
         resume,
         histories,
-    } = survey;
+    } = beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -169,20 +186,83 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         uploads: config.wal.uploads,
         in_flight: limit / 4,
         server_timeline: view.timeline,
+        budget: Budget::new(limit),
         origin,
+        acknowledged: view.slot.map(|lsn| Position {
+            timeline: view.history.timeline_at(lsn),
+            lsn,
+        }),
         histories: histories.into(),
         archive,
     };
+    agree::at_start(&shared, &positions, JOIN_GRACE).await?;
     Ok(Started {
         shared,
+        claims: Arc::new(claims),
         conninfo,
         identity,
         connection,
         resume,
+        slot_event: view.slot_event,
         positions,
         clock,
-        instance,
     })
+}
+
+/// Where the stream begins, and the right to write it.
+struct Beginning {
+    connection: Connection,
+    view: ServerView,
+    resume: Resume,
+    histories: Vec<(TimelineId, Bytes)>,
+}
+
+/// Asks the server where to begin, and the archive whether this agent may. Waits for a standby that has yet to
+/// receive what is archived; a connection that was lost while the regions were read is made again.
+async fn beginning(
+    config: &Config,
+    conninfo: &ConnInfo,
+    identity: &Identity,
+    claims: &Claims,
+    furthest: Option<Position>,
+    connection: Connection,
+) -> Result<Beginning> {
+    let mut open = Some(connection);
+    loop {
+        let attempt = async {
+            let mut connection = match open.take() {
+                Some(connection) => connection,
+                None => server::connect(conninfo).await?,
+            };
+            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
+            server::refuse_standby(&view, config.cluster.standby)?;
+            let resume = resume(furthest, &view, identity.segment_size);
+            let resume = match resume {
+                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
+                other => other?,
+            };
+            claims.enter(view.timeline, view.in_recovery).await?;
+            let histories = leading_histories(&mut connection, &view, &resume).await?;
+            Ok(Beginning {
+                connection,
+                view,
+                resume,
+                histories,
+            })
+        };
+        match attempt.await {
+            Ok(begun) => return Ok(begun),
+            Err(error) => wait_or_fail(error, "not streaming yet").await?,
+        }
+    }
+}
+
+/// A refusal that also names the writer of the archive.
+async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
+    match claims.newest_holder().await {
+        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
+        None => AgentError::Refused { what, next },
+    }
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
@@ -196,48 +276,6 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
         match attempt.await {
             Ok(contact) => return Ok(contact),
             Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
-        }
-    }
-}
-
-/// What the server says about where to begin.
-struct Survey {
-    connection: Connection,
-    view: ServerView,
-    resume: Resume,
-    histories: Vec<(TimelineId, Bytes)>,
-}
-
-/// Asks the server where to begin. Reading the regions takes its time: a connection that was lost meanwhile is
-/// made again.
-async fn survey(
-    connection: Connection,
-    conninfo: &ConnInfo,
-    slot: &str,
-    identity: &Identity,
-    furthest: Option<Position>,
-) -> Result<Survey> {
-    let mut first = Some(connection);
-    loop {
-        let known = first.take();
-        let attempt = async {
-            let mut connection = match known {
-                Some(connection) => connection,
-                None => server::connect(conninfo).await?,
-            };
-            let view = server::view(&mut connection, conninfo, slot, identity).await?;
-            let resume = resume(furthest, &view, identity.segment_size)?;
-            let histories = leading_histories(&mut connection, &view, &resume).await?;
-            Ok(Survey {
-                connection,
-                view,
-                resume,
-                histories,
-            })
-        };
-        match attempt.await {
-            Ok(survey) => return Ok(survey),
-            Err(error) => wait_or_fail(error, "PostgreSQL does not say where to begin").await?,
         }
     }
 }
@@ -342,15 +380,16 @@ impl Started {
         services: CancellationToken,
         cancel: CancellationToken,
     ) -> Result<()> {
-        let budget = Budget::new(wal_limit(&config, self.identity.segment_size));
-        self.shared
-            .state
-            .update(|snapshot| snapshot.memory_limit = budget.limit());
+        let budget = self.shared.budget.clone();
+        self.shared.state.update(|snapshot| {
+            snapshot.memory_limit = budget.limit();
+            snapshot.needed = config.durability.policy.needed(config.regions.len());
+        });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoder = Encoder::new(config.wal.compression, threads);
         let (queue, work) = mpsc::channel(QUEUE);
         let stop_storing = CancellationToken::new();
-        let shared = self.shared;
+        let (shared, claims) = (self.shared, self.claims);
         // Everybody's position is known before anybody decides where an empty region begins.
         for (region, known) in shared.archive.regions.iter().zip(&self.positions) {
             if let Some(Some(position)) = known {
@@ -365,16 +404,30 @@ impl Started {
                 shared.clone(),
                 region.clone(),
                 interval,
-                self.instance.clone(),
+                claims.clone(),
                 stop_storing.clone(),
             );
             tasks.spawn(async move {
                 pulse.await;
                 Ok(())
             });
+            let healer = Healer::new(
+                shared.clone(),
+                region.clone(),
+                config.heal.interval,
+                self.clock.clone(),
+            );
+            tasks.spawn(healer.run(services.clone()));
         }
+        let reanchor = Arc::new(Notify::new());
+        let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());
+        tasks.spawn(async move {
+            branches.await;
+            Ok(())
+        });
         let scheduled = Scheduled {
             schedule,
+            reanchor: reanchor.clone(),
             conn: self.conninfo.clone().with_application_name("highwater backup"),
             archive: Arc::new(shared.archive.clone()),
             options: BackupOptions::from_config(&config),
@@ -383,6 +436,16 @@ impl Started {
             cancel: services.clone(),
         };
         tasks.spawn(scheduled.run());
+        let give_up = GiveUp::default();
+        let watcher = Watcher {
+            conninfo: self.conninfo.clone().with_application_name("highwater watch"),
+            slot: config.cluster.slot.clone(),
+            config: config.outage.clone(),
+            state: shared.state.clone(),
+            give_up: give_up.clone(),
+            cancel: services.clone(),
+        };
+        tasks.spawn(watcher.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));
         let rules = Rules {
@@ -403,18 +466,25 @@ impl Started {
             conninfo: self.conninfo,
             identity: self.identity,
             slot: config.cluster.slot.clone(),
+            standby: config.cluster.standby,
+            claims: claims.clone(),
             synchronous: config.wal.synchronous,
+            reanchor,
+            give_up,
             clock: self.clock,
             started: Instant::now(),
             cancel: cancel.clone(),
         };
-        let receiver = Receiver::new(context, self.connection, self.resume);
+        let receiver = Receiver::new(context, self.connection, self.resume, self.slot_event);
         let result = watch(receiver, &mut tasks).await;
         // In the order of the data: nothing comes any more, what is sealed has been given its time.
         services.cancel();
         stop_storing.cancel();
         let ended = drain(&mut tasks).await;
-        result.and(ended)
+        match result.and(ended) {
+            Err(error) => Err(claims.name_rival(error).await),
+            done => done,
+        }
     }
 }
 

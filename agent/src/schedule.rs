@@ -3,6 +3,8 @@
 //! Owns: the cron expression (UTC) and the decision, pure, and the task that waits for it and runs backups
 //! one after the other. A run that was missed while the agent was down is made up for at once, a cluster
 //! without any base backup gets its first one at once, and a failed one is tried again with growing pauses.
+//! A gap that no base backup has ended is a reason of its own, with or without a schedule: nothing behind it can be
+//! restored until one does.
 //! Does not own: how a base backup is taken, nor which backups exist.
 
 use std::str::FromStr;
@@ -12,22 +14,29 @@ use std::time::Duration;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use highwater_config::ConfigError;
-use highwater_format::{Backup, Time};
+use highwater_format::{Backup, BackupId, Gap, Time};
 use highwater_pgwire::ConnInfo;
 use jiff::{Timestamp, tz::TimeZone};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::command::tell;
 use crate::backup::{BackupContext, BackupOptions, Progress, list, run_backup};
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
-use crate::region::Archive;
-use crate::state::{LastBackup, State};
+use crate::gap;
+use crate::region::{Archive, Region};
+use crate::state::{Gaps, LastBackup, State};
 
 /// First pause after a failed base backup; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 /// Longest pause after failed base backups.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// The same while a gap is open.
+const FIRST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(5);
+/// The same while a gap is open.
+const LONGEST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(300);
 
 /// A five-field cron expression, read in UTC.
 #[derive(Debug, Clone)]
@@ -83,11 +92,53 @@ impl Schedule {
     }
 }
 
-/// The pause after so many failures in a row.
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE
+/// The pause after so many failures in a row. An open gap is not left waiting as long.
+fn pause(failures: u32, gap_is_open: bool) -> Duration {
+    let (first, longest) = match gap_is_open {
+        true => (FIRST_PAUSE_IN_A_GAP, LONGEST_PAUSE_IN_A_GAP),
+        false => (FIRST_PAUSE, LONGEST_PAUSE),
+    };
+    first
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(LONGEST_PAUSE)
+        .min(longest)
+}
+
+/// How long to wait for the next base backup, with or without a schedule.
+fn wait(schedule: Option<&Schedule>, seen: &Seen, not_before: Option<Time>, now: Time) -> Duration {
+    if seen.gaps.open > 0 {
+        return not_before.map_or(Duration::ZERO, |time| time.since(now));
+    }
+    schedule.map_or(Duration::MAX, |schedule| {
+        schedule.wait(seen.last, not_before, now)
+    })
+}
+
+/// What the regions that answer have.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When the newest base backup began.
+    last: Option<Time>,
+    gaps: Gaps,
+}
+
+/// What one region told.
+struct Told {
+    backups: Vec<BackupId>,
+    newest: Option<Backup>,
+    gaps: Vec<Gap>,
+}
+
+/// The gaps that are on record, and which of them no base backup has ended.
+fn judge(told: &[Told]) -> Gaps {
+    let mut gaps: Vec<&Gap> = told.iter().flat_map(|told| &told.gaps).collect();
+    gaps.sort_by_key(|gap| (gap.timeline, gap.start, gap.end));
+    gaps.dedup_by_key(|gap| (gap.timeline, gap.start, gap.end));
+    let is_open = |gap: &&&Gap| gap::ended_by(gap, told.iter().flat_map(|told| &told.backups)).is_none();
+    Gaps {
+        recorded: gaps.len(),
+        open: gaps.iter().filter(is_open).count(),
+        last: gaps.last().map(|gap| (*gap).clone()),
+    }
 }
 
 /// Longest sleep between two looks at the clock, so that a clock that was set does not delay a backup.
@@ -100,6 +151,8 @@ const READ_EVERY: Duration = Duration::from_secs(600);
 pub struct Scheduled {
     /// When; without one the newest base backup is only shown.
     pub schedule: Option<Schedule>,
+    /// Rung when a gap has been recorded.
+    pub reanchor: Arc<Notify>,
     /// The server.
     pub conn: ConnInfo,
     /// Where they go.
@@ -124,63 +177,102 @@ impl Scheduled {
 
     async fn repeat(&self) {
         let (mut failures, mut not_before) = (0, None);
-        let mut last = self.first_reading().await;
+        let mut seen = self.first_reading().await;
         let mut read_at = self.clock.now();
         loop {
             let now = self.clock.now();
             if now.since(read_at) >= READ_EVERY {
-                last = self.newest().await.unwrap_or(last);
+                seen = self.read().await.unwrap_or(seen);
                 read_at = now;
             }
-            let wait = self
-                .schedule
-                .as_ref()
-                .map_or(Duration::MAX, |schedule| schedule.wait(last, not_before, now));
-            if !wait.is_zero() {
-                tokio::time::sleep(wait.min(LOOK_EVERY)).await;
+            // Beside a standby it is the primary's agent that takes them.
+            let elsewhere = self.state.snapshot().standby;
+            let wait = wait(self.schedule.as_ref(), &seen, not_before, now);
+            if !wait.is_zero() || elsewhere {
+                let due = if elsewhere {
+                    LOOK_EVERY
+                } else {
+                    wait.min(LOOK_EVERY)
+                };
+                tokio::select! {
+                    biased;
+                    () = self.reanchor.notified() => {
+                        seen = self.first_reading().await;
+                        (failures, not_before) = (0, None);
+                    }
+                    () = tokio::time::sleep(due) => {}
+                }
                 continue;
             }
             match self.back_up().await {
-                Ok(started) => (last, failures, not_before) = (Some(started), 0, None),
+                Ok(started) => {
+                    (failures, not_before) = (0, None);
+                    seen = self.read().await.unwrap_or(seen);
+                    seen.last = seen.last.max(Some(started));
+                }
                 Err(error) => {
                     failures += 1;
-                    not_before = Some(self.clock.now().saturating_add(pause(failures)));
-                    tracing::error!(%error, failures, "the scheduled base backup failed; older ones are untouched");
+                    seen = self.read().await.unwrap_or(seen);
+                    not_before = Some(
+                        self.clock
+                            .now()
+                            .saturating_add(pause(failures, seen.gaps.open > 0)),
+                    );
+                    tracing::error!(%error, failures, "the base backup failed and is tried again; older ones are untouched");
                     self.failed(&error);
                 }
             }
         }
     }
 
-    /// When the newest base backup began. Waits for at least one region to answer: an archive that cannot be
-    /// read must not look like one without base backups.
-    async fn first_reading(&self) -> Option<Time> {
+    /// What the archive has. Waits for at least one region to answer: an archive that cannot be read must not look
+    /// like one without base backups.
+    async fn first_reading(&self) -> Seen {
         loop {
-            match self.newest().await {
-                Some(last) => return last,
+            match self.read().await {
+                Some(seen) => return seen,
                 None => tokio::time::sleep(LOOK_EVERY).await,
             }
         }
     }
 
-    /// When the newest base backup of any region began, and shows it; `None` when no region answers.
-    async fn newest(&self) -> Option<Option<Time>> {
-        let mut answers = Vec::new();
+    /// What the regions that answer have, and shows it; `None` when no region answers.
+    async fn read(&self) -> Option<Seen> {
+        let mut told = Vec::new();
         for region in &self.archive.regions {
-            match list::newest(&*region.quick, &self.archive.layout).await {
-                Ok(backup) => answers.push(backup),
-                Err(error) => tracing::warn!(region = %region.name, %error, "its base backups are not known"),
+            match self.ask(region).await {
+                Ok(answer) => told.push(answer),
+                Err(error) => {
+                    tracing::warn!(region = %region.name, %error, "its base backups and gaps are not known");
+                }
             }
         }
-        if answers.is_empty() {
+        if told.is_empty() {
             return None;
         }
-        let newest = answers
-            .into_iter()
-            .flatten()
-            .max_by_key(|backup| backup.started_at);
+        let gaps = judge(&told);
+        self.state.update(|snapshot| snapshot.gaps = Some(gaps.clone()));
+        let newest = told.into_iter().filter_map(|told| told.newest);
+        let newest = newest.max_by_key(|backup| backup.started_at);
         newest.iter().for_each(|backup| self.show(backup));
-        Some(newest.map(|backup| backup.started_at))
+        Some(Seen {
+            last: newest.map(|backup| backup.started_at),
+            gaps,
+        })
+    }
+
+    async fn ask(&self, region: &Region) -> Result<Told> {
+        let (store, layout) = (&*region.quick, &self.archive.layout);
+        let backups = list::complete(store, layout).await?;
+        let newest = match backups.last() {
+            Some(id) => Some(list::record(store, layout, id).await?),
+            None => None,
+        };
+        Ok(Told {
+            backups,
+            newest,
+            gaps: gap::read_all(store, layout).await?,
+        })
     }
 
     async fn back_up(&self) -> Result<Time> {
@@ -196,6 +288,7 @@ impl Scheduled {
             biased;
             report = run_backup(ctx) => report?,
             () = tell(progress) => return Err(AgentError::Bug("the progress reporter ended".into())),
+            () = self.reanchor.notified() => return Err(overtaken()),
         };
         for missing in &report.missing {
             tracing::warn!(region = %missing.region, reason = %missing.reason, "the base backup is not in this region");
@@ -235,9 +328,78 @@ impl Scheduled {
     }
 }
 
+/// A base backup needs the WAL from its start to its end, and now some of it is known to be lost.
+fn overtaken() -> AgentError {
+    AgentError::Trouble {
+        what: "a gap in the WAL was recorded while the base backup ran, so that it could never be restored"
+            .into(),
+        next: "Another one is taken".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use highwater_format::{Lsn, TimelineId};
+
     use super::*;
+
+    fn backup(lsn: u64) -> BackupId {
+        BackupId::new(TimelineId::FIRST, Lsn(lsn), at("2026-11-20T02:00:00Z"))
+    }
+
+    fn gap(start: u64, end: u64) -> Gap {
+        Gap {
+            timeline: TimelineId::FIRST,
+            start: Lsn(start),
+            end: Lsn(end),
+            reason: "slot lost".into(),
+            recorded_at: at("2026-11-20T01:00:00Z"),
+        }
+    }
+
+    fn told(backups: &[BackupId], gaps: &[Gap]) -> Told {
+        Told {
+            backups: backups.to_vec(),
+            newest: None,
+            gaps: gaps.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_gap_is_open_until_a_base_backup_behind_it_is_in_some_region() {
+        let (first, second) = (gap(100, 200), gap(300, 400));
+        let gaps = judge(&[
+            told(&[backup(50)], &[first.clone()]),
+            told(&[backup(250)], &[second.clone(), first]),
+        ]);
+        assert_eq!(
+            (gaps.recorded, gaps.open, gaps.last),
+            (2, 1, Some(second.clone()))
+        );
+        assert_eq!(judge(&[told(&[backup(400)], &[second])]).open, 0);
+        assert_eq!(judge(&[told(&[], &[])]), Gaps::default());
+    }
+
+    #[test]
+    fn an_open_gap_is_due_at_once_even_without_a_schedule() {
+        let now = at("2026-11-20T14:00:00Z");
+        let mut seen = Seen {
+            last: Some(at("2026-11-20T13:00:00Z")),
+            gaps: judge(&[told(&[], &[gap(1, 2)])]),
+        };
+        assert_eq!(wait(None, &seen, None, now), Duration::ZERO);
+        assert_eq!(wait(Some(&nightly()), &seen, None, now), Duration::ZERO);
+        assert_eq!(
+            wait(None, &seen, Some(at("2026-11-20T14:00:05Z")), now),
+            Duration::from_secs(5)
+        );
+        seen.gaps = Gaps::default();
+        assert_eq!(wait(None, &seen, None, now), Duration::MAX);
+        assert_eq!(
+            wait(Some(&nightly()), &seen, None, now),
+            Duration::from_secs(12 * 3600)
+        );
+    }
 
     fn at(text: &str) -> Time {
         text.parse().unwrap()
@@ -288,8 +450,12 @@ mod tests {
     #[test]
     fn failures_are_followed_by_growing_pauses() {
         assert_eq!(
-            [1, 2, 3, 7, 40].map(|failures| pause(failures).as_secs()),
+            [1, 2, 3, 7, 40].map(|failures| pause(failures, false).as_secs()),
             [60, 120, 240, 3600, 3600]
+        );
+        assert_eq!(
+            [1, 2, 3, 7, 40].map(|failures| pause(failures, true).as_secs()),
+            [5, 10, 20, 300, 300]
         );
         let (now, later) = (at("2026-11-20T14:00:00Z"), Some(at("2026-11-20T14:02:00Z")));
         assert_eq!(nightly().wait(None, later, now), Duration::from_secs(120));

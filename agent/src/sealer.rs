@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_format::container;
-use highwater_format::{Frame, Header, Kind, Sealed};
+use highwater_format::{Frame, Gap, Header, Kind, Sealed};
 use highwater_format::{Layout, Lsn, LsnRange, SegmentName, SegmentSize, SystemId, Time, TimelineId};
 use highwater_store::Object;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,7 @@ use crate::commits::CommitSpan;
 use crate::encoder::{Encoded, Encoder, Pending};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::gap;
 use crate::progress::Progress;
 use crate::state::State;
 use crate::uploader::Shared;
@@ -73,6 +74,8 @@ pub enum Work {
         /// The file, verbatim.
         content: Bytes,
     },
+    /// The record of WAL that can no longer be had, to be stored before anything behind it.
+    Gap(Gap),
     /// Answers when everything before it is in the window.
     Settle(oneshot::Sender<()>),
 }
@@ -179,6 +182,18 @@ impl Sealer {
                 },
                 charge: None,
             }),
+            Work::Gap(gap) => {
+                let (key, object) = gap::encode(&self.layout, &gap)?;
+                self.window.push(Item {
+                    key,
+                    object,
+                    what: What::Gap {
+                        timeline: gap.timeline,
+                        range: gap.range(),
+                    },
+                    charge: None,
+                });
+            }
             Work::Settle(answer) => drop(answer.send(())),
         }
         Ok(())

@@ -1,20 +1,18 @@
 //! What the agent asks PostgreSQL over a replication connection, besides WAL.
 //!
-//! Owns: the facts that identify a server, the slot, the history files. Every fact comes from the server
+//! Owns: the facts that identify a server, the history files. Does not own: the slot ([`crate::slot`]). Every fact comes from the server
 //! itself at each connection; nothing is remembered from an earlier one.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
+use highwater_config::Standby;
+use highwater_format::{History, Identity, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode};
 
 use crate::error::{AgentError, Result};
 use crate::resume::ServerView;
-use crate::sql;
-
-/// `READ_REPLICATION_SLOT` exists from this version on.
-const READ_SLOT_SINCE: u32 = 150_000;
+use crate::slot;
 
 /// How long a probe of the server may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
@@ -50,7 +48,7 @@ fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
     )
 }
 
-/// Where the server stands. Creates the slot if it is missing, with WAL kept from the last checkpoint on.
+/// Where the server stands. Sees to it that there is a slot that keeps WAL ([`crate::slot`]).
 pub async fn view(
     conn: &mut Connection,
     info: &ConnInfo,
@@ -68,13 +66,39 @@ pub async fn view(
         ));
     }
     let history = history_of(conn, system.timeline).await?;
-    let slot = ensure_slot(conn, info, slot).await?;
+    let slot = slot::ensure(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
         end: system.xlogpos,
         history,
-        slot,
+        slot: slot.keeps,
+        slot_event: slot.event,
+        in_recovery: in_recovery(conn).await,
     })
+}
+
+/// Whether the server is a standby now: follows its state even while a connection stays open. Older ones than 14 do
+/// not say.
+async fn in_recovery(conn: &mut Connection) -> bool {
+    conn.show("in_hot_standby")
+        .await
+        .is_ok_and(|answer| answer == "on")
+}
+
+/// Refuses a server in recovery unless the configuration allows it.
+pub fn refuse_standby(view: &ServerView, allowed: Standby) -> Result<()> {
+    if !view.in_recovery || allowed == Standby::Stream {
+        return Ok(());
+    }
+    Err(AgentError::refused(
+        format!(
+            "the server is in recovery: it is a standby, or is being restored (timeline {}, WAL up to {}). Its WAL comes later \
+             than the primary's, and what it has not received cannot be archived",
+            view.timeline, view.end
+        ),
+        "Point the agent at the primary, for instance with target_session_attrs=primary and all hosts in the connection \
+         string. To run one agent beside every node, set standby = \"stream\" in [cluster]",
+    ))
 }
 
 /// A history file, verbatim; none if the server has none (the first timeline has none).
@@ -126,40 +150,6 @@ pub async fn histories(conn: &mut Connection, timeline: TimelineId) -> Result<Ve
     }
     files.push((timeline, content));
     Ok(files)
-}
-
-/// From where the slot keeps WAL; none if it keeps none yet. Creates a missing slot.
-async fn ensure_slot(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<Option<Lsn>> {
-    if let Some(found) = slot_position(conn, info, slot).await? {
-        return Ok(found);
-    }
-    match conn.create_physical_slot(slot, true, false).await {
-        Ok(()) => tracing::info!(slot, "created the replication slot"),
-        Err(error) if error.is_slot_exists() => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(slot_position(conn, info, slot).await?.flatten())
-}
-
-/// None: no such slot. Some(None): it keeps no WAL.
-async fn slot_position(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<Option<Option<Lsn>>> {
-    if conn.server_version() >= READ_SLOT_SINCE {
-        return Ok(conn
-            .read_replication_slot(slot)
-            .await?
-            .map(|position| position.restart_lsn));
-    }
-    let mut sql = sql::connect(info).await?;
-    // The name is one that the configuration allows: [a-z0-9_].
-    let query = format!("SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'");
-    let rows = sql.simple_query(&query).await?.rows;
-    sql.close().await;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let text = row
-        .first()
-        .and_then(Option::as_ref)
-        .and_then(|bytes| std::str::from_utf8(bytes).ok());
-    Ok(Some(text.and_then(|text| text.parse().ok())))
 }
 
 /// Whether the server is shutting down: asked with a connection of its own, for when nothing is read from the

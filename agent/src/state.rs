@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Lsn, Time, TimelineId};
+use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -44,12 +44,28 @@ pub enum RegionState {
     Failing,
 }
 
+/// What a region lacks below its position and another one has, as the last comparison found.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Lacks {
+    /// Bytes of WAL.
+    pub wal_bytes: u64,
+    /// Objects that have to be copied.
+    pub objects: u64,
+    /// Base backups that are not visible here.
+    pub backups: u64,
+    /// The region had some of it before: something outside the agent removed it.
+    pub lost: bool,
+    /// In words: which WAL and which base backups, and what is done about it.
+    pub detail: Option<String>,
+}
+
 /// One region's part of a [`Snapshot`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RegionView {
     /// Name from the configuration.
     pub name: String,
-    /// End of the region's own gap-free WAL on its newest timeline.
+    /// End of the region's own gap-free WAL on its newest timeline: of the run that is being appended to. What
+    /// is missing before that run is in `lacks`.
     pub stored: Lsn,
     /// Timeline of `stored`; none before the region was read.
     pub timeline: Option<TimelineId>,
@@ -63,6 +79,14 @@ pub struct RegionView {
     pub objects: u64,
     /// Bytes of these objects.
     pub bytes: u64,
+    /// What it lacks below `stored`; empty before the first comparison.
+    pub lacks: Lacks,
+    /// The agent's clock when it was last compared with the other regions.
+    pub compared_at: Option<Time>,
+    /// Objects copied from another region since the start because they were missing here.
+    pub healed_objects: u64,
+    /// Bytes of these objects.
+    pub healed_bytes: u64,
 }
 
 /// The newest base backup that the agent knows of.
@@ -78,10 +102,55 @@ pub struct LastBackup {
     pub bytes: u64,
 }
 
+/// What is on record as lost.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Gaps {
+    /// Records.
+    pub recorded: usize,
+    /// Of these, gaps that no base backup has ended yet: nothing behind them can be restored.
+    pub open: usize,
+    /// The newest.
+    pub last: Option<Gap>,
+}
+
+/// The slot, as the server shows it.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct SlotView {
+    /// WAL that the server keeps for it.
+    pub held_bytes: u64,
+    /// WAL that may still be written before the server gives the slot up or the disk is full; none if not known.
+    pub room_bytes: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// By how much `held_bytes` grows.
+    pub growth_bytes_per_second: u64,
+    /// When the room is used up at that rate; none: never, or not known.
+    pub seconds_until_full: Option<u64>,
+}
+
+/// That the slot was given up.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GivenUp {
+    /// How often since the start.
+    pub times: u64,
+    /// The last time.
+    pub at: Time,
+    /// Why.
+    pub reason: String,
+    /// The archive has not been current since.
+    pub is_felt: bool,
+}
+
 /// Everything at one moment. `received >= sealed >= stored(region)`, and `durable` is what the policy
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
+    /// The server is in recovery: this agent is a second stream and not the archive's writer.
+    pub standby: bool,
+    /// The epoch of this agent's claim; 0 while it has none.
+    pub writer_epoch: u64,
+    /// WAL in the archive that the newest timeline never had.
+    pub branches: Vec<Branch>,
     /// Timeline that is being streamed.
     pub timeline: Option<TimelineId>,
     /// End of what was received.
@@ -100,6 +169,8 @@ pub struct Snapshot {
     pub received_commit: Option<Time>,
     /// The agent's clock when `durable` last reached everything that had been received.
     pub current_at: Option<Time>,
+    /// In how many regions WAL must be stored to count as durable.
+    pub needed: usize,
     /// Every region, in the order of the configuration.
     pub regions: Vec<RegionView>,
     /// How the agent stands with PostgreSQL.
@@ -114,6 +185,12 @@ pub struct Snapshot {
     pub wal_damage: Option<String>,
     /// Newest base backup.
     pub last_backup: Option<LastBackup>,
+    /// WAL that is on record as lost; none until a region was read.
+    pub gaps: Option<Gaps>,
+    /// What the server keeps for the slot; none while it cannot be asked.
+    pub slot: Option<SlotView>,
+    /// The last time the slot was given up by the outage policy.
+    pub given_up: Option<GivenUp>,
     /// Start of the agent.
     pub started_at: Option<Time>,
 }

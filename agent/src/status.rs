@@ -11,7 +11,7 @@ mod judge;
 use std::fmt;
 
 use highwater_config::{Config, Exit};
-use highwater_format::{BackupId, Gap, Lsn, Pulse, SystemId, Time, TimelineId};
+use highwater_format::{BackupId, Branch, Gap, Lsn, Pulse, SystemId, Time, TimelineId, Writer};
 use serde::Serialize;
 
 use crate::clock::Clock;
@@ -47,6 +47,10 @@ pub struct Status {
     pub last_backup: Option<LastBackup>,
     /// Recorded holes in the WAL.
     pub gaps: Vec<GapStatus>,
+    /// WAL that the newest timeline never had.
+    pub branches: Vec<Branch>,
+    /// The newest claim of any region: who writes.
+    pub writer: Option<Writer>,
 }
 
 /// A position with its timeline.
@@ -78,6 +82,12 @@ pub struct Agent {
     pub reason: Option<String>,
     /// For how long WAL has waited to become durable.
     pub lag_seconds: Option<f64>,
+    /// What it says of regions that lack something, by name.
+    #[serde(skip)]
+    pub lacking: Vec<(String, String)>,
+    /// What it saw of the slot.
+    #[serde(skip)]
+    slot: Option<serde_json::Value>,
 }
 
 /// What the server answered.
@@ -100,6 +110,12 @@ pub struct Slot {
     pub held_bytes: Option<u64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// WAL that may still be written before the server gives it up or the disk is full; none if not known.
+    pub room_bytes: Option<u64>,
+    /// By how much `held_bytes` grows; none without a running agent.
+    pub growth_bytes_per_second: Option<u64>,
+    /// When the room is used up at that rate; none: never, or not known.
+    pub seconds_until_full: Option<u64>,
 }
 
 /// One region.
@@ -115,6 +131,10 @@ pub struct RegionStatus {
     pub pulse: Option<Pulse>,
     /// Complete base backups.
     pub backups: usize,
+    /// Complete base backups of other regions that are not complete here.
+    pub missing_backups: Vec<BackupId>,
+    /// What the running agent found missing here, and does about it.
+    pub note: Option<String>,
     /// Why it could not be read.
     pub error: Option<String>,
 }
@@ -138,6 +158,8 @@ pub struct GapStatus {
     pub gap: Gap,
     /// A base backup began after it: everything later can be restored.
     pub closed: bool,
+    /// The first such base backup.
+    pub ended_by: Option<BackupId>,
 }
 
 impl Status {
@@ -206,15 +228,29 @@ impl fmt::Display for Status {
                 )?;
             }
         }
-        for GapStatus { gap, closed } in &self.gaps {
-            let closed = if *closed { "ended by a base backup" } else { "OPEN" };
-            writeln!(
+        for GapStatus { gap, ended_by, .. } in &self.gaps {
+            write!(
                 f,
-                "gap      {} on timeline {}: {} ({closed})",
+                "gap      {} on timeline {}, recorded {}: {}; ",
                 gap.range(),
                 gap.timeline,
+                gap.recorded_at,
                 gap.reason
             )?;
+            match ended_by {
+                Some(backup) => writeln!(f, "ended by base backup {backup}")?,
+                None => writeln!(f, "OPEN: no base backup has ended it")?,
+            }
+        }
+        if let Some(writer) = &self.writer {
+            writeln!(
+                f,
+                "writer   {} (pid {}), timeline {}, epoch {}, since {}",
+                writer.host, writer.pid, writer.timeline, writer.epoch, writer.claimed_at
+            )?;
+        }
+        for branch in &self.branches {
+            writeln!(f, "branch   {branch}")?;
         }
         if self.breached.is_empty() {
             return write!(f, "the recovery point is kept");
@@ -232,6 +268,9 @@ impl fmt::Display for SlotLine<'_> {
             active_pid,
             held_bytes,
             wal_status,
+            room_bytes,
+            growth_bytes_per_second,
+            seconds_until_full,
         } = self.0;
         write!(f, "{name}")?;
         match active_pid {
@@ -241,7 +280,21 @@ impl fmt::Display for SlotLine<'_> {
         if let Some(bytes) = held_bytes {
             write!(f, ", {bytes} bytes of WAL kept for it")?;
         }
-        wal_status.iter().try_for_each(|status| write!(f, ", {status}"))
+        wal_status.iter().try_for_each(|status| write!(f, ", {status}"))?;
+        match room_bytes {
+            Some(room) => write!(f, ", room for {room} more")?,
+            None => write!(
+                f,
+                ", room not known (max_slot_wal_keep_size and outage.disk are not set)"
+            )?,
+        }
+        if let Some(growth) = growth_bytes_per_second.filter(|growth| *growth > 0) {
+            write!(f, ", growing by {growth} bytes/s")?;
+        }
+        match seconds_until_full {
+            Some(seconds) => write!(f, ", FULL IN {} MIN", seconds / 60),
+            None => Ok(()),
+        }
     }
 }
 
@@ -264,6 +317,16 @@ impl fmt::Display for RegionLine<'_> {
         if let Some(pulse) = &region.pulse {
             write!(f, ", pulse {} s ago", now.since(pulse.server_time).as_secs())?;
         }
-        write!(f, ", {} base backups", region.backups)
+        write!(f, ", {} base backups", region.backups)?;
+        if let Some(note) = &region.note {
+            return write!(f, ", {note}");
+        }
+        match region.missing_backups.as_slice() {
+            [] => Ok(()),
+            missing => {
+                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                write!(f, ", lacks base backup {}", names.join(", "))
+            }
+        }
     }
 }

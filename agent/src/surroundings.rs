@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::region::{self, Region};
 use crate::run;
 use crate::state::State;
+use crate::writer::Me;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub struct Surroundings {
     pub conninfo: ConnInfo,
     /// In the order of the configuration.
     pub regions: Vec<Arc<Region>>,
-    /// Names this process in pulses.
-    pub instance: String,
+    /// How this process names itself in claims and pulses.
+    pub me: Me,
 }
 
 impl Surroundings {
@@ -41,24 +42,12 @@ impl Surroundings {
         );
         let conninfo = run::connection(config)?;
         let regions = region::open(config, &state).await?;
-        let instance = instance(&clock);
         Ok(Self {
             clock,
             state,
             conninfo,
             regions,
-            instance,
+            me: Me::this_process(),
         })
     }
-}
-
-/// Which machine, which process, since when.
-fn instance(clock: &Clock) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() {
-        "unknown"
-    } else {
-        host.trim()
-    };
-    format!("{host}/{}/{}", std::process::id(), clock.now().unix_micros())
 }

@@ -21,10 +21,13 @@ use highwater_store::Object;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::agree::{self, Agreement};
 use crate::backfill;
+use crate::budget::Budget;
 use crate::compact;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::gap;
 use crate::identity;
 use crate::inventory;
 use crate::progress::Progress;
@@ -34,6 +37,12 @@ use crate::window::{Item, Next, What, Window};
 
 /// Before a region that found nothing for it in the window looks again.
 const RETRY_ATTACH: Duration = Duration::from_millis(200);
+
+/// Between two attempts to compare a region that joins with the others.
+const RETRY_AGREE: Duration = Duration::from_millis(500);
+
+/// How long a region that joins waits for another one to be compared with.
+const COMPARE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Before a region that cannot be used is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -58,8 +67,13 @@ pub struct Shared {
     pub in_flight: u64,
     /// The server's timeline when the agent started.
     pub server_timeline: TimelineId,
+    /// The bound on memory.
+    pub budget: Arc<Budget>,
     /// Where the stream began: the position of a region that holds nothing when no other does either.
     pub origin: Position,
+    /// What PostgreSQL had been told to be safe when the agent started, as its slot shows; none if it keeps
+    /// no WAL yet.
+    pub acknowledged: Option<Position>,
     /// History files of the timelines that lead to the one of `origin`, and its own.
     pub histories: Arc<[(TimelineId, Bytes)]>,
 }
@@ -110,7 +124,15 @@ impl Uploader {
         let index = self.region.index;
         let mut at = match known {
             Some(position) => position,
-            None => self.join().await?,
+            None => {
+                let position = self.join().await?;
+                // What was stored in this session is the stream's.
+                let counted = self.shared.progress.position(index);
+                if let Some(position) = position.filter(|at| counted.is_none_or(|counted| counted < *at)) {
+                    self.agree(position).await?;
+                }
+                position
+            }
         };
         for (timeline, content) in self.shared.histories.iter() {
             let key = self.shared.archive.layout.history(*timeline);
@@ -163,6 +185,43 @@ impl Uploader {
         Ok(position)
     }
 
+    /// A region that joins late was not compared with the stream when that began. Before it counts its last WAL
+    /// is compared with what is archived since.
+    async fn agree(&self, position: Position) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let peers = agree::peers(&self.shared, &self.region);
+            let why = match agree::tail(&self.shared, &self.region, position, &peers).await? {
+                Agreement::Equal(source) => {
+                    tracing::info!(region = self.region.name, %position, with = source, "the region's last WAL is the same");
+                    return Ok(());
+                }
+                Agreement::Unknown(why) => why,
+            };
+            let furthest = peers
+                .iter()
+                .filter_map(|peer| self.shared.progress.position(peer.index))
+                .max();
+            let ahead = furthest.is_none_or(|at| at < position);
+            if !ahead && since.elapsed() >= COMPARE_PATIENCE {
+                tracing::warn!(
+                    region = self.region.name, %position, why,
+                    "the region's last WAL cannot be compared now; it is used, and compared when another region answers"
+                );
+                return Ok(());
+            }
+            if ahead {
+                self.shared.state.update_region(self.region.index, |view| {
+                    view.state = RegionState::CatchingUp;
+                    view.last_error = Some(format!(
+                        "it holds WAL up to {position}, which the stream has not reached: it counts when both agree"
+                    ));
+                });
+            }
+            tokio::time::sleep(RETRY_AGREE).await;
+        }
+    }
+
     /// A region that joins late may show that the server is not the one that the archive follows any more.
     fn refuse_newer(&self, position: Option<Position>) -> Result<()> {
         let streamed = self
@@ -172,6 +231,8 @@ impl Uploader {
             .timeline
             .max(Some(self.shared.server_timeline));
         match position {
+            // A standby follows later than its primary's agent.
+            Some(_) if self.shared.state.snapshot().standby => Ok(()),
             Some(at) if Some(at.timeline) > streamed => Err(AgentError::refused(
                 format!(
                     "region {} already follows timeline {} (up to {}): the server is an old primary that was started again, \
@@ -193,7 +254,7 @@ impl Uploader {
         let mut barrier = false;
         let mut behind = false;
         let mut in_flight = 0;
-        let (mut taken, mut retired_at) = (position, Instant::now());
+        let (mut taken, mut waiting_since) = (position, Instant::now());
         loop {
             changed.mark_unchanged();
             while !behind
@@ -203,9 +264,10 @@ impl Uploader {
             {
                 match self.shared.window.next(from) {
                     Next::Item(number, item) => {
-                        // Nothing of a timeline may be stored before its history is.
-                        let history = matches!(item.what, What::History { .. });
-                        if history && !uploads.is_empty() {
+                        // Nothing of a timeline may be stored before its history is, nothing behind a gap
+                        // before the gap is on record.
+                        let first_alone = item.what.is_barrier();
+                        if first_alone && !uploads.is_empty() {
                             break;
                         }
                         if item.what.start() > taken {
@@ -214,8 +276,11 @@ impl Uploader {
                             break;
                         }
                         taken = taken.max(item.what.end());
-                        barrier = history;
+                        barrier = first_alone;
                         from = number + 1;
+                        if uploads.is_empty() {
+                            waiting_since = Instant::now();
+                        }
                         in_flight += item.object.bytes.len() as u64;
                         uploads.push_back(self.upload(number, item));
                     }
@@ -229,25 +294,25 @@ impl Uploader {
             }
             tokio::select! {
                 biased;
-                // What is stored first: it makes room and moves the frontier.
+                // What is done makes room and moves the position; then what is overdue; then what is new.
                 Some(done) = uploads.next() => {
                     let (number, item) = done?;
                     in_flight -= item.object.bytes.len() as u64;
                     position = self.retire(position, number, &item)?;
-                    retired_at = Instant::now();
+                    waiting_since = Instant::now();
                     oldest = number + 1;
                     barrier = false;
                 }
-                changed = changed.changed(), if !behind => {
-                    changed.map_err(|_| AgentError::Cancelled)?;
-                }
-                () = tokio::time::sleep(PAUSE), if !uploads.is_empty() => {
+                () = tokio::time::sleep_until(waiting_since + PAUSE), if !uploads.is_empty() => {
                     // What is in flight to a region that does not answer is memory that the others need.
-                    let forgotten = matches!(self.shared.window.next(oldest), Next::Behind);
-                    if forgotten && retired_at.elapsed() >= PAUSE {
+                    if matches!(self.shared.window.next(oldest), Next::Behind) {
                         self.shared.window.detach(index);
                         return Ok(position);
                     }
+                    waiting_since = Instant::now();
+                }
+                changed = changed.changed(), if !behind => {
+                    changed.map_err(|_| AgentError::Cancelled)?;
                 }
             }
         }
@@ -255,8 +320,14 @@ impl Uploader {
 
     fn upload(&self, number: u64, item: Arc<Item>) -> Upload {
         let store = self.region.store.clone();
+        let layout = self.shared.archive.layout.clone();
         Box::pin(async move {
-            write_once(&*store, &item.key, item.object.clone()).await?;
+            match item.what {
+                What::Gap { .. } => gap::write(&*store, &layout, &item.key, item.object.clone()).await?,
+                What::Wal { .. } | What::History { .. } => {
+                    write_once(&*store, &item.key, item.object.clone()).await?;
+                }
+            }
             Ok((number, item))
         })
     }
@@ -289,7 +360,7 @@ impl Uploader {
 
 /// Whether an error leaves the other regions untouched. A conflict, another cluster's archive or a mistake of
 /// ours does not: going on could make it worse.
-fn is_of_this_region(error: &AgentError) -> bool {
+pub(crate) fn is_of_this_region(error: &AgentError) -> bool {
     matches!(
         error,
         AgentError::Store(_) | AgentError::Object { .. } | AgentError::Trouble { .. }

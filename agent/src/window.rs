@@ -54,13 +54,28 @@ pub enum What {
         /// Everything that was streamed before the switch: what a region must hold first.
         after: Position,
     },
+    /// The record of WAL that can no longer be had: nothing behind it may be stored before it.
+    Gap {
+        /// The timeline.
+        timeline: TimelineId,
+        /// What is missing.
+        range: LsnRange,
+    },
 }
 
 impl What {
+    /// Whether a region must hold this before it stores anything that follows.
+    pub fn is_barrier(self) -> bool {
+        match self {
+            Self::Wal { .. } => false,
+            Self::History { .. } | Self::Gap { .. } => true,
+        }
+    }
+
     /// Where a region stands that had everything before this and now has this too.
     pub fn end(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position {
+            Self::Wal { timeline, range, .. } | Self::Gap { timeline, range } => Position {
                 timeline,
                 lsn: range.end,
             },
@@ -74,7 +89,7 @@ impl What {
     /// Where a region must stand so that this continues what it has.
     pub fn start(self) -> Position {
         match self {
-            Self::Wal { timeline, range, .. } => Position {
+            Self::Wal { timeline, range, .. } | Self::Gap { timeline, range } => Position {
                 timeline,
                 lsn: range.start,
             },
@@ -237,7 +252,7 @@ impl Window {
                 range: covered,
                 ..
             } => of == timeline && covered.start < range.end && range.start < covered.end,
-            What::History { .. } => false,
+            What::History { .. } | What::Gap { .. } => false,
         };
         self.lock().items.iter().filter(reaches).cloned().collect()
     }

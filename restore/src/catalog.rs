@@ -15,8 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use highwater_format::{
-    Backup, BackupId, Gap, History, Identity, Layout, Lsn, LsnRange, Pulse, SegmentName, SystemId,
+    Backup, BackupId, Branch, Gap, History, Identity, Layout, Lsn, LsnRange, Pulse, SegmentName, SystemId,
     TimelineId,
+    branches::branches,
     coverage::{Coverage, Piece, PieceKind},
 };
 
@@ -254,6 +255,16 @@ impl Catalog {
             .map(|pulse| pulse.stored_lsn)
             .max()
             .unwrap_or(Lsn::ZERO)
+    }
+
+    /// The WAL in the given regions that is not in the newest timeline's history.
+    #[must_use]
+    pub fn branches(&self, regions: &[usize]) -> Vec<Branch> {
+        let known = self.timelines().into_iter();
+        let histories: Vec<History> = known.filter_map(|timeline| self.history(timeline)).collect();
+        branches(&histories, |timeline, start| {
+            self.coverage(timeline, regions).contiguous_end(start)
+        })
     }
 
     /// The line of descent of a timeline over the WAL of the given regions.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use highwater_format::{BackupId, Lsn, SystemId, Time, TimelineId};
+use highwater_format::{BackupId, Branch, Gap, Lsn, LsnRange, SystemId, Time, TimelineId};
 use serde::Serialize;
 
 use crate::{
@@ -33,10 +33,14 @@ pub struct Listing {
     pub backups: Vec<BackupLine>,
     /// Backups without a commit mark: in progress, or abandoned.
     pub unfinished: Vec<BackupId>,
+    /// WAL that is on record as lost.
+    pub gaps: Vec<GapLine>,
     /// What can be restored from all regions together.
     pub windows: Vec<WindowLine>,
     /// What each region alone could restore.
     pub windows_by_region: Vec<WindowLine>,
+    /// WAL that the newest timeline never had.
+    pub branches: Vec<Branch>,
     /// Timelines of which the descent is not known, and other things that are wrong.
     pub problems: Vec<String>,
 }
@@ -77,6 +81,23 @@ pub struct BackupLine {
     pub stored_bytes: u64,
     /// Where it is.
     pub regions: Vec<String>,
+}
+
+/// One gap in the WAL.
+#[derive(Debug, Clone, Serialize)]
+pub struct GapLine {
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// The first missing byte.
+    pub start: Lsn,
+    /// Behind the last missing byte.
+    pub end: Lsn,
+    /// Why, as it was recorded.
+    pub reason: String,
+    /// When it was recorded.
+    pub recorded_at: Time,
+    /// The first backup behind it: what follows can be restored from there on.
+    pub ended_by: Option<BackupId>,
 }
 
 /// One window.
@@ -137,8 +158,10 @@ pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, Rest
         regions: region_lines(catalog),
         backups: backup_lines(catalog),
         unfinished: unfinished(catalog),
+        gaps: gap_lines(catalog),
         windows: lines,
         windows_by_region: region_windows(catalog),
+        branches: catalog.branches(&catalog.readable()),
         problems,
     })
 }
@@ -211,6 +234,34 @@ fn backup_lines(catalog: &Catalog) -> Vec<BackupLine> {
     catalog.backups().into_values().map(line).collect()
 }
 
+/// The gaps that are on record. WAL that some region holds all the same is not missing.
+fn gap_lines(catalog: &Catalog) -> Vec<GapLine> {
+    let regions = catalog.readable();
+    let ended_by = |gap: &Gap| {
+        let behind = |id: &&&BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
+        let backups = catalog.backups();
+        let first = backups
+            .keys()
+            .filter(behind)
+            .min_by_key(|id| (id.timeline(), id.start_lsn()));
+        first.map(|id| (*id).clone())
+    };
+    let of = |timeline| {
+        let held = catalog.coverage(timeline, &regions);
+        let gaps = catalog.gaps(timeline, &regions).into_iter();
+        gaps.filter(move |gap| !held.holes(gap.range()).is_empty())
+    };
+    let line = |gap: Gap| GapLine {
+        timeline: gap.timeline,
+        start: gap.start,
+        end: gap.end,
+        recorded_at: gap.recorded_at,
+        ended_by: ended_by(&gap),
+        reason: gap.reason,
+    };
+    catalog.timelines().into_iter().flat_map(of).map(line).collect()
+}
+
 fn unfinished(catalog: &Catalog) -> Vec<BackupId> {
     let finished = catalog.backups();
     let all = catalog.regions.iter().flat_map(|region| region.unfinished.iter());
@@ -279,14 +330,44 @@ impl fmt::Display for Listing {
         for id in &self.unfinished {
             writeln!(f, "  {id}  unfinished: in progress or abandoned")?;
         }
+        write_gaps(f, &self.gaps)?;
         writeln!(f, "\nwhat can be restored")?;
         write_windows(f, &self.windows)?;
         writeln!(f, "\nfrom one region alone")?;
         write_windows(f, &self.windows_by_region)?;
+        if !self.branches.is_empty() {
+            writeln!(f, "\ndivergent branches")?;
+        }
+        for branch in &self.branches {
+            writeln!(f, "  {branch}")?;
+        }
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem: {problem}"))
     }
+}
+
+fn write_gaps(f: &mut fmt::Formatter<'_>, gaps: &[GapLine]) -> fmt::Result {
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\ngaps in the WAL")?;
+    for gap in gaps {
+        let range = LsnRange::new(gap.start, gap.end);
+        write!(
+            f,
+            "  timeline {}: {range} ({}), recorded {}: {}; ",
+            gap.timeline,
+            bytes(range.len()),
+            gap.recorded_at,
+            gap.reason
+        )?;
+        match &gap.ended_by {
+            Some(id) => writeln!(f, "ended by backup {id}")?,
+            None => writeln!(f, "no backup has ended it yet")?,
+        }
+    }
+    Ok(())
 }
 
 fn write_windows(f: &mut fmt::Formatter<'_>, windows: &[WindowLine]) -> fmt::Result {

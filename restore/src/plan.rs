@@ -54,7 +54,8 @@ pub struct Plan {
     pub wal: LsnRange,
     /// The end of unbroken WAL behind the backup. Nothing that continues it is in any readable region.
     pub wal_end: Lsn,
-    /// Objects lie behind `wal_end` after a break that a crash left; nothing of them was ever acknowledged.
+    /// Objects lie behind `wal_end` after a break that this restore does not cross: nothing of them was ever
+    /// acknowledged, or the target lies before it.
     pub ragged: bool,
     /// How PostgreSQL is told.
     pub target: ResolvedTarget,

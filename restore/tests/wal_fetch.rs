@@ -123,7 +123,7 @@ async fn fault_40_a_damaged_segment_is_taken_from_the_other_region_or_from_chunk
 }
 
 #[tokio::test]
-async fn damage_everywhere_stops_recovery_and_leaves_no_file() {
+async fn fault_40_damage_everywhere_stops_recovery_and_leaves_no_file() {
     let a = memory("a");
     put_segment(&[&a], segment(3)).await;
     a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
@@ -220,7 +220,7 @@ async fn an_abandoned_branch_is_not_served_past_its_switch_point() {
 }
 
 #[tokio::test]
-async fn past_the_end_is_answered_only_with_proof() {
+async fn fault_50_past_the_end_is_answered_only_with_proof() {
     let a = memory("a");
     put_segment(&[&a], segment(2)).await;
     let ask = |case: Case, end| case.ask_with(end, "000000010000000000000003");
@@ -291,7 +291,7 @@ async fn a_region_that_the_plan_did_without_costs_no_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_region_that_died_after_the_plan_is_known_to_the_next_process() {
+async fn fault_45_a_region_that_died_after_the_plan_is_known_to_the_next_process() {
     let (a, b) = (memory("a"), memory("b"));
     put_segment(&[&a, &b], segment(3)).await;
     let dir = tempfile::tempdir().unwrap();

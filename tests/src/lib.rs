@@ -22,6 +22,7 @@ pub mod program;
 pub mod s3;
 pub mod site;
 pub mod tap;
+pub mod witness;
 
 pub use dir::TestDir;
 pub use ledger::{Ledger, LedgerLog};
@@ -29,3 +30,4 @@ pub use postgres::{PgCluster, PgVersion, Stop};
 pub use program::Program;
 pub use s3::{S3Server, S3Snapshot};
 pub use tap::FeedbackTap;
+pub use witness::Witness;

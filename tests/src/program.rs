@@ -153,6 +153,19 @@ impl Program {
         self
     }
 
+    /// Runs it through another program, for instance `env` with variables that must reach nothing before it.
+    #[must_use]
+    pub fn under(mut self, program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut through: Vec<OsString> = arguments
+            .into_iter()
+            .map(|argument| argument.as_ref().to_owned())
+            .collect();
+        through.push(std::mem::replace(&mut self.path, PathBuf::from(program)).into());
+        through.append(&mut self.arguments);
+        self.arguments = through;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -336,6 +349,21 @@ impl Running {
             .context("no VmHWM")?;
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kilobytes * 1024)
+    }
+
+    /// Processor time it has used so far.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        const PER_SECOND: u64 = 100; // USER_HZ, the same on every Linux architecture we run on
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // After the name in parentheses, which may hold anything: state is field 3, utime 14, stime 15.
+        let (_, fields) = stat.rsplit_once(") ").context("no process name")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let ticks = |at: usize| fields.get(at - 3).and_then(|field| field.parse::<u64>().ok());
+        let used = ticks(14).zip(ticks(15)).context("no processor times")?;
+        Ok(Duration::from_millis((used.0 + used.1) * 1000 / PER_SECOND))
     }
 }
 

@@ -56,7 +56,7 @@ impl Site {
             primary,
             tap,
             regions,
-            settings: "[wal]\nflush_interval = \"200ms\"\n".to_owned(),
+            settings: "[wal]\nflush_interval = \"200ms\"\n[pulse]\ninterval = \"1s\"\n".to_owned(),
             user: "postgres".to_owned(),
             segment_size: u64::from(segment_mb) << 20,
         })
@@ -84,6 +84,44 @@ impl Site {
     /// When it was not built.
     pub fn agent(&self) -> Result<Program> {
         Program::agent()?.config(&self.config())
+    }
+
+    /// An agent beside another server of the same cluster, for the same regions; it streams from a standby too.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn agent_at(&self, connection: &str) -> Result<Program> {
+        let regions: Vec<_> = REGIONS
+            .iter()
+            .zip(&self.regions)
+            .map(|(name, server)| (*name, server.as_ref()))
+            .collect();
+        let toml = format!(
+            "{}[admin]\nlisten = \"off\"\n{}",
+            config(Some(connection), &regions),
+            self.settings
+        );
+        Ok(Program::agent()?
+            .config(&toml)?
+            .args(["--set", "cluster.standby=stream"]))
+    }
+
+    /// Waits until both regions hold the WAL of `timeline` up to `position`, from the names of their objects.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub async fn archived(&self, timeline: u32, position: u64) -> Result<()> {
+        let held = || async {
+            let ends = self
+                .snapshots()
+                .map(|snapshot| archive::wal_end(&snapshot, BUCKET, timeline, self.segment_size));
+            ends.iter().all(|end| *end >= position).then_some(())
+        };
+        let what = format!(
+            "timeline {timeline} up to {} in both regions",
+            lsn::show(position)
+        );
+        eventually(&what, PATIENCE, held).await
     }
 
     /// Starts the agent and waits until it has reported a flush position on a new connection.
@@ -185,7 +223,13 @@ async fn region() -> Result<Arc<S3Server>> {
 /// A configuration file for both programs.
 #[must_use]
 pub fn config(connection: Option<&str>, regions: &[(&str, &S3Server)]) -> String {
-    let mut text = "[cluster]\nname = \"orders\"\n".to_owned();
+    config_named("orders", connection, regions)
+}
+
+/// The same for a cluster of another name.
+#[must_use]
+pub fn config_named(cluster: &str, connection: Option<&str>, regions: &[(&str, &S3Server)]) -> String {
+    let mut text = format!("[cluster]\nname = \"{cluster}\"\n");
     if let Some(connection) = connection {
         text += &format!("connection = \"{connection}\"\n");
     }

@@ -206,7 +206,7 @@ async fn a_backup_is_whole_in_every_region_alone() -> Result<()> {
 }
 
 #[tokio::test]
-async fn damaged_pages_void_the_backup_and_older_ones_stay() -> Result<()> {
+async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay() -> Result<()> {
     let mut cluster = PgCluster::builder(PgVersion::V15).checksums(true).start().await?;
     cluster
         .sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 10000) i; CHECKPOINT")
@@ -254,7 +254,7 @@ async fn damaged_pages_void_the_backup_and_older_ones_stay() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_a_stream_no_backup_begins() -> Result<()> {
+async fn fault_26_without_a_stream_no_backup_begins() -> Result<()> {
     let cluster = PgCluster::builder(PgVersion::V15).start().await?;
     let regions = Regions::start().await?;
     let refused = regions
@@ -279,7 +279,7 @@ async fn without_a_stream_no_backup_begins() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_killed_server_and_a_killed_agent_leave_nothing_visible() -> Result<()> {
+async fn fault_25_a_killed_server_and_a_killed_agent_leave_nothing_visible() -> Result<()> {
     let mut cluster = PgCluster::builder(PgVersion::V15).start().await?;
     cluster
         .sql("CREATE TABLE large AS SELECT i, repeat(md5(i::text), 12) t FROM generate_series(1, 200000) i")

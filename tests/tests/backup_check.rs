@@ -53,7 +53,7 @@ async fn a_prepared_server_is_ready() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_missing_thing_is_named_with_its_cure() -> Result<()> {
+async fn fault_33_each_missing_thing_is_named_with_its_cure() -> Result<()> {
     let hba = "local all secret scram-sha-256\nlocal replication secret scram-sha-256\nlocal replication nohba reject";
     let cluster = PgCluster::builder(PgVersion::V15).hba(hba).start().await?;
     cluster
@@ -83,7 +83,7 @@ async fn each_missing_thing_is_named_with_its_cure() -> Result<()> {
 }
 
 #[tokio::test]
-async fn settings_and_exhausted_limits_are_named() -> Result<()> {
+async fn fault_33_settings_and_exhausted_limits_are_named() -> Result<()> {
     let cluster = PgCluster::builder(PgVersion::V15)
         .conf("wal_level", "minimal")
         .conf("max_wal_senders", "0")
@@ -104,7 +104,7 @@ async fn settings_and_exhausted_limits_are_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_region_of_another_cluster_is_refused_and_nothing_is_written() -> Result<()> {
+async fn fault_48_a_region_of_another_cluster_is_refused_and_nothing_is_written() -> Result<()> {
     let (first, second) = (
         PgCluster::builder(PgVersion::V15),
         PgCluster::builder(PgVersion::V15),

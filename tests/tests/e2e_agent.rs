@@ -11,7 +11,7 @@ use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, region
 use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Stop, lsn};
 
 #[tokio::test]
-async fn least_rights_suffice_and_secrets_stay_secret() -> Result<()> {
+async fn fault_97_least_rights_suffice_and_secrets_stay_secret() -> Result<()> {
     const PASSWORD: &str = "planted-password-of-the-role";
     let site = Site::start(
         PgCluster::builder(PgVersion::V15)
@@ -107,7 +107,7 @@ async fn least_rights_suffice_and_secrets_stay_secret() -> Result<()> {
 
 /// More backlog than memory, and a region that takes nothing: the other one gets everything.
 #[tokio::test]
-async fn memory_is_bounded_while_a_backlog_drains_past_a_frozen_region() -> Result<()> {
+async fn fault_23_memory_is_bounded_while_a_backlog_drains_past_a_frozen_region() -> Result<()> {
     const BOUND: u64 = 300 << 20;
     let site = Site::start(PgCluster::builder(PgVersion::V15).conf("max_wal_size", "4GB"), 16).await?;
     let mut agent = site.start_agent().await?;
@@ -141,7 +141,7 @@ async fn memory_is_bounded_while_a_backlog_drains_past_a_frozen_region() -> Resu
 
 /// Nothing can be stored, and PostgreSQL waits for the agent before it stops: the agent must let it go.
 #[tokio::test]
-async fn a_fast_shutdown_ends_though_no_region_answers() -> Result<()> {
+async fn fault_05_a_fast_shutdown_ends_though_no_region_answers() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;

@@ -47,7 +47,7 @@ async fn check(connection: &str, region: &S3Server) -> Result<Finished> {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_postgresql_is_named() -> Result<()> {
+async fn fault_33_what_is_wrong_with_postgresql_is_named() -> Result<()> {
     let region = region().await?;
     let cluster = PgCluster::builder(PgVersion::V15)
         .hba("local replication nohba reject\nlocal all wrong scram-sha-256\nlocal replication wrong scram-sha-256")
@@ -102,7 +102,7 @@ async fn what_is_wrong_with_postgresql_is_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn settings_of_postgresql_that_cannot_work_are_named() -> Result<()> {
+async fn fault_33_settings_of_postgresql_that_cannot_work_are_named() -> Result<()> {
     let region = region().await?;
     let minimal = PgCluster::builder(PgVersion::V15)
         .conf("wal_level", "minimal")
@@ -144,7 +144,7 @@ async fn settings_of_postgresql_that_cannot_work_are_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_region_is_named() -> Result<()> {
+async fn fault_24_what_is_wrong_with_a_region_is_named() -> Result<()> {
     let cluster = PgCluster::builder(PgVersion::V15).start().await?;
     let region = region().await?;
     let denied = region.key_pair(Rights::Nothing).clone();
@@ -183,7 +183,7 @@ async fn what_is_wrong_with_a_region_is_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_configuration_that_makes_no_sense_is_refused() -> Result<()> {
+async fn fault_80_a_configuration_that_makes_no_sense_is_refused() -> Result<()> {
     let region = region().await?;
     let good = config(Some("host=/nonexistent"), &[("north", &region)]);
     let cases = [
@@ -222,7 +222,7 @@ async fn a_configuration_that_makes_no_sense_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_region_of_another_cluster_is_refused() -> Result<()> {
+async fn fault_48_a_region_of_another_cluster_is_refused() -> Result<()> {
     let site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
     let agent = site.start_agent().await?;
     site.all_durable().await?;
@@ -284,7 +284,7 @@ fn north(site: &Site) -> Result<RestoreSite> {
 }
 
 #[tokio::test]
-async fn targets_that_make_no_sense_or_cannot_be_reached_are_refused_untouched() -> Result<()> {
+async fn fault_84_targets_that_make_no_sense_or_cannot_be_reached_are_refused() -> Result<()> {
     let site = archived().await?;
     let place = north(&site)?;
     let cases: [(&str, &[&str], i32, &str); 11] = [
@@ -336,7 +336,7 @@ async fn targets_that_make_no_sense_or_cannot_be_reached_are_refused_untouched()
 }
 
 #[tokio::test]
-async fn a_directory_in_use_is_refused() -> Result<()> {
+async fn fault_59_a_directory_in_use_is_refused() -> Result<()> {
     let site = archived().await?;
     let place = north(&site)?;
     let busy = place.data("busy");
@@ -367,7 +367,7 @@ async fn a_directory_in_use_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn damage_in_the_only_region_is_never_restored() -> Result<()> {
+async fn fault_40_damage_in_the_only_region_is_never_restored() -> Result<()> {
     let site = archived().await?;
     let region = &site.regions[0];
     let place = north(&site)?;
@@ -426,7 +426,7 @@ async fn damage_in_the_only_region_is_never_restored() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_newer_format_is_named() -> Result<()> {
+async fn fault_83_a_newer_format_is_named() -> Result<()> {
     let site = archived().await?;
     let region = &site.regions[0];
     let key = region
@@ -485,7 +485,7 @@ fn on_a_small_disk(
 }
 
 #[tokio::test]
-async fn a_disk_that_is_too_small_is_named() -> Result<()> {
+async fn fault_71_a_disk_that_is_too_small_is_named() -> Result<()> {
     let site = archived().await?;
     let place = north(&site)?;
     let disk = place.data("disk");

@@ -3,61 +3,14 @@
 //!
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::archive;
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, S3Snapshot, lsn};
-
-/// The state of both regions at the moment of the last status message, and what it promised.
-#[derive(Clone, Default)]
-struct Witness {
-    /// The highest position that was reported.
-    flush: u64,
-    last: u64,
-    connection: u32,
-    regions: [S3Snapshot; 2],
-    violation: Option<String>,
-}
-
-fn seen(witness: &Mutex<Witness>) -> MutexGuard<'_, Witness> {
-    witness.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Notes at every status message, before PostgreSQL reads it, what the regions hold.
-/// With `across`, the reported position must not go back between connections either.
-fn witness(site: &Site, across: bool) -> Arc<Mutex<Witness>> {
-    let witness = Arc::new(Mutex::new(Witness::default()));
-    let (noted, regions, segment) = (Arc::clone(&witness), site.regions.clone(), site.segment_size());
-    site.tap.on_feedback(move |feedback| {
-        let mut noted = seen(&noted);
-        if feedback.flush == 0 {
-            return; // no opinion: PostgreSQL does not move the slot for it
-        }
-        // A server that has crashed knows an older position of its slot: a new connection may begin there.
-        if feedback.flush < noted.last && (across || noted.connection == feedback.connection) {
-            noted.violation = Some(format!("flush went back to {}", lsn::show(feedback.flush)));
-        }
-        (noted.last, noted.connection) = (feedback.flush, feedback.connection);
-        if feedback.flush <= noted.flush {
-            return;
-        }
-        noted.flush = feedback.flush;
-        noted.regions = [regions[0].snapshot(), regions[1].snapshot()];
-        for (name, snapshot) in REGIONS.iter().zip(&noted.regions) {
-            let end = archive::wal_end(snapshot, BUCKET, 1, segment);
-            if end < feedback.flush {
-                let flush = lsn::show(feedback.flush);
-                noted.violation = Some(format!("flush {flush} reported, {name} holds {}", lsn::show(end)));
-                return;
-            }
-        }
-    });
-    witness
-}
+use highwater_tests::witness::Rules;
+use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness};
 
 /// A small generator of random numbers: the moments only have to differ.
 struct Dice(u64);
@@ -82,7 +35,7 @@ impl Dice {
 
 async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
-    let witness = witness(&site, true);
+    let witness = Witness::of(&site, Rules::all());
     let ledger = Ledger::start(&site.primary, 4).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
@@ -99,8 +52,7 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
     site.primary.lose_disk()?;
     let log = ledger.stop().await;
 
-    let seen = seen(&witness).clone();
-    ensure!(seen.violation.is_none(), "{}", seen.violation.unwrap_or_default());
+    let seen = witness.satisfied()?;
     let promised = log
         .entries
         .iter()
@@ -125,7 +77,7 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
 }
 
 #[tokio::test]
-async fn what_was_promised_survives_kill9_of_agent_and_primary() -> Result<()> {
+async fn fault_68_what_was_promised_survives_kill9_of_agent_and_primary() -> Result<()> {
     let mut dice = Dice::thrown();
     let seed = dice.0;
     killed_at_random(PgVersion::V15, 16, &mut dice)
@@ -134,7 +86,7 @@ async fn what_was_promised_survives_kill9_of_agent_and_primary() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_was_promised_survives_kill9_with_small_segments() -> Result<()> {
+async fn fault_68_what_was_promised_survives_kill9_with_small_segments() -> Result<()> {
     let mut dice = Dice::thrown();
     let seed = dice.0;
     killed_at_random(PgVersion::V17, 1, &mut dice)
@@ -146,7 +98,13 @@ async fn what_was_promised_survives_kill9_with_small_segments() -> Result<()> {
 #[tokio::test]
 async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
-    let witness = witness(&site, false);
+    let witness = Witness::of(
+        &site,
+        Rules {
+            across: false,
+            ..Rules::all()
+        },
+    );
     let ledger = Ledger::start(&site.primary, 2).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
@@ -168,8 +126,7 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     site.all_durable().await?;
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
-    let violation = seen(&witness).violation.clone();
-    ensure!(violation.is_none(), "{}", violation.unwrap_or_default());
+    witness.satisfied()?;
 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     let restored = place.recovered("data", &[]).await?;

@@ -37,7 +37,7 @@ async fn both_hold(site: &Site, position: u64) -> Result<()> {
 }
 
 #[tokio::test]
-async fn with_all_regions_asked_for_a_frozen_one_holds_the_reported_position() -> Result<()> {
+async fn fault_06_a_stalled_region_holds_the_position_but_not_the_feedback() -> Result<()> {
     let site = site("all").await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
@@ -81,7 +81,7 @@ async fn with_all_regions_asked_for_a_frozen_one_holds_the_reported_position() -
 }
 
 #[tokio::test]
-async fn with_any_region_asked_for_one_that_is_down_is_filled_afterwards() -> Result<()> {
+async fn fault_02_with_policy_any_a_region_that_is_down_is_filled_afterwards() -> Result<()> {
     let site = site("any").await?;
     let agent = site.start_agent().await?;
     site.backup().await?;
@@ -108,7 +108,7 @@ async fn with_any_region_asked_for_one_that_is_down_is_filled_afterwards() -> Re
 }
 
 #[tokio::test]
-async fn errors_and_lost_replies_change_nothing() -> Result<()> {
+async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
     let site = site("all").await?;
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
@@ -140,7 +140,7 @@ async fn errors_and_lost_replies_change_nothing() -> Result<()> {
 
 /// Each region misses what the other has: together they still restore everything.
 #[tokio::test]
-async fn damage_in_one_region_is_mended_from_the_other() -> Result<()> {
+async fn fault_40_damage_in_one_region_is_read_around() -> Result<()> {
     let site = site("all").await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;

@@ -36,7 +36,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_primary_that_was_rolled_back_is_refused() -> Result<()> {
+async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;

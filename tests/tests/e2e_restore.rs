@@ -124,12 +124,12 @@ async fn restores_postgresql_15() -> Result<()> {
 }
 
 #[tokio::test]
-async fn restores_postgresql_15_with_segments_of_1_mb() -> Result<()> {
+async fn fault_20_restores_postgresql_15_with_segments_of_1_mb() -> Result<()> {
     restores(PgVersion::V15, 1).await
 }
 
 #[tokio::test]
-async fn restores_postgresql_15_with_segments_of_128_mb() -> Result<()> {
+async fn fault_20_restores_postgresql_15_with_segments_of_128_mb() -> Result<()> {
     restores(PgVersion::V15, 128).await
 }
 
@@ -139,7 +139,7 @@ async fn restores_postgresql_16() -> Result<()> {
 }
 
 #[tokio::test]
-async fn restores_postgresql_17_with_segments_of_64_mb() -> Result<()> {
+async fn fault_20_restores_postgresql_17_with_segments_of_64_mb() -> Result<()> {
     restores(PgVersion::V17, 64).await
 }
 
@@ -150,7 +150,7 @@ async fn restores_postgresql_18() -> Result<()> {
 
 /// Tablespaces, unlogged tables, large objects of bytes and an empty directory come back as they were.
 #[tokio::test]
-async fn everything_in_the_cluster_comes_back() -> Result<()> {
+async fn fault_65_tablespaces_and_unlogged_tables_come_back() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15).checksums(true), 16).await?;
     let space = site.primary.dir().create_dir("space")?;
     site.primary

@@ -53,16 +53,16 @@ async fn stops(version: PgVersion) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_fast_shutdown_of_postgresql_15_ends() -> Result<()> {
+async fn fault_04_a_fast_shutdown_of_postgresql_15_ends() -> Result<()> {
     stops(PgVersion::V15).await
 }
 
 #[tokio::test]
-async fn a_fast_shutdown_of_postgresql_17_ends() -> Result<()> {
+async fn fault_04_a_fast_shutdown_of_postgresql_17_ends() -> Result<()> {
     stops(PgVersion::V17).await
 }
 
 #[tokio::test]
-async fn a_fast_shutdown_of_postgresql_18_ends() -> Result<()> {
+async fn fault_04_a_fast_shutdown_of_postgresql_18_ends() -> Result<()> {
     stops(PgVersion::V18).await
 }

@@ -167,7 +167,7 @@ async fn to_the_very_end_the_mistake_is_there() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_server_of_another_major_is_refused_before_anything_is_written() -> Result<()> {
+async fn fault_70_a_server_of_another_major_is_refused_before_anything_is_written() -> Result<()> {
     let (site, _, _, _) = dropped_by_mistake().await?;
     let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let other = PgVersion::V17.bin()?;

@@ -111,7 +111,7 @@ async fn objects_lie_under_the_prefix_and_nothing_beside_it_is_seen() {
 }
 
 #[tokio::test]
-async fn long_listings_are_read_to_the_end() {
+async fn fault_38_long_listings_are_read_to_the_end() {
     let server = server().await;
     for number in 0..2500 {
         server.put(BUCKET, &format!("prod/hw/k/{number:05}"), "x");
@@ -124,7 +124,7 @@ async fn long_listings_are_read_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_not_a_rival() {
+async fn fault_35_a_lost_reply_is_not_a_rival() {
     let server = server().await;
     let store = patient(open(&config(&server)).await.unwrap());
     server.faults().only(&[Operation::Put]);
@@ -136,7 +136,7 @@ async fn a_lost_reply_is_not_a_rival() {
 }
 
 #[tokio::test]
-async fn a_conditional_conflict_is_tried_again() {
+async fn fault_36_a_conditional_conflict_is_tried_again() {
     let server = server().await;
     let raw = open(&config(&server)).await.unwrap();
     server.faults().fail_next(1, 409);
@@ -149,7 +149,7 @@ async fn a_conditional_conflict_is_tried_again() {
 }
 
 #[tokio::test]
-async fn refusals_name_what_to_do() {
+async fn fault_24_refusals_name_what_to_do() {
     let server = server().await;
     let wrong_secret = KeyPair {
         access_key: server.access_key().to_owned(),
@@ -184,7 +184,7 @@ async fn refusals_name_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_missing_bucket_is_a_configuration_error_for_every_call() {
+async fn fault_24_a_missing_bucket_is_a_configuration_error_for_every_call() {
     let server = server().await;
     let mut config = config(&server);
     config.url = "s3://no-such-bucket/prod".to_owned();
@@ -202,7 +202,7 @@ async fn a_missing_bucket_is_a_configuration_error_for_every_call() {
 }
 
 #[tokio::test]
-async fn the_least_rights_suffice() {
+async fn fault_97_the_least_rights_suffice() {
     let server = server().await;
     let agent = open(&config_of(&server, server.key_pair(Rights::NoDelete)))
         .await
@@ -229,7 +229,7 @@ async fn the_least_rights_suffice() {
 }
 
 #[tokio::test]
-async fn damaged_reads_are_never_accepted() {
+async fn fault_40_damaged_reads_are_never_accepted() {
     let server = server().await;
     let store = open(&config(&server)).await.unwrap();
     let bytes = vec![7u8; 300_000];
@@ -258,7 +258,7 @@ async fn damaged_reads_are_never_accepted() {
 }
 
 #[tokio::test]
-async fn a_silent_endpoint_ends_in_bounded_time() {
+async fn fault_45_a_silent_endpoint_ends_in_bounded_time() {
     let server = server().await;
     let mut config = config(&server);
     config.attempt_timeout = Duration::from_millis(300);

@@ -25,17 +25,12 @@ pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<B
     Ok(found)
 }
 
-/// The record of the newest complete base backup.
-pub(crate) async fn newest(store: &dyn Store, layout: &Layout) -> Result<Option<Backup>> {
-    let Some(id) = complete(store, layout).await?.pop() else {
-        return Ok(None);
-    };
-    let key = layout.backup(&id);
+/// The record of a complete base backup.
+pub(crate) async fn record(store: &dyn Store, layout: &Layout, id: &BackupId) -> Result<Backup> {
+    let key = layout.backup(id);
     let bytes = store.get(&key).await?;
     let region = store.region().to_owned();
-    decode(&bytes)
-        .map(Some)
-        .map_err(|source| AgentError::Object { region, key, source })
+    decode(&bytes).map_err(|source| AgentError::Object { region, key, source })
 }
 
 /// Every id under which anything lies: one request per backup, however many packs it has.

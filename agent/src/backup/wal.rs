@@ -33,9 +33,11 @@ impl WalOf<'_> {
         Ok(coverage.contiguous_end(from))
     }
 
-    /// Whether the stream is stored right up to `lsn`: the byte before it is held.
+    /// Whether the stream is stored right up to `lsn`: the byte before it is held, or on record as lost.
     pub(crate) async fn reaches(&self, store: &dyn Store, lsn: Lsn) -> Result<bool> {
-        Ok(self.stored_end(store, lsn - 1).await? >= lsn)
+        let before = lsn - 1;
+        let held = inventory::held(store, self.layout, self.segment_size, self.timeline, before).await?;
+        Ok(held.contiguous_end(before) >= lsn)
     }
 
     /// Waits until all of `range` is held. Gives up when nothing was added for `patience`; a region that does

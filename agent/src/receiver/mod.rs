@@ -4,18 +4,22 @@
 //! Does not own: what durable means (frontier), what is cut where (segmenter), storing (uploaders).
 //!
 //! A session is one connection. Whatever ends it, the next one resumes at the end of what was sealed, and
-//! begins by comparing the object around that end with what the server sends now.
+//! begins by comparing the object around that end with what the server sends now. The archive's end is always tried
+//! first; only the server's word that this segment is removed proves a gap (`bridge`).
 
+mod bridge;
 mod feedback;
 mod intake;
 mod overlap;
 mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use highwater_config::Standby;
 use highwater_format::{Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,12 +28,15 @@ pub(crate) use intake::Tools;
 use crate::clock::Clock;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
-use crate::resume::{Resume, resume};
+use crate::outage::GiveUp;
+use crate::resume::{Resume, ServerView, lagging, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
+use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
+use crate::writer::Claims;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -50,7 +57,13 @@ pub(crate) struct Context {
     pub(crate) conninfo: ConnInfo,
     pub(crate) identity: Identity,
     pub(crate) slot: String,
+    pub(crate) standby: Standby,
+    pub(crate) claims: Arc<Claims>,
     pub(crate) synchronous: bool,
+    /// Rung when a gap has been recorded: a base backup has to end it.
+    pub(crate) reanchor: Arc<Notify>,
+    /// The outage policy's wish to give the slot up.
+    pub(crate) give_up: GiveUp,
     pub(crate) clock: Clock,
     /// Start of the monotonic clock that the segmenter is driven with.
     pub(crate) started: Instant,
@@ -72,16 +85,27 @@ pub(crate) struct Receiver {
     first: Option<(Connection, Resume)>,
     /// The server no longer has the last archived object: the stream begins right after it.
     removed: bool,
+    /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
+    cause: Option<String>,
+    /// The server was a standby when it was last asked.
+    standby: bool,
 }
 
 impl Receiver {
     /// A receiver whose first session is ready to stream.
-    pub(crate) fn new(context: Context, connection: Connection, resume: Resume) -> Self {
+    pub(crate) fn new(
+        context: Context,
+        connection: Connection,
+        resume: Resume,
+        slot_event: Option<String>,
+    ) -> Self {
         Self {
             context,
             sealed: None,
             first: Some((connection, resume)),
             removed: false,
+            cause: slot_event,
+            standby: false,
         }
     }
 
@@ -96,7 +120,7 @@ impl Receiver {
             }
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) if is_final(&error) => return Err(error),
+                Err(error) if self.is_final(&error) => return Err(error),
                 Err(error) => error.to_string(),
             };
             if began.elapsed() >= GOOD_SESSION {
@@ -122,7 +146,8 @@ impl Receiver {
 
     /// One connection, until it ends.
     async fn session(&mut self) -> Result<()> {
-        let (mut connection, mut resume) = match self.first.take() {
+        self.give_up_if_asked().await?;
+        let (connection, resume) = match self.first.take() {
             Some(first) => first,
             None => {
                 let cancel = self.context.cancel.clone();
@@ -133,9 +158,22 @@ impl Receiver {
                 }
             }
         };
+        let claims = self.context.claims.clone();
+        tokio::select! {
+            biased;
+            ended = self.stream(connection, resume) => return ended,
+            error = claims.fenced() => {
+                // What was received but not sealed is given up with the session.
+                self.sealed = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Streams on a connection that is ready, one timeline after the other.
+    async fn stream(&mut self, mut connection: Connection, mut resume: Resume) -> Result<()> {
+        let mut floor = self.look_at(&mut connection).await?.slot.unwrap_or(Lsn::ZERO);
         loop {
-            // Asked before every stream: the one before may have moved it past where the next timeline begins.
-            let floor = self.slot_position(&mut connection).await?;
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
@@ -145,12 +183,13 @@ impl Receiver {
             let started = connection
                 .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
                 .await;
-            let next = match started.map_err(|error| self.explain(error.into(), &resume))? {
-                Started::AtEnd(back, next) => {
+            let next = match started {
+                Err(error) => return self.refused(error.into(), &resume).await,
+                Ok(Started::AtEnd(back, next)) => {
                     connection = back;
                     next
                 }
-                Started::Streaming(reader, writer) => {
+                Ok(Started::Streaming(reader, writer)) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, history, overlap);
                     let ended = stream.run(reader, writer, floor).await;
@@ -158,9 +197,15 @@ impl Receiver {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
                     });
-                    match ended.map_err(|error| self.explain(error, &resume))? {
-                        Ended::Closed => return Ok(()),
-                        Ended::Timeline(back, next) => {
+                    if self.got_on(&resume) {
+                        self.removed = false;
+                        // What was wrong with the slot may still be why the next segment is gone.
+                        self.cause.take_if(|_| !ended.as_ref().is_err_and(is_removed));
+                    }
+                    match ended {
+                        Err(error) => return self.refused(error, &resume).await,
+                        Ok(Ended::Closed) => return Ok(()),
+                        Ok(Ended::Timeline(back, next)) => {
                             connection = *back;
                             next
                         }
@@ -168,6 +213,15 @@ impl Receiver {
                 }
             };
             resume = self.switch(&resume, next);
+            // A standby that was promoted is a primary now, and its agent the writer.
+            let view = self.look_at(&mut connection).await?;
+            floor = view.slot.unwrap_or(floor);
+            let cancel = self.context.cancel.clone();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                entered = self.enter(&view) => entered?,
+            }
         }
     }
 
@@ -175,23 +229,42 @@ impl Receiver {
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
-        let view = server::view(
-            &mut connection,
-            &context.conninfo,
-            &context.slot,
-            &context.identity,
-        )
-        .await?;
-        let archived = self.sealed.or_else(|| context.shared.progress.furthest());
-        let resume = resume(archived, &view, context.shared.segment_size)?;
+        let view = self.look_at(&mut connection).await?;
+        let shared = &self.context.shared;
+        let archived = self.sealed.or_else(|| shared.progress.furthest());
+        let resume = resume(archived, &view, shared.segment_size)?;
+        self.enter(&view).await?;
         Ok((connection, resume))
     }
 
-    /// From where the slot keeps WAL now: nothing before it is ever reported.
-    async fn slot_position(&self, connection: &mut Connection) -> Result<Lsn> {
+    /// Where the server stands now. Nothing before its slot's position is ever reported.
+    async fn look_at(&mut self, connection: &mut Connection) -> Result<ServerView> {
         let context = &self.context;
         let view = server::view(connection, &context.conninfo, &context.slot, &context.identity).await?;
-        Ok(view.slot.unwrap_or(Lsn::ZERO))
+        if view.slot_event.is_some() {
+            self.cause.clone_from(&view.slot_event);
+        }
+        self.standby = view.in_recovery;
+        Ok(view)
+    }
+
+    /// Makes sure that what this server sends may be stored.
+    async fn enter(&self, view: &ServerView) -> Result<()> {
+        server::refuse_standby(view, self.context.standby)?;
+        self.context.claims.enter(view.timeline, view.in_recovery).await
+    }
+
+    /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits
+    /// until its server has joined the others.
+    fn is_final(&self, error: &AgentError) -> bool {
+        match error {
+            AgentError::Fenced { .. } => self.context.standby == Standby::Refuse,
+            AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
+            _ => matches!(
+                error.kind(),
+                Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
+            ),
+        }
     }
 
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
@@ -217,22 +290,94 @@ impl Receiver {
         Overlap::load(&self.context.shared, resume.timeline, range).await
     }
 
-    /// Explains why a stream could not be had. Where only the archived object before the end is gone from the
-    /// server, the next session begins right after it, which is then not compared.
-    fn explain(&mut self, error: AgentError, resume: &Resume) -> AgentError {
-        let gone = matches!(&error, AgentError::Postgres(error) if error.is_segment_removed());
-        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
-        if gone && whole_object && resume.start < resume.sealed && !self.removed {
+    /// Whether the stream brought anything that the archive did not have.
+    fn got_on(&self, resume: &Resume) -> bool {
+        self.sealed
+            .is_some_and(|at| at.timeline == resume.timeline && at.lsn > resume.sealed)
+    }
+
+    /// What it means that a stream could not be had, or ended badly. Some refusals come only with its first message.
+    async fn refused(&mut self, error: AgentError, resume: &Resume) -> Result<()> {
+        let AgentError::Postgres(refusal) = &error else {
+            return Err(error);
+        };
+        if refusal.is_slot_invalidated() {
+            return Err(self.remake_slot(refusal.to_string()).await?);
+        }
+        if let Some(end) = refusal.ahead_of_server().filter(|_| self.standby) {
+            let at = Position {
+                timeline: resume.timeline,
+                lsn: resume.sealed,
+            };
+            return Err(lagging(at, end));
+        }
+        if !refusal.is_segment_removed() {
+            return Err(explain(error, resume));
+        }
+        if self.got_on(resume) {
+            return Err(AgentError::Trouble {
+                what: format!("the server removed WAL while it was being streamed: {refusal}"),
+                next: "The next connection shows whether what comes next is still there".into(),
+            });
+        }
+        if self.is_only_the_overlap(resume) {
             self.removed = true;
-            return AgentError::Trouble {
+            return Err(AgentError::Trouble {
                 what: format!(
                     "the server no longer has the WAL before {}, which is archived",
                     resume.sealed
                 ),
                 next: "The stream goes on from there without comparing it".into(),
-            };
+            });
         }
-        explain(error, resume)
+        self.bridge(resume).await
+    }
+
+    /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
+    /// after it, which is not compared.
+    fn is_only_the_overlap(&self, resume: &Resume) -> bool {
+        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
+        whole_object && resume.start < resume.sealed && !self.removed
+    }
+
+    /// A slot that the server refuses to use any more is of no use to anybody. What was archived is not touched by
+    /// making it anew; whether WAL is missing shows when the stream is asked for again.
+    async fn remake_slot(&mut self, why: String) -> Result<AgentError> {
+        let context = &self.context;
+        let mut connection = server::connect(&context.conninfo).await?;
+        slot::remake(&mut connection, &context.conninfo, &context.slot, &why).await?;
+        connection.close().await;
+        self.cause = Some(why.clone());
+        Ok(AgentError::Trouble {
+            what: format!("slot {} was made anew: {why}", context.slot),
+            next: "The stream goes on where the archive ends, as far as the server still has the WAL".into(),
+        })
+    }
+
+    /// Makes the slot anew, so that the server may remove what it held, when the outage policy wants that.
+    async fn give_up_if_asked(&mut self) -> Result<()> {
+        let Some(why) = self.context.give_up.asked() else {
+            return Ok(());
+        };
+        let why = format!("the slot was given up by outage.policy: {why}");
+        self.remake_slot(why.clone()).await?;
+        tracing::error!(
+            slot = self.context.slot,
+            "GAVE UP THE SLOT: {why}. PostgreSQL may now remove WAL that no region has; where it does, the gap is recorded \
+             and a new base backup taken as soon as storage is back"
+        );
+        let now = self.context.clock.now();
+        self.context.shared.state.update(|snapshot| {
+            let times = snapshot.given_up.as_ref().map_or(0, |before| before.times) + 1;
+            snapshot.given_up = Some(state::GivenUp {
+                times,
+                at: now,
+                reason: why,
+                is_felt: true,
+            });
+        });
+        self.context.give_up.done();
+        Ok(())
     }
 
     async fn send(&self, work: Work) -> Result<()> {
@@ -251,12 +396,6 @@ impl Receiver {
             lsn: self.sealed.map_or(resume.sealed, |at| at.lsn),
         };
         tracing::info!(from = %resume.timeline, to = %next.timeline, at = %next.switch, received = %after.lsn, "timeline switch");
-        if after.lsn > next.switch {
-            tracing::warn!(
-                timeline = %after.timeline, range = %LsnRange { start: next.switch, end: after.lsn },
-                "the new timeline does not have this WAL; it stays in the archive on the old timeline"
-            );
-        }
         let start = object_start(self.context.shared.segment_size, next.switch);
         Resume {
             timeline: next.timeline,
@@ -286,15 +425,8 @@ impl Receiver {
     }
 }
 
-/// Errors that a new connection will not cure.
-fn is_final(error: &AgentError) -> bool {
-    match error {
-        AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
-        _ => matches!(
-            error.kind(),
-            Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
-        ),
-    }
+fn is_removed(error: &AgentError) -> bool {
+    matches!(error, AgentError::Postgres(error) if error.is_segment_removed())
 }
 
 /// What a refusal to stream means for the archive. Some come only with the first message of a stream.
@@ -302,16 +434,6 @@ fn explain(error: AgentError, resume: &Resume) -> AgentError {
     let AgentError::Postgres(error) = error else {
         return error;
     };
-    if error.is_segment_removed() {
-        return AgentError::refused(
-            format!(
-                "the server has already removed WAL that the archive needs: it would go on at {} on timeline {} ({error})",
-                resume.sealed, resume.timeline
-            ),
-            "Nothing after that point can be archived without a hole. Keep what is archived under its own cluster name, \
-             and begin a new archive with a new base backup under another name",
-        );
-    }
     if let Some(end) = error.ahead_of_server() {
         let range = LsnRange {
             start: end,
@@ -324,13 +446,14 @@ fn explain(error: AgentError, resume: &Resume) -> AgentError {
         };
     }
     if error.is_not_in_history() {
-        return AgentError::refused(
-            format!(
-                "the server's history does not contain {} on timeline {}: {error}",
+        // It did when it was asked a moment ago: it has been promoted since, or another one answers now.
+        return AgentError::Trouble {
+            what: format!(
+                "the server's history does not contain {} on timeline {} any more: {error}",
                 resume.start, resume.timeline
             ),
-            "Point the agent at a server that descends from the archived one",
-        );
+            next: "Its history is read again".into(),
+        };
     }
     error.into()
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{History, Lsn};
+use highwater_format::{History, Lsn, Time};
 use highwater_pgwire::{Connection, PgError, StatusWriter, StreamEnd, StreamMessage, WalReader};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
@@ -63,6 +63,8 @@ pub(super) struct Stream<'a> {
     refreshed: Option<Instant>,
     /// Since when, and when last, the server has asked for a position that storage does not reach.
     asked: Option<(Instant, Instant)>,
+    /// The server was in recovery when the stream began.
+    standby: bool,
 }
 
 impl<'a> Stream<'a> {
@@ -80,6 +82,7 @@ impl<'a> Stream<'a> {
             server_end: Lsn::ZERO,
             refreshed: None,
             asked: None,
+            standby: context.shared.state.snapshot().standby,
         }
     }
 
@@ -171,6 +174,7 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 biased;
                 () = self.context.cancel.cancelled() => return Ok(None),
+                () = self.context.give_up.when_asked() => return Err(giving_up()),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     self.intake.tick(self.context.now()).await?;
                     self.refresh();
@@ -204,10 +208,7 @@ impl<'a> Stream<'a> {
                 ..
             } => {
                 self.server_end = self.server_end.max(server_end);
-                self.intake.stamp(Stamp {
-                    time: server_time,
-                    end: server_end,
-                });
+                self.intake.stamp(self.stamp(server_time, server_end));
                 self.overlap.compare(&data)?;
                 self.intake.push(&data, self.context.now()).await?;
                 signals.received.send_replace(self.intake.received());
@@ -233,10 +234,7 @@ impl<'a> Stream<'a> {
                 // before, its clock proves nothing about the WAL in between.
                 if server_end >= self.server_end {
                     self.server_end = server_end;
-                    self.intake.stamp(Stamp {
-                        time: server_time,
-                        end: server_end,
-                    });
+                    self.intake.stamp(self.stamp(server_time, server_end));
                     self.context.shared.state.update_quietly(|snapshot| {
                         snapshot.server_end = server_end;
                         snapshot.server_time = Some(server_time);
@@ -256,6 +254,13 @@ impl<'a> Stream<'a> {
             }
             StreamMessage::Ended(end) => Ok(Some(end)),
         }
+    }
+
+    /// What the server says of itself. A standby's end of WAL is what it has received: its clock proves nothing about
+    /// what the primary has committed by then, so that end is put where no reader can reach it.
+    fn stamp(&self, time: Time, server_end: Lsn) -> Stamp {
+        let end = if self.standby { Lsn::MAX } else { server_end };
+        Stamp { time, end }
     }
 
     /// A server that is shutting down asks again after every answer until all it sent is reported safe. If
@@ -348,8 +353,18 @@ impl<'a> Stream<'a> {
             };
             if snapshot.durable >= received && received >= server_end {
                 snapshot.current_at = Some(now);
+                if let Some(given_up) = &mut snapshot.given_up {
+                    given_up.is_felt = false;
+                }
             }
         });
+    }
+}
+
+fn giving_up() -> AgentError {
+    AgentError::Trouble {
+        what: "the stream is let go so that the slot can be given up".into(),
+        next: "What is received and not stored yet stays in memory".into(),
     }
 }
 

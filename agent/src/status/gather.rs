@@ -2,10 +2,12 @@
 //!
 //! Owns the questions; each failure becomes part of the answer. Does not own the verdict.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use futures::future::join_all;
 use highwater_config::Config;
-use highwater_format::{BackupId, Gap, Identity, Key, Layout, SystemId, Time, records};
-use highwater_store::{Store, list_all};
+use highwater_format::{BackupId, Branch, Gap, Identity, Layout, SystemId, Time, TimelineId, Writer};
+use highwater_store::Store;
 use serde_json::Value;
 
 use super::{Agent, GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status};
@@ -13,9 +15,11 @@ use crate::backup::list;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::region::{self, Region};
-use crate::sql::{self, Rows};
+use crate::sql;
 use crate::state::State;
-use crate::{admin, identity, inventory, run, server};
+use crate::writer::judge::rank;
+use crate::writer::newest_of;
+use crate::{admin, branches, gap, identity, inventory, outage, run, server};
 
 /// What one region told.
 struct Told {
@@ -23,6 +27,8 @@ struct Told {
     position: Option<Position>,
     backups: Vec<BackupId>,
     gaps: Vec<Gap>,
+    branches: Vec<Branch>,
+    writer: Option<Writer>,
 }
 
 pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
@@ -33,8 +39,9 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
             .map(|region| region.display_name().to_owned()),
     );
     let regions = region::open(config, &state).await?;
-    let (agent, (server, identity), slot) =
+    let (agent, (server, identity), mut slot) =
         tokio::join!(ask_agent(config), ask_server(config), ask_slot(config));
+    add_what_the_agent_saw(&mut slot, &agent);
     let system_id = match &identity {
         Some(identity) => Some(identity.system_id),
         None => only_lineage(config, &regions).await,
@@ -45,8 +52,27 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     let behind = |place: Option<Place>| Some(end?.lsn.distance_from(place?.lsn));
     let last_backup = last_backup(&told, now);
     let gaps = gaps(&told);
+    let writer = told
+        .iter()
+        .filter_map(|told| told.writer.clone())
+        .max_by(|a, b| rank(a).cmp(&rank(b)));
+    let branches = branches_of(&told);
+    let all: BTreeSet<BackupId> = told
+        .iter()
+        .flat_map(|told| told.backups.iter().cloned())
+        .collect();
+    let lacking: BTreeMap<String, String> = agent.lacking.iter().cloned().collect();
     let with_lag = |told: Told| RegionStatus {
         lag_bytes: behind(told.status.stored),
+        missing_backups: match told.status.error {
+            None => all
+                .iter()
+                .filter(|id| !told.backups.contains(id))
+                .cloned()
+                .collect(),
+            Some(_) => Vec::new(),
+        },
+        note: lacking.get(&told.status.name).cloned(),
         ..told.status
     };
     Ok(Status {
@@ -62,6 +88,8 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         regions: told.into_iter().map(with_lag).collect(),
         last_backup,
         gaps,
+        branches,
+        writer,
     })
 }
 
@@ -81,12 +109,27 @@ async fn ask_agent(config: &Config) -> Agent {
             ready: document["ready"].as_bool(),
             reason: document["reason"].as_str().map(str::to_owned),
             lag_seconds: document["lag_seconds"].as_f64(),
+            lacking: lacking(&document),
+            slot: document.get("slot").filter(|slot| !slot.is_null()).cloned(),
         },
         Err(error) => Agent {
             reason: Some(format!("http://{listen}/status: {error}")),
             ..Agent::default()
         },
     }
+}
+
+/// Name and words for each region that lacks something, as the agent's document has them.
+fn lacking(document: &Value) -> Vec<(String, String)> {
+    let regions = document["regions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let told = regions.iter().filter_map(|region| {
+        let detail = region["lacks"]["detail"].as_str()?;
+        Some((region["name"].as_str()?.to_owned(), detail.to_owned()))
+    });
+    told.collect()
 }
 
 async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
@@ -124,21 +167,26 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
 async fn ask_slot(config: &Config) -> Option<Slot> {
     let name = &config.cluster.slot;
     let mut sql = sql::connect(&run::connection(config).ok()?).await.ok()?;
-    // The configuration allows only [a-z0-9_] in the name. On a standby the position is that of replay.
-    let query = format!(
-        "SELECT active_pid, wal_status, CASE WHEN pg_catalog.pg_is_in_recovery() \
-         THEN pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_replay_lsn(), restart_lsn) \
-         ELSE pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) END::bigint AS held \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
-    );
-    let rows = Rows(sql.simple_query(&query).await.ok()?);
+    let row = outage::ask(&mut sql, name).await.ok()?;
     sql.close().await;
-    (rows.len() == 1).then(|| Slot {
+    row.map(|row| Slot {
         name: name.clone(),
-        active_pid: rows.value(0, "active_pid"),
-        held_bytes: rows.value(0, "held"),
-        wal_status: rows.text(0, "wal_status").map(|text| text.into_owned()),
+        active_pid: row.active_pid,
+        held_bytes: row.held,
+        wal_status: row.wal_status,
+        room_bytes: row.safe,
+        growth_bytes_per_second: None,
+        seconds_until_full: None,
     })
+}
+
+/// What only a running agent knows: it has looked more than once, and perhaps at the disk.
+fn add_what_the_agent_saw(slot: &mut Option<Slot>, agent: &Agent) {
+    if let (Some(slot), Some(seen)) = (slot, &agent.slot) {
+        slot.room_bytes = seen["room_bytes"].as_u64().or(slot.room_bytes);
+        slot.growth_bytes_per_second = seen["growth_bytes_per_second"].as_u64();
+        slot.seconds_until_full = seen["seconds_until_full"].as_u64();
+    }
 }
 
 /// Without a server the archive itself may say whose it is, as long as there is only one answer.
@@ -160,83 +208,81 @@ async fn only_lineage(config: &Config, regions: &[std::sync::Arc<Region>]) -> Op
 }
 
 async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId>) -> Told {
-    let mut status = RegionStatus {
+    let status = RegionStatus {
         name: region.name.clone(),
         stored: None,
         lag_bytes: None,
         pulse: None,
         backups: 0,
+        missing_backups: Vec::new(),
+        note: None,
         error: None,
     };
     let Some(system_id) = system_id else {
-        status.error = Some("the archive's lineage is not known while the server does not answer".into());
-        return Told {
+        return Told::only(RegionStatus {
+            error: Some("the archive's lineage is not known while the server does not answer".into()),
+            ..status
+        });
+    };
+    let layout = Layout::new(config.cluster.name.clone(), system_id);
+    match read_region(&*region.quick, &layout, status.clone()).await {
+        Ok(told) => told,
+        Err(error) => Told::only(RegionStatus {
+            error: Some(error.to_string()),
+            ..status
+        }),
+    }
+}
+
+impl Told {
+    /// Nothing but what is in `status`.
+    fn only(status: RegionStatus) -> Told {
+        Told {
             status,
             position: None,
             backups: Vec::new(),
             gaps: Vec::new(),
-        };
-    };
-    let layout = Layout::new(config.cluster.name.clone(), system_id);
-    match read_region(&*region.quick, &layout).await {
-        Ok((position, pulse, backups, gaps)) => {
-            status.stored = position.map(Place::from);
-            status.pulse = pulse;
-            status.backups = backups.len();
-            Told {
-                status,
-                position,
-                backups,
-                gaps,
-            }
-        }
-        Err(error) => {
-            status.error = Some(error.to_string());
-            Told {
-                status,
-                position: None,
-                backups: Vec::new(),
-                gaps: Vec::new(),
-            }
+            branches: Vec::new(),
+            writer: None,
         }
     }
 }
 
-type Read = (
-    Option<Position>,
-    Option<highwater_format::Pulse>,
-    Vec<BackupId>,
-    Vec<Gap>,
-);
-
-async fn read_region(store: &dyn Store, layout: &Layout) -> Result<Read> {
+async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -> Result<Told> {
     let Some(identity) = identity::read(store, layout).await? else {
-        return Ok((None, None, Vec::new(), Vec::new()));
+        return Ok(Told::only(status));
     };
     let position = inventory::position(store, layout, identity.segment_size).await?;
-    let pulse = inventory::pulse(store, layout).await?;
     let backups = list::complete(store, layout).await?;
-    Ok((position, pulse, backups, read_gaps(store, layout).await?))
+    Ok(Told {
+        position,
+        gaps: gap::read_all(store, layout).await?,
+        branches: branches::read(store, layout, identity.segment_size).await?,
+        writer: newest_of(store, layout, 0).await?,
+        status: RegionStatus {
+            stored: position.map(Place::from),
+            pulse: inventory::pulse(store, layout).await?,
+            backups: backups.len(),
+            ..status
+        },
+        backups,
+    })
 }
 
-async fn read_gaps(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
-    let mut gaps = Vec::new();
-    for timeline in inventory::timelines(store, layout).await? {
-        for meta in list_all(store, &layout.gap_dir(timeline), None).await? {
-            if !matches!(layout.parse(&meta.key), Some(Key::Gap(..))) {
-                continue;
-            }
-            let bytes = store.get(&meta.key).await?;
-            let gap = records::decode::<Gap>(&bytes);
-            let region = store.region().to_owned();
-            gaps.push(gap.map_err(|source| AgentError::Object {
-                region,
-                key: meta.key,
-                source,
-            })?);
-        }
+/// Branches of all regions: of one that several hold to a different length the longest.
+fn branches_of(told: &[Told]) -> Vec<Branch> {
+    let newest = told
+        .iter()
+        .flat_map(|told| &told.branches)
+        .map(|branch| branch.newest)
+        .max();
+    let mut found: BTreeMap<TimelineId, Branch> = BTreeMap::new();
+    let all = told.iter().flat_map(|told| &told.branches);
+    for branch in all.filter(|branch| Some(branch.newest) == newest) {
+        let known = found.entry(branch.timeline).or_insert_with(|| branch.clone());
+        known.end = known.end.max(branch.end);
     }
-    Ok(gaps)
+    found.into_values().collect()
 }
 
 /// The position that as many regions as the policy asks for have reached.
@@ -274,11 +320,11 @@ fn gaps(told: &[Told]) -> Vec<GapStatus> {
         if known {
             continue;
         }
-        let after = |id: &BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
-        let closed = told.iter().any(|told| told.backups.iter().any(after));
+        let ended_by = gap::ended_by(gap, told.iter().flat_map(|told| &told.backups)).cloned();
         found.push(GapStatus {
             gap: gap.clone(),
-            closed,
+            closed: ended_by.is_some(),
+            ended_by,
         });
     }
     found

@@ -109,10 +109,14 @@ mod tests {
                 lag_bytes: lag,
                 pulse,
                 backups: 0,
+                missing_backups: vec![],
+                note: None,
                 error: None,
             }],
             last_backup: None,
             gaps: vec![],
+            branches: vec![],
+            writer: None,
         }
     }
 
@@ -124,6 +128,7 @@ mod tests {
             ready: Some(true),
             reason: None,
             lag_seconds: Some(0.1),
+            ..Agent::default()
         };
         assert!(breaches(&good, INTERVAL).is_empty());
         good.agent.ready = Some(false);
@@ -162,13 +167,13 @@ mod tests {
                 recorded_at: at("2026-11-20T11:00:00Z"),
             },
             closed,
+            ended_by: None,
         };
         let mut status = status(None, Some(0));
         status.agent = Agent {
             running: true,
             ready: Some(true),
-            reason: None,
-            lag_seconds: None,
+            ..Agent::default()
         };
         status.gaps = vec![gap(true)];
         assert!(breaches(&status, INTERVAL).is_empty());

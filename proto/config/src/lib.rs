@@ -13,6 +13,7 @@ mod error;
 mod exit;
 mod file;
 mod nearest;
+mod outage;
 mod overlay;
 mod raw;
 mod regions;
@@ -27,8 +28,10 @@ use highwater_store::RegionConfig;
 
 pub use error::{ConfigError, Origin};
 pub use exit::Exit;
+pub use outage::{OutageConfig, OutagePolicy};
 pub use settings::{
-    AdminConfig, BackupConfig, ClusterConfig, Durability, Policy, PulseConfig, RestoreConfig, WalConfig,
+    AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig, RestoreConfig,
+    Standby, WalConfig,
 };
 pub use units::{ByteSize, Interval, UnitError};
 
@@ -46,10 +49,14 @@ pub struct Config {
     pub durability: Durability,
     /// `[wal]` and `[memory]`.
     pub wal: WalConfig,
+    /// `[outage]`.
+    pub outage: OutageConfig,
     /// `[backup]`.
     pub backup: BackupConfig,
     /// `[pulse]`.
     pub pulse: PulseConfig,
+    /// `[heal]`.
+    pub heal: HealConfig,
     /// `[admin]`.
     pub admin: AdminConfig,
     /// `[restore]`.
@@ -104,8 +111,10 @@ impl Config {
             cluster,
             durability: Durability::build(raw, regions.len())?,
             wal: WalConfig::build(raw)?,
+            outage: OutageConfig::build(raw)?,
             backup: BackupConfig::build(raw)?,
             pulse: PulseConfig::build(raw)?,
+            heal: HealConfig::build(raw)?,
             admin: AdminConfig::build(raw)?,
             restore: RestoreConfig::build(raw, &names)?,
             regions,

@@ -11,7 +11,7 @@ pub(crate) struct Section {
 pub(crate) const SECTIONS: &[Section] = &[
     Section {
         name: "cluster",
-        keys: &["name", "connection", "slot"],
+        keys: &["name", "connection", "slot", "standby"],
     },
     Section {
         name: "durability",
@@ -28,6 +28,10 @@ pub(crate) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "outage",
+        keys: &["policy", "max_backlog", "keep_free", "disk"],
+    },
+    Section {
         name: "backup",
         keys: &[
             "schedule",
@@ -40,6 +44,10 @@ pub(crate) const SECTIONS: &[Section] = &[
     },
     Section {
         name: "pulse",
+        keys: &["interval"],
+    },
+    Section {
+        name: "heal",
         keys: &["interval"],
     },
     Section {

@@ -26,6 +26,30 @@ pub struct ClusterConfig {
     pub connection: Option<SecretString>,
     /// The physical replication slot. Default `highwater`; PostgreSQL allows `[a-z0-9_]{1,63}`.
     pub slot: String,
+    /// What to do when the server is in recovery. Default `refuse`.
+    pub standby: Standby,
+}
+
+/// What the agent does beside a server that is in recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standby {
+    /// Not work there: a connection string that leads to a standby by mistake is noticed at once.
+    Refuse,
+    /// Archive what the standby receives, as a second stream beside the primary's agent, and take over when it is
+    /// promoted. For one agent beside every node.
+    Stream,
+}
+
+impl FromStr for Standby {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "stream" => Ok(Self::Stream),
+            other => Err(format!("`{other}` is neither \"refuse\" nor \"stream\"")),
+        }
+    }
 }
 
 /// In how many regions WAL must be safe before PostgreSQL is told so.
@@ -121,6 +145,14 @@ pub struct PulseConfig {
     pub interval: Duration,
 }
 
+/// `[heal]`: regions are compared, and what one lacks is copied from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealConfig {
+    /// Between two comparisons. Default 15 min, 1 s to 1 day: one costs a listing of everything in every
+    /// region, and what is found missing was in one region less since the comparison before.
+    pub interval: Duration,
+}
+
 /// `[admin]`: metrics and health over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
@@ -161,6 +193,7 @@ impl ClusterConfig {
             name,
             connection: raw.text("cluster", "connection").map(SecretString::from),
             slot,
+            standby: raw.read("cluster", "standby", Standby::Refuse)?,
         })
     }
 }
@@ -217,6 +250,16 @@ impl PulseConfig {
         let seconds = |seconds| Interval(Duration::from_secs(seconds));
         let interval = raw
             .bounded("pulse", "interval", seconds(5), (seconds(1), seconds(300)))?
+            .0;
+        Ok(Self { interval })
+    }
+}
+
+impl HealConfig {
+    pub(crate) fn build(raw: &Raw) -> Result<Self, ConfigError> {
+        let seconds = |seconds| Interval(Duration::from_secs(seconds));
+        let interval = raw
+            .bounded("heal", "interval", seconds(900), (seconds(1), seconds(86_400)))?
             .0;
         Ok(Self { interval })
     }

@@ -31,6 +31,11 @@ limit = "512MiB"
 [backup]
 schedule = "0 2 * * *"
 max_rate = "100MB"
+[outage]
+policy = "give-up"
+max_backlog = "50GB"
+keep_free = "10GiB"
+disk = "/var/lib/postgresql"
 [admin]
 listen = "off"
 [restore]
@@ -84,6 +89,15 @@ fn a_full_file_is_read() {
     assert_eq!((config.wal.flush_size, config.wal.memory), (2 << 20, 512 << 20));
     assert_eq!(config.wal.compression, Codec::Zstd);
     assert_eq!(config.backup.max_rate, Some(100 << 20));
+    assert_eq!(config.outage.policy, OutagePolicy::GiveUp);
+    assert_eq!(
+        (config.outage.max_backlog, config.outage.keep_free),
+        (Some(50 << 30), Some(10 << 30))
+    );
+    assert_eq!(
+        config.outage.disk.as_deref(),
+        Some(Path::new("/var/lib/postgresql"))
+    );
     assert_eq!(config.admin.listen, None);
     assert_eq!(config.restore.region.as_deref(), Some("eu-central-1"));
 }
@@ -106,7 +120,10 @@ fn the_defaults_are_the_documented_ones() {
         (config.backup.pack_size, config.backup.max_rate),
         (32 << 20, None)
     );
+    assert_eq!(config.outage.policy, OutagePolicy::Hold);
+    assert_eq!((config.outage.max_backlog, config.outage.keep_free), (None, None));
     assert_eq!(config.pulse.interval, Duration::from_secs(5));
+    assert_eq!(config.heal.interval, Duration::from_secs(900));
     assert_eq!(config.admin.listen.unwrap().to_string(), "127.0.0.1:9187");
     assert_eq!(config.regions[0].name, "a", "taken from the url");
 }
@@ -243,6 +260,10 @@ fn bad_values_name_place_and_cure() {
             "2 regions are asked for and only 1 configured",
         ),
         ("[durability]\npolicy = 0\n", "`0` is not a policy"),
+        ("[outage]\npolicy = \"drop\"\n", "`drop` is not an outage policy"),
+        ("[outage]\npolicy = \"give-up\"\n", "needs to know when"),
+        ("[outage]\nmax_backlog = \"5\"\n", "has no unit"),
+        ("[outage]\nkeep_free = \"1kB\"\n", "1KiB is outside 1MiB to"),
         ("[memory]\nlimit = \"1MiB\"\n", "1MiB is outside 64MiB to"),
         (
             "[admin]\nlisten = \"9187\"\n",

@@ -16,6 +16,7 @@
 
 pub mod backup_id;
 pub mod backup_label;
+pub mod branches;
 pub mod codec;
 pub mod container;
 pub mod coverage;
@@ -34,6 +35,7 @@ pub mod walpage;
 pub mod walscan;
 
 pub use backup_id::BackupId;
+pub use branches::Branch;
 pub use codec::Codec;
 pub use container::{Cipher, Expect, Frame, FrameEncoder, FrameRef, Header, Kind, Object, Sealed, seal};
 pub use document::{Document, crc32_hex, decode, encode, parse_crc32};

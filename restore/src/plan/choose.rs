@@ -427,7 +427,14 @@ impl Planner<'_> {
             chain: line.chain.clone(),
             wal,
             wal_end: base.wal.end,
-            ragged: self.ends_ragged(line, base),
+            ragged: match cut {
+                Cut::End => self.ends_ragged(line, base),
+                // PostgreSQL reads ahead of its target, past a break that lies close behind it. It may be told that
+                // nothing follows: with a target it does not open the cluster at an end that comes too early.
+                Cut::Immediate | Cut::At { .. } => {
+                    line.break_at(self.catalog, &self.regions, base.wal.end).is_some()
+                }
+            },
             target: self.resolve(line.timeline(), cut, stop),
             backup: base.backup.clone(),
             notes,

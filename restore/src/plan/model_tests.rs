@@ -168,6 +168,17 @@ fn a_backup_behind_the_hole_reaches_the_end() {
     assert_eq!(model.plan(&Request::latest()).unwrap().backup.start_lsn, lsn(24));
 }
 
+/// PostgreSQL reads ahead of its target, past a break close behind it.
+#[test]
+fn fault_53_a_target_before_a_hole_takes_the_hole_for_the_end() {
+    let mut model = simple();
+    model.lost.insert((1, 20));
+    let plan = model.plan(&to(Target::Lsn(lsn(19)))).unwrap();
+    assert_eq!((plan.wal_end, plan.ragged), (lsn(20), true));
+    assert!(setting(&plan, "recovery_target_lsn").is_some());
+    assert!(!simple().plan(&to(Target::Lsn(lsn(19)))).unwrap().ragged);
+}
+
 #[test]
 fn the_ragged_end_of_a_crash_is_an_end_and_not_a_hole() {
     let mut model = simple();

@@ -256,6 +256,24 @@ pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> 
     }
     let skipped = line.broken.iter().filter(|(id, _)| *id > backup.id);
     notes.extend(skipped.map(|(id, hole)| format!("backup {id} is passed over: it lacks the WAL {hole}")));
+    notes.extend(branch_notes(catalog, line));
     notes.extend(catalog.findings.iter().map(ToString::to_string));
+    notes
+}
+
+/// Of WAL that only one of two timelines has, a plan for either says so.
+fn branch_notes(catalog: &Catalog, line: &Line) -> Vec<String> {
+    let (timeline, mut notes) = (line.timeline(), Vec::new());
+    for branch in catalog.branches(&catalog.readable()) {
+        let (range, other) = (branch.range(), branch.timeline);
+        if branch.newest == timeline {
+            notes.push(format!("not part of this: {branch}"));
+        } else if other == timeline {
+            notes.push(format!(
+                "WAL {range} is a divergent branch: timeline {} left timeline {other} at {} and never had it",
+                branch.newest, branch.start
+            ));
+        }
+    }
     notes
 }

@@ -84,8 +84,8 @@ pub struct TimelineFacts {
     pub begin: Lsn,
     /// The proven end of its WAL in the archive (of all regions together), or where the next timeline left it.
     pub end: Lsn,
-    /// Objects lie behind `end` that were never acknowledged, after a break that a crash left: they are not a hole in
-    /// what was promised. Files of before this field have none.
+    /// Objects lie behind `end`, after a break that this restore does not cross: they were never acknowledged, or
+    /// the target lies before the break. Files of before this field have none.
     #[serde(default)]
     pub ragged: bool,
 }

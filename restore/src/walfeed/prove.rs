@@ -7,7 +7,8 @@
 //! is what the rest of the newest segment looks like on the server too). It lies past the end when no byte of it is
 //! there, the plan's end is not behind its start, nothing newer is listed anywhere, and every region has been seen:
 //! just now, or completely when the restore was planned. What is listed behind a ragged end does not count as newer:
-//! the plan saw the break and knows that nothing behind it was ever acknowledged. A restore that was not planned by this program
+//! the plan saw the break and knows that nothing behind it was ever acknowledged, or that the target lies before it
+//! (PostgreSQL reads ahead; with a target it refuses to open at an end that comes too early). A restore that was not planned by this program
 //! (no [`TimelineFacts`]) has no such proof, so every region must answer just now.
 
 use highwater_format::coverage::{Coverage, Piece};
@@ -99,7 +100,7 @@ fn serve(range: LsnRange, until: Lsn, coverage: &Coverage) -> Verdict {
 fn enough_answer(seen: &[Seen]) -> Result<String, String> {
     if seen.iter().any(|region| region.listed.is_ok()) {
         let proof =
-            "the plan of this restore ends before it, at a break behind which nothing was ever acknowledged";
+            "the plan of this restore ends before it, at a break that recovery does not have to cross";
         return Ok(proof.to_owned());
     }
     Err(format!("no region can be read{}", why(seen)))

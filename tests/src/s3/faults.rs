@@ -1,7 +1,7 @@
 //! What can go wrong at an endpoint, on order of the test.
 //!
 //! A fault concerns requests that arrive after it was set; [`Faults::clear`] ends all of them.
-//! Counted faults (`fail_next`, `lose_replies`) count only the requests that their filter admits.
+//! Counted faults (`fail_next`, `lose_replies`, `strike`) count only the requests that their filter admits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,6 +58,26 @@ pub enum Damage {
     FlipAt(u64),
 }
 
+/// What happens to the one request that [`Faults::strike`] picks out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strike {
+    /// It is answered with this status and has no effect.
+    Fail(u16),
+    /// It takes effect, but the connection breaks instead of a reply.
+    LoseReply,
+    /// It hangs and never takes effect.
+    HoldBefore,
+    /// It takes effect and then hangs.
+    HoldAfter,
+}
+
+/// A strike that waits for its request.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    left: u64,
+    strike: Strike,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Script {
     delay: Option<Duration>,
@@ -71,6 +91,8 @@ struct Script {
     only: Option<Vec<Operation>>,
     only_keys: Option<String>,
     seen: u64,
+    waiting: Option<Waiting>,
+    ignore_conditions: bool,
 }
 
 /// What happens to one request.
@@ -80,6 +102,8 @@ pub(super) struct Verdict {
     pub(super) delay: Option<Duration>,
     pub(super) status: Option<u16>,
     pub(super) lose_reply: bool,
+    pub(super) hold_before: bool,
+    pub(super) hold_after: bool,
     pub(super) damage: Option<Damage>,
 }
 
@@ -88,6 +112,7 @@ pub(super) struct Verdict {
 pub struct Faults {
     script: Arc<Mutex<Script>>,
     frozen: watch::Sender<bool>,
+    struck: watch::Sender<bool>,
 }
 
 impl Default for Faults {
@@ -95,6 +120,7 @@ impl Default for Faults {
         Self {
             script: Arc::default(),
             frozen: watch::Sender::new(false),
+            struck: watch::Sender::new(false),
         }
     }
 }
@@ -155,6 +181,37 @@ impl Faults {
         self.change(|script| script.lose_replies = count);
     }
 
+    /// Picks out the `nth` request from now on, counted from 1, and only that one.
+    pub fn strike(&self, nth: u64, strike: Strike) {
+        self.struck.send_replace(false);
+        self.change(|script| script.waiting = Some(Waiting { left: nth, strike }));
+    }
+
+    /// Whether the request that [`Faults::strike`] picks out has come. One that takes effect has done so.
+    #[must_use]
+    pub fn struck(&self) -> bool {
+        *self.struck.borrow()
+    }
+
+    /// Waits for [`Faults::struck`].
+    pub async fn until_struck(&self) {
+        let mut struck = self.struck.subscribe();
+        drop(struck.wait_for(|struck| *struck).await);
+    }
+
+    pub(super) fn strikes(&self) {
+        self.struck.send_replace(true);
+    }
+
+    /// Conditions of writes (`If-None-Match`, `If-Match`) are accepted and not heeded.
+    pub fn ignore_conditions(&self, ignore: bool) {
+        self.change(|script| script.ignore_conditions = ignore);
+    }
+
+    pub(super) fn ignores_conditions(&self) -> bool {
+        self.lock().ignore_conditions
+    }
+
     /// What GET returns is damaged.
     pub fn damage(&self, damage: Option<Damage>) {
         self.change(|script| script.damage = damage);
@@ -202,21 +259,42 @@ impl Faults {
             return Verdict::default();
         }
         script.seen += 1;
-        let status = script.status();
-        let lose_reply = status.is_none() && script.lose_replies > 0;
-        script.lose_replies -= u64::from(lose_reply);
-        let damage = script.damage.filter(|_| operation == Operation::Get);
+        let strike = script.strike();
+        let status = match strike {
+            Some(Strike::Fail(status)) => Some(status),
+            Some(_) => None,
+            None => script.status(),
+        };
+        let unlucky = status.is_none() && strike.is_none() && script.lose_replies > 0;
+        script.lose_replies -= u64::from(unlucky);
+        if matches!(strike, Some(Strike::Fail(_))) {
+            self.strikes();
+        }
         Verdict {
             refuse: false,
             delay: script.delay,
             status,
-            lose_reply,
-            damage,
+            lose_reply: unlucky || strike == Some(Strike::LoseReply),
+            hold_before: strike == Some(Strike::HoldBefore),
+            hold_after: strike == Some(Strike::HoldAfter),
+            damage: script.damage.filter(|_| operation == Operation::Get),
         }
     }
 }
 
 impl Script {
+    /// The strike, if this is the request it waits for.
+    fn strike(&mut self) -> Option<Strike> {
+        let waiting = self.waiting.as_mut()?;
+        waiting.left = waiting.left.saturating_sub(1);
+        let strike = waiting.strike;
+        if waiting.left == 0 {
+            self.waiting = None;
+            return Some(strike);
+        }
+        None
+    }
+
     fn status(&mut self) -> Option<u16> {
         if self.fail_always.is_some() {
             return self.fail_always;

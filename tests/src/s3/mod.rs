@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-pub use faults::{Damage, Faults, Operation};
+pub use faults::{Damage, Faults, Operation, Strike};
 pub use serve::{Counters, KeyPair, Rights};
 pub use state::{S3Snapshot, Stored};
 

@@ -36,7 +36,8 @@ pub enum Rights {
     Nothing,
 }
 
-/// A key pair of the endpoint.
+/// A key pair of the endpoint. Beside these, key ids `UNTIL<seconds since 1970>` with the main pair's secret
+/// may do everything until that time, as temporary credentials do.
 #[derive(Clone, Debug)]
 pub struct KeyPair {
     /// The access key id.
@@ -50,6 +51,19 @@ pub struct KeyPair {
 #[derive(Clone, Debug)]
 struct Keys(Arc<Vec<KeyPair>>);
 
+/// A key id with this prefix and a time in seconds since 1970 is valid until then.
+const TEMPORARY: &str = "UNTIL";
+
+/// When a temporary key id ends.
+fn ends(access_key: &str) -> Option<i64> {
+    access_key.strip_prefix(TEMPORARY)?.parse().ok()
+}
+
+fn expired(access_key: &str) -> bool {
+    let now = crate::clock::unix_micros(crate::clock::now()) / 1_000_000;
+    ends(access_key).is_some_and(|end| end <= now)
+}
+
 impl Keys {
     fn find(&self, access_key: &str) -> Option<&KeyPair> {
         self.0.iter().find(|pair| pair.access_key == access_key)
@@ -59,6 +73,9 @@ impl Keys {
 #[async_trait::async_trait]
 impl S3Auth for Keys {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if let Some((_, main)) = ends(access_key).zip(self.0.first()) {
+            return Ok(SecretKey::from(main.secret_key.as_str()));
+        }
         match self.find(access_key) {
             Some(pair) => Ok(SecretKey::from(pair.secret_key.as_str())),
             None => Err(s3_error!(
@@ -72,10 +89,15 @@ impl S3Auth for Keys {
 #[async_trait::async_trait]
 impl S3Access for Keys {
     async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let rights = context
-            .credentials()
-            .and_then(|who| self.find(&who.access_key))
-            .map(|pair| pair.rights);
+        let key = context.credentials().map(|who| who.access_key.clone());
+        let key = key.unwrap_or_default();
+        if expired(&key) {
+            return Err(s3_error!(ExpiredToken, "The provided token has expired"));
+        }
+        let rights = match ends(&key) {
+            Some(_) => Some(Rights::All),
+            None => self.find(&key).map(|pair| pair.rights),
+        };
         let operation = context.s3_op().name();
         let reads =
             operation.starts_with("Get") || operation.starts_with("Head") || operation.starts_with("List");
@@ -249,6 +271,10 @@ impl Endpoint {
         self.counters
             .bytes_in
             .fetch_add(request.body().size_hint().exact().unwrap_or(0), Ordering::Relaxed);
+        if verdict.hold_before {
+            self.faults.strikes();
+            std::future::pending::<()>().await;
+        }
         let response = match verdict.status {
             Some(status) => scripted_error(request, status).await,
             None => self
@@ -264,6 +290,13 @@ impl Endpoint {
             HttpBody::size_hint(response.body()).exact().unwrap_or(0),
             Ordering::Relaxed,
         );
+        if verdict.hold_after {
+            self.faults.strikes();
+            std::future::pending::<()>().await;
+        }
+        if verdict.lose_reply {
+            self.faults.strikes();
+        }
         finish(response, verdict).await
     }
 }

@@ -1,0 +1,148 @@
+//! Gaps: WAL that the archive does not have and can no longer get.
+//!
+//! Owns: which range a gap has once the server's word has proven one (pure), its record, and reading and copying
+//! records. Does not own: the proof (receiver), the order in which regions store it (window), the base backup that
+//! ends it (schedule).
+//!
+//! A record is written once, like WAL. Two records of one key name the same hole, whoever found it and when: the one
+//! that is there stays. Records may overlap, when two agents found the same hole at different times; what counts is
+//! what they cover together.
+
+use highwater_format::{BackupId, Gap, Key, Layout, Lsn, LsnRange, SegmentSize, TimelineId, records};
+use highwater_store::{Object, Put, PutMode, Store, list_all};
+
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::inventory::timelines;
+use crate::region::{Archive, Region};
+use crate::resume::ServerView;
+
+/// How a gap ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ends {
+    /// With the first WAL of its timeline that the server still has: proven only by a stream that begins there.
+    Stream,
+    /// With its timeline: the server's history left it there, and has nothing older either.
+    Switch,
+}
+
+/// A gap from the archive's end to where the server can be read again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Span {
+    /// The timeline of the archive's end.
+    pub timeline: TimelineId,
+    /// What is missing.
+    pub range: LsnRange,
+    /// How it ends.
+    pub ends: Ends,
+}
+
+/// The gaps that may lie between the archive's end and the server's WAL, the smallest first: up to where the slot
+/// keeps WAL from, or, where that promise turns out to be broken, up to where the server writes now.
+///
+/// WAL before a new slot's position may still be there by chance, until the next checkpoint. It is not fished for:
+/// no base backup lies before it that a restore could begin with.
+pub fn spans(frontier: Position, server: &ServerView, size: SegmentSize) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for place in server.slot.into_iter().chain([server.end]) {
+        let found = span(frontier, server, size.segment_start(place));
+        spans.extend(found.filter(|span| !spans.contains(span)));
+    }
+    spans
+}
+
+fn span(frontier: Position, server: &ServerView, place: Lsn) -> Option<Span> {
+    let left = match frontier.timeline == server.timeline {
+        true => None,
+        false => Some(server.history.switch_of(frontier.timeline)?),
+    };
+    let (end, ends) = match left {
+        Some(switch) if place >= switch => (switch, Ends::Switch),
+        _ => (place, Ends::Stream),
+    };
+    let range = LsnRange {
+        start: frontier.lsn,
+        end,
+    };
+    (!range.is_empty()).then_some(Span {
+        timeline: frontier.timeline,
+        range,
+        ends,
+    })
+}
+
+/// Key and bytes of a record.
+pub fn encode(layout: &Layout, gap: &Gap) -> Result<(String, Object)> {
+    let document = records::encode(gap).map_err(|source| AgentError::Encode {
+        what: format!("the record of the gap {}", gap.range()),
+        source,
+    })?;
+    Ok((layout.gap(gap.timeline, gap.range()), Object::new(document)))
+}
+
+/// Writes a record into one region. One that is there already says the same.
+pub async fn write(store: &dyn Store, layout: &Layout, key: &str, record: Object) -> Result<()> {
+    if store.put(key, record, PutMode::Create).await? == Put::Created {
+        return Ok(());
+    }
+    read(store, layout, key).await.map(drop)
+}
+
+/// Reads a record and checks that it names the hole that its key names.
+pub async fn read(store: &dyn Store, layout: &Layout, key: &str) -> Result<Gap> {
+    let bytes = store.get(key).await?;
+    let damaged = |source| AgentError::Object {
+        region: store.region().to_owned(),
+        key: key.to_owned(),
+        source,
+    };
+    let gap: Gap = records::decode(&bytes).map_err(damaged)?;
+    if layout.gap(gap.timeline, gap.range()) != key {
+        return Err(damaged(highwater_format::FormatError::Invalid {
+            what: "a gap",
+            problem: format!("it names {} of timeline {}", gap.range(), gap.timeline),
+        }));
+    }
+    Ok(gap)
+}
+
+/// Copies a record from one region into another.
+pub async fn copy(
+    archive: &Archive,
+    source: &Region,
+    target: &Region,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<()> {
+    let layout = &archive.layout;
+    let key = layout.gap(timeline, range);
+    let gap = read(&*source.quick, layout, &key).await?;
+    let (key, record) = encode(layout, &gap)?;
+    write(&*target.store, layout, &key, record).await
+}
+
+/// Every record of a region, in order.
+pub async fn read_all(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
+    let mut gaps = Vec::new();
+    for timeline in timelines(store, layout).await? {
+        for meta in list_all(store, &layout.gap_dir(timeline), None).await? {
+            if matches!(layout.parse(&meta.key), Some(Key::Gap(..))) {
+                gaps.push(read(store, layout, &meta.key).await?);
+            }
+        }
+    }
+    Ok(gaps)
+}
+
+/// The first of these base backups that can be restored to without the gap: everything later can be, from there on.
+pub fn ended_by<'a>(gap: &Gap, backups: impl IntoIterator<Item = &'a BackupId>) -> Option<&'a BackupId> {
+    let after = |id: &&BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
+    backups
+        .into_iter()
+        .filter(after)
+        .min_by_key(|id| (id.timeline(), id.start_lsn()))
+}
+
+#[cfg(test)]
+#[path = "gap_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! Looking at the slot every few seconds.
+//!
+//! Owns: the question, the free space of the disk, and publishing what was seen. One ordinary connection that is kept
+//! open; without SQL the agent works as before, but nothing of this is known, which is said.
+
+use std::path::Path;
+use std::time::Duration;
+
+use highwater_config::{OutageConfig, OutagePolicy};
+use highwater_pgwire::{ConnInfo, Connection};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{GiveUp, Judge, Look};
+use crate::error::Result;
+use crate::sql::{self, Rows};
+use crate::state::{SlotView, State};
+
+/// Between two looks: one row is asked for.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The slot as the server's view shows it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) active_pid: Option<u32>,
+    pub(crate) wal_status: Option<String>,
+    /// WAL that the server keeps for it.
+    pub(crate) held: Option<u64>,
+    /// WAL that may be written before the server gives it up; none without `max_slot_wal_keep_size`.
+    pub(crate) safe: Option<u64>,
+}
+
+/// Asks for one slot; none if there is none.
+pub(crate) async fn ask(sql: &mut Connection, name: &str) -> Result<Option<Row>> {
+    // The configuration allows only [a-z0-9_] in the name. On a standby the position is that of replay.
+    let query = format!(
+        "SELECT active_pid, wal_status, greatest(safe_wal_size, 0) AS safe, CASE WHEN pg_catalog.pg_is_in_recovery() \
+         THEN pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_replay_lsn(), restart_lsn) \
+         ELSE pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) END::bigint AS held, \
+         safe_wal_size IS NOT NULL AS limited FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
+    );
+    let rows = Rows(sql.simple_query(&query).await?);
+    Ok((rows.len() == 1).then(|| Row {
+        active_pid: rows.value(0, "active_pid"),
+        wal_status: rows.text(0, "wal_status").map(|text| text.into_owned()),
+        held: rows.value(0, "held"),
+        safe: rows
+            .value(0, "safe")
+            .filter(|_| rows.flag(0, "limited") == Some(true)),
+    }))
+}
+
+/// Bytes that an unprivileged writer may still use on the file system of `path`.
+fn free_space(path: &Path) -> std::io::Result<u64> {
+    let stats = nix::sys::statvfs::statvfs(path)?;
+    Ok(stats.blocks_available().saturating_mul(stats.fragment_size()))
+}
+
+/// The task.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    /// The server.
+    pub(crate) conninfo: ConnInfo,
+    /// The slot.
+    pub(crate) slot: String,
+    /// What is watched for.
+    pub(crate) config: OutageConfig,
+    /// Where it is shown.
+    pub(crate) state: State,
+    /// Where the wish goes.
+    pub(crate) give_up: GiveUp,
+    /// Ends the task.
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Watcher {
+    /// Runs until cancelled.
+    pub(crate) async fn run(self) -> Result<()> {
+        let cancel = self.cancel.clone();
+        cancel.run_until_cancelled(self.repeat()).await;
+        Ok(())
+    }
+
+    async fn repeat(&self) {
+        let started = Instant::now();
+        let mut judge = Judge::new(self.config.clone());
+        let mut sql = None;
+        let mut blind = false;
+        loop {
+            let seen = self.look(&mut sql).await;
+            if let Err(error) = &seen
+                && !std::mem::replace(&mut blind, true)
+            {
+                self.say_blind(error);
+            }
+            if let Ok(row) = seen {
+                blind = false;
+                if self.take(&mut judge, row, started.elapsed()) {
+                    self.give_up.when_done().await;
+                    judge.gave_up();
+                }
+            } else {
+                sql = None;
+                self.state.update_quietly(|snapshot| snapshot.slot = None);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look(&self, sql: &mut Option<Connection>) -> Result<Option<Row>> {
+        let connection = match sql {
+            Some(connection) => connection,
+            None => sql.insert(sql::connect(&self.conninfo).await?),
+        };
+        ask(connection, &self.slot).await
+    }
+
+    fn say_blind(&self, error: &crate::error::AgentError) {
+        match self.config.policy {
+            OutagePolicy::Hold => {
+                tracing::warn!(%error, "how much WAL the slot holds cannot be asked for; it is asked again");
+            }
+            OutagePolicy::GiveUp => tracing::error!(
+                %error,
+                "how much WAL the slot holds cannot be asked for: outage.policy = \"give-up\" does not work meanwhile"
+            ),
+        }
+    }
+
+    /// Shows what was seen. True: the slot is to be given up.
+    fn take(&self, judge: &mut Judge, row: Option<Row>, at: Duration) -> bool {
+        let Some(row) = row else {
+            self.state.update_quietly(|snapshot| snapshot.slot = None);
+            return false;
+        };
+        let free = self.config.disk.as_deref().and_then(|disk| match free_space(disk) {
+            Ok(free) => Some(free),
+            Err(error) => {
+                tracing::warn!(disk = %disk.display(), %error, "the free space of outage.disk cannot be read");
+                None
+            }
+        });
+        let look = Look {
+            at,
+            held: row.held.unwrap_or(0),
+            room: row.safe.into_iter().chain(free).min(),
+        };
+        let why = judge.take(look);
+        let outlook = judge.outlook();
+        self.state.update_quietly(|snapshot| {
+            snapshot.slot = Some(SlotView {
+                held_bytes: look.held,
+                room_bytes: look.room,
+                wal_status: row.wal_status,
+                growth_bytes_per_second: outlook.bytes_per_second,
+                seconds_until_full: outlook.full_in.map(|left| left.as_secs()),
+            });
+        });
+        match why {
+            Some(why) => {
+                self.give_up.ask(why);
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Going on past WAL that the server no longer has.
+//!
+//! Owns: the order in which a gap comes to be. The server has said that the segment at the archive's end is removed;
+//! then the place where it can be read again is found and proven by a stream, the gap is recorded, and only when as
+//! many regions hold the record as the policy asks for does the next session begin behind it. Does not own: what range
+//! a gap has ([`crate::gap`]), nor the base backup that ends it ([`crate::schedule`]).
+//!
+//! Every step can be repeated: a crash before the record leaves nothing, a crash after it leaves an archive that ends
+//! behind the gap, and where only one region has the record the others get it from there.
+
+use std::time::Duration;
+
+use highwater_format::Gap;
+use highwater_pgwire::{Connection, Started, StreamMessage};
+use tokio::time::timeout;
+
+use super::Receiver;
+use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::gap::{self, Ends, Span};
+use crate::resume::{Resume, ServerView};
+use crate::sealer::Work;
+use crate::server;
+use crate::state;
+
+/// How long the first WAL of a stream that proves a gap's end may take.
+const FIRST_WAL: Duration = Duration::from_secs(20);
+
+/// Between two attempts to give the slot up.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Receiver {
+    /// Records what is missing behind the archive's end. The next session begins after it.
+    pub(super) async fn bridge(&mut self, resume: &Resume) -> Result<()> {
+        let frontier = Position {
+            timeline: resume.timeline,
+            lsn: resume.sealed,
+        };
+        self.is_the_archives_end(frontier)?;
+        let context = &self.context;
+        let mut connection = server::connect(&context.conninfo).await?;
+        let view = self.look_at(&mut connection).await?;
+        connection.close().await;
+        let span = self.proven(frontier, &view).await?;
+        let gap = Gap {
+            timeline: span.timeline,
+            start: span.range.start,
+            end: span.range.end,
+            reason: self.reason(&view),
+            recorded_at: self.context.clock.now(),
+        };
+        self.record(gap).await
+    }
+
+    /// The gap begins where the archive ends, not where the part of it ends that has been read so far.
+    fn is_the_archives_end(&mut self, frontier: Position) -> Result<()> {
+        let progress = &self.context.shared.progress;
+        if progress.durable().is_none() {
+            return Err(AgentError::Trouble {
+                what: format!(
+                    "the server no longer has the WAL from {frontier} on, and a region that has not been read yet may"
+                ),
+                next: "The agent goes on when as many regions as the policy asks for answer".into(),
+            });
+        }
+        if let Some(further) = progress.furthest().filter(|at| *at > frontier) {
+            self.sealed = Some(further);
+            return Err(AgentError::Trouble {
+                what: format!(
+                    "the server no longer has the WAL from {frontier} on, but a region holds it up to {further}"
+                ),
+                next: "The stream goes on from there".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The smallest gap behind which the server really can be read.
+    async fn proven(&self, frontier: Position, view: &ServerView) -> Result<Span> {
+        let spans = gap::spans(frontier, view, self.context.shared.segment_size);
+        for span in spans {
+            if span.ends == Ends::Switch || self.streams_from(&span, view).await? {
+                return Ok(span);
+            }
+        }
+        Err(AgentError::Trouble {
+            what: format!("the server no longer has the WAL from {frontier} on, and none behind it can be streamed yet"),
+            next: "Nothing is recorded or skipped before that is possible; look into the server's log and its pg_wal directory"
+                .into(),
+        })
+    }
+
+    /// Whether WAL arrives when asked for from the gap's end on. Asked without the slot, so that its position stays.
+    async fn streams_from(&self, span: &Span, view: &ServerView) -> Result<bool> {
+        let connection: Connection = server::connect(&self.context.conninfo).await?;
+        let started = connection
+            .start_replication(None, span.range.end, span.timeline)
+            .await;
+        let (mut reader, _writer) = match started {
+            Ok(Started::Streaming(reader, writer)) => (reader, writer),
+            Ok(Started::AtEnd(..)) => return Ok(true),
+            Err(error) if error.is_segment_removed() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        if view.timeline == span.timeline && view.end <= span.range.end {
+            // Nothing has been written behind it yet: what comes will be sent.
+            return Ok(true);
+        }
+        let first = async {
+            loop {
+                match reader.next().await {
+                    Ok(StreamMessage::Keepalive { .. }) => {}
+                    Ok(StreamMessage::Data { .. } | StreamMessage::Ended(_)) => return Ok(true),
+                    Err(error) if error.is_segment_removed() => return Ok(false),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        timeout(FIRST_WAL, first).await.unwrap_or_else(|_| {
+            Err(AgentError::Trouble {
+                what: format!(
+                    "the server has sent nothing from {} on for {} s",
+                    span.range.end,
+                    FIRST_WAL.as_secs()
+                ),
+                next: "It is asked again".into(),
+            })
+        })
+    }
+
+    /// Why, for the operator who reads the record.
+    fn reason(&self, view: &ServerView) -> String {
+        let cause = match (&self.cause, view.slot) {
+            (Some(cause), _) => cause.clone(),
+            (None, Some(slot)) => format!("slot \"{}\" keeps WAL from {slot} on", self.context.slot),
+            (None, None) => format!("slot \"{}\" keeps no WAL", self.context.slot),
+        };
+        format!("the server had already removed this WAL: {cause}")
+    }
+
+    /// Has the gap stored like WAL, in order, and waits until the policy is satisfied.
+    async fn record(&mut self, gap: Gap) -> Result<()> {
+        let (range, timeline) = (gap.range(), gap.timeline);
+        tracing::error!(
+            %timeline, %range, bytes = range.len(), reason = gap.reason,
+            "WAL IS MISSING: the server no longer has it and the archive never got it. The gap is recorded, streaming goes \
+             on behind it, and a new base backup is taken at once; moments inside the gap cannot be restored"
+        );
+        self.context.shared.state.update(|snapshot| {
+            snapshot.connection = state::Connection::Reconnecting(format!(
+                "recording that the WAL {range} of timeline {timeline} is lost; streaming goes on when the regions hold the record"
+            ));
+        });
+        self.send(Work::Gap(gap)).await?;
+        let behind = Position {
+            timeline,
+            lsn: range.end,
+        };
+        self.until_durable(behind).await?;
+        self.sealed = Some(behind);
+        self.removed = false;
+        self.cause = None;
+        self.context.reanchor.notify_one();
+        Err(AgentError::Trouble {
+            what: format!("the gap {range} of timeline {timeline} is recorded"),
+            next: "The stream goes on behind it".into(),
+        })
+    }
+
+    /// Waits until as many regions hold everything before `behind` as the policy asks for. Storage may be away for
+    /// long, and the slot holds WAL meanwhile: the outage policy goes on.
+    async fn until_durable(&mut self, behind: Position) -> Result<()> {
+        let mut durable = self.context.shared.progress.subscribe();
+        let (cancel, give_up) = (self.context.cancel.clone(), self.context.give_up.clone());
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Err(AgentError::Cancelled),
+                stored = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind)) => {
+                    return stored.map(drop).map_err(|_| AgentError::Cancelled);
+                }
+                () = give_up.when_asked() => {
+                    if let Err(error) = self.give_up_if_asked().await {
+                        tracing::warn!(%error, "the slot cannot be given up yet, trying again");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+}

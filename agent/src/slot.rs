@@ -1,0 +1,133 @@
+//! The physical replication slot: there is one, and it keeps WAL.
+//!
+//! Owns: creating it, and making it anew when it keeps nothing: never reserved (`CREATE_REPLICATION_SLOT x PHYSICAL`),
+//! lost to `max_slot_wal_keep_size`, invalidated by `idle_replication_slot_timeout`. Such a slot may look alive again
+//! once somebody streams from it (15, 17) without protecting anything, so it is dropped, never revived.
+//! Does not own: where the stream begins. The archive's end is tried first whatever the slot says; a new slot only sees
+//! to it that nothing more is removed meanwhile.
+
+use highwater_format::Lsn;
+use highwater_pgwire::{ConnInfo, Connection};
+
+use crate::error::{AgentError, Result};
+use crate::sql::{self, Rows};
+
+/// `READ_REPLICATION_SLOT` exists from this version on.
+const READ_SLOT_SINCE: u32 = 150_000;
+
+/// From this version on an invalidated slot stays one although it may have a position.
+const MARKED_INVALID_SINCE: u32 = 160_000;
+
+/// READ_REPLICATION_SLOT's answer to a logical slot.
+const NOT_PHYSICAL: &str = "0A000";
+
+/// The slot as it is now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Slot {
+    /// WAL is kept from here on.
+    pub keeps: Option<Lsn>,
+    /// What was wrong with it, when it had to be made just now: the likely cause of a gap.
+    pub event: Option<String>,
+}
+
+/// Finds the slot; makes it where it is missing, anew where it keeps nothing.
+pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<Slot> {
+    let found = position(conn, info, name).await?;
+    let event = match found {
+        Some(Some(keeps)) if !is_marked_lost(conn, info, name).await => {
+            return Ok(Slot {
+                keeps: Some(keeps),
+                event: None,
+            });
+        }
+        Some(_) => {
+            drop_it(conn, name).await?;
+            format!(
+                "slot \"{name}\" kept no WAL any more: it was lost, invalidated, or had never reserved any"
+            )
+        }
+        None => format!("slot \"{name}\" did not exist"),
+    };
+    create(conn, name, &event).await?;
+    Ok(Slot {
+        keeps: position(conn, info, name).await?.flatten(),
+        event: Some(event),
+    })
+}
+
+/// Drops the slot and makes it anew, so that the server keeps WAL only from its last checkpoint on. Nothing is
+/// acknowledged by that: the stream still begins where the archive ends.
+pub async fn remake(conn: &mut Connection, info: &ConnInfo, name: &str, why: &str) -> Result<()> {
+    // Only a physical slot has a position here: another one of that name is somebody else's.
+    if position(conn, info, name).await?.is_some() {
+        drop_it(conn, name).await?;
+    }
+    create(conn, name, why).await
+}
+
+async fn create(conn: &mut Connection, name: &str, why: &str) -> Result<()> {
+    match conn.create_physical_slot(name, true, false).await {
+        Ok(()) => tracing::info!(slot = name, why, "created the replication slot"),
+        Err(error) if error.is_slot_exists() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+async fn drop_it(conn: &mut Connection, name: &str) -> Result<()> {
+    match conn.drop_replication_slot(name).await {
+        Ok(()) => tracing::warn!(slot = name, "dropped the replication slot, to make it anew"),
+        Err(error) if error.is_slot_missing() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// None: no such slot. Some(None): it keeps no WAL. Fails for a logical slot.
+async fn position(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<Option<Option<Lsn>>> {
+    if conn.server_version() >= READ_SLOT_SINCE {
+        return match conn.read_replication_slot(name).await {
+            Ok(found) => Ok(found.map(|position| position.restart_lsn)),
+            Err(error) if error.sqlstate() == Some(NOT_PHYSICAL) => Err(logical(name)),
+            Err(error) => Err(error.into()),
+        };
+    }
+    // The name is one that the configuration allows: [a-z0-9_].
+    let query = format!(
+        "SELECT slot_type, restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
+    );
+    let mut sql = sql::connect(info).await?;
+    let rows = Rows(sql.simple_query(&query).await?);
+    sql.close().await;
+    if rows.len() == 0 {
+        return Ok(None);
+    }
+    if rows.text(0, "slot_type").as_deref() != Some("physical") {
+        return Err(logical(name));
+    }
+    Ok(Some(rows.value(0, "restart_lsn")))
+}
+
+fn logical(name: &str) -> AgentError {
+    AgentError::refused(
+        format!("slot {name} is a logical slot: somebody else's"),
+        "Choose another name with `slot` in [cluster]",
+    )
+}
+
+/// Whether the server has given the slot up although it still shows a position. Without SQL the stream itself
+/// finds out: 18 refuses it, and before that it works as long as the WAL is there.
+async fn is_marked_lost(conn: &Connection, info: &ConnInfo, name: &str) -> bool {
+    if conn.server_version() < MARKED_INVALID_SINCE {
+        return false;
+    }
+    let query = format!(
+        "SELECT wal_status = 'lost' AS lost FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
+    );
+    let Ok(mut sql) = sql::connect(info).await else {
+        return false;
+    };
+    let answer = sql.simple_query(&query).await;
+    sql.close().await;
+    answer.is_ok_and(|rows| Rows(rows).flag(0, "lost") == Some(true))
+}

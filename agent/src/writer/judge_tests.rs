@@ -1,0 +1,164 @@
+//! Claims: single decisions, and many agents over regions that they cannot always reach.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn claim(epoch: u64, instance: &str, timeline: u32) -> Writer {
+    Writer {
+        epoch,
+        instance: instance.to_owned(),
+        host: "host".to_owned(),
+        pid: 1,
+        timeline: id(timeline),
+        claimed_at: Time::UNIX_EPOCH,
+    }
+}
+
+fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
+    Pulse {
+        timeline: id(timeline),
+        server_time: Time::from_unix_micros(micros),
+        wal_end: Lsn(1),
+        durable_lsn: Lsn(1),
+        stored_lsn: Lsn(1),
+        last_commit: None,
+        instance: instance.to_owned(),
+        sequence: 1,
+    }
+}
+
+#[test]
+fn the_same_timeline_is_free_and_another_is_asked_for() {
+    let (one, two) = (claim(1, "a", 1), claim(2, "b", 2));
+    assert_eq!(entry("x", id(1), None, true), Entry::Free);
+    assert_eq!(entry("x", id(1), Some(&one), false), Entry::Free);
+    assert_eq!(
+        entry("a", id(2), Some(&one), true),
+        Entry::Free,
+        "its own, and it is alone"
+    );
+    assert_eq!(entry("a", id(2), Some(&one), false), Entry::Ask(one.clone()));
+    assert_eq!(entry("x", id(2), Some(&one), true), Entry::Ask(one));
+    assert_eq!(entry("x", id(1), Some(&two), true), Entry::Ask(two));
+}
+
+#[test]
+fn only_a_newer_claim_of_another_timeline_fences() {
+    let own = claim(5, "me", 2);
+    for harmless in [
+        claim(4, "a", 3),
+        claim(9, "a", 2),
+        claim(5, "me", 2),
+        claim(5, "a", 1),
+    ] {
+        assert_eq!(standing(&own, &harmless), Standing::Holds, "{harmless:?}");
+    }
+    for newer in [claim(6, "a", 3), claim(6, "a", 1), claim(5, "a", 3)] {
+        assert_eq!(standing(&own, &newer), Standing::Fenced(newer.clone()));
+    }
+}
+
+#[test]
+fn life_is_a_pulse_of_another_timeline_that_changes() {
+    let mut watch = Watch::new("me", id(2));
+    assert!(
+        !watch.observe(0, &pulse("a", 1, 5)),
+        "the first look says nothing"
+    );
+    assert!(
+        !watch.observe(0, &pulse("a", 1, 5)),
+        "an agent without its server"
+    );
+    assert!(!watch.observe(1, &pulse("a", 1, 4)), "each region has its own");
+    for _ in 0..2 {
+        assert!(!watch.observe(0, &pulse("b", 2, 7)), "a companion");
+        assert!(
+            !watch.observe(0, &pulse("me", 1, 8)),
+            "what we left there ourselves"
+        );
+    }
+    assert!(!watch.observe(0, &pulse("b", 2, 9)));
+    assert!(watch.observe(0, &pulse("a", 1, 6)));
+}
+
+/// One agent of the model: the timeline of its server, its claim, whether it was told to stop.
+#[derive(Clone, Debug)]
+struct Agent {
+    name: String,
+    timeline: TimelineId,
+    claim: Option<Writer>,
+    fenced: bool,
+}
+
+type Region = BTreeMap<u64, Writer>;
+
+fn newest(regions: &[Region], reach: usize) -> Option<&Writer> {
+    let reached = regions
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| reach & (1 << index) != 0);
+    reached
+        .filter_map(|(_, region)| region.values().next_back())
+        .max_by_key(|claim| rank(claim))
+}
+
+/// Claims the next epoch in the regions that are reached, one after the other; a lost race ends the attempt.
+fn try_claim(agent: &mut Agent, regions: &mut [Region], reach: usize) {
+    let epoch = newest(regions, reach).map_or(0, |claim| claim.epoch) + 1;
+    let ours = claim(epoch, &agent.name, agent.timeline.get());
+    for (index, region) in regions.iter_mut().enumerate() {
+        if reach & (1 << index) == 0 {
+            continue;
+        }
+        if region.contains_key(&epoch) {
+            return;
+        }
+        region.insert(epoch, ours.clone());
+    }
+    agent.claim = Some(ours);
+    agent.fenced = false;
+}
+
+proptest! {
+    /// Whatever was claimed in whatever order by agents that see only some regions: once every one has looked at
+    /// every region, those that go on are on one timeline, and somebody goes on.
+    #[test]
+    fn all_that_go_on_write_the_same_timeline(
+        steps in proptest::collection::vec((0usize..4, 0usize..3, 1usize..4, 1u32..4), 1..60),
+    ) {
+        let mut regions = vec![Region::new(), Region::new()];
+        let mut agents: Vec<Agent> = (0..4)
+            .map(|n| Agent { name: format!("agent{n}"), timeline: id(1), claim: None, fenced: false })
+            .collect();
+        for (who, what, reach, timeline) in steps {
+            let agent = &mut agents[who];
+            match what {
+                0 => try_claim(agent, &mut regions, reach),
+                // A promotion, seen by its own agent, which then has to claim anew.
+                1 => (agent.timeline, agent.claim) = (id(timeline), None),
+                _ => {
+                    if let (Some(own), Some(newest)) = (&agent.claim, newest(&regions, reach)) {
+                        agent.fenced |= standing(own, newest) != Standing::Holds;
+                    }
+                }
+            }
+        }
+        let Some(last) = newest(&regions, 3).cloned() else { return Ok(()) };
+        for agent in &mut agents {
+            if let Some(own) = &agent.claim {
+                agent.fenced |= standing(own, &last) != Standing::Holds;
+            }
+        }
+        for agent in agents.iter().filter(|agent| agent.claim.is_some() && !agent.fenced) {
+            let own = agent.claim.as_ref().unwrap();
+            prop_assert_eq!(own.timeline, last.timeline, "{:?} beside {:?}", own, last);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Claims over regions in memory, with a clock that the test moves by waiting.
+
+use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time};
+use highwater_store::{
+    ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Operation, RetryPolicy, Retrying, Rule,
+};
+
+use super::*;
+use crate::region::{Written, write_once};
+
+const INTERVAL: Duration = Duration::from_secs(5);
+
+fn id(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+/// Two regions, which may be made to fail.
+struct Rig {
+    stores: [Arc<FaultyStore>; 2],
+    archive: Archive,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let stores =
+            ["north", "south"].map(|name| Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(name)))));
+        let identity = Identity {
+            system_id: SystemId(7),
+            server_version: 150_020,
+            segment_size: SegmentSize::DEFAULT,
+            wal_block_size: 8192,
+            block_size: 8192,
+        };
+        let region = |(index, store): (usize, &Arc<FaultyStore>)| {
+            Arc::new(Region {
+                name: store.region().to_owned(),
+                index,
+                store: store.clone(),
+                quick: store.clone(),
+            })
+        };
+        let regions = stores.iter().enumerate().map(region).collect();
+        let archive = Archive::new("orders".parse().unwrap(), identity, regions);
+        Self { stores, archive }
+    }
+
+    fn agent(&self, instance: &str, take_over: bool) -> Claims {
+        let me = Me {
+            instance: instance.to_owned(),
+            host: format!("host-of-{instance}"),
+            pid: 17,
+        };
+        let state = State::new(["north".to_owned(), "south".to_owned()]);
+        let clock = Clock::held_at(Time::from_unix_micros(1));
+        Claims::new(me, &self.archive, state, clock, INTERVAL, take_over)
+    }
+
+    async fn pulse(&self, instance: &str, timeline: u32, moment: i64) {
+        let pulse = Pulse {
+            timeline: id(timeline),
+            server_time: Time::from_unix_micros(moment),
+            wal_end: Lsn(9),
+            durable_lsn: Lsn(9),
+            stored_lsn: Lsn(9),
+            last_commit: None,
+            instance: instance.to_owned(),
+            sequence: 1,
+        };
+        let document = records::encode(&pulse).unwrap();
+        for store in &self.stores {
+            let object = Object::new(document.clone());
+            store
+                .put(&self.archive.layout.pulse(), object, PutMode::Overwrite)
+                .await
+                .unwrap();
+        }
+    }
+
+    async fn newest(&self, region: usize) -> Option<(u64, String)> {
+        let newest = newest_of(&*self.stores[region], &self.archive.layout, 0).await;
+        newest.unwrap().map(|claim| (claim.epoch, claim.instance))
+    }
+}
+
+fn kind(result: Result<()>) -> Kind {
+    result.unwrap_err().kind()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_and_every_companion_claim_at_once() {
+    let rig = Rig::new();
+    let began = Instant::now();
+    let (a, b) = (rig.agent("a", false), rig.agent("b", false));
+    a.enter(id(1), false).await.unwrap();
+    rig.pulse("a", 1, 1).await;
+    b.enter(id(1), false).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    for region in [0, 1] {
+        assert_eq!(rig.newest(region).await, Some((2, "b".to_owned())));
+    }
+    for claims in [&a, &b] {
+        assert!(claims.look(&rig.archive.regions[0]).await.unwrap() && claims.is_writer());
+    }
+    // A new connection to the same server claims nothing anew.
+    a.enter(id(1), false).await.unwrap();
+    assert_eq!(rig.newest(0).await, Some((2, "b".to_owned())));
+}
+
+/// A restored copy with production's configuration while production lives: refused, and nothing is written.
+#[tokio::test(start_paused = true)]
+async fn another_timeline_is_refused_while_the_holder_lives() {
+    let rig = Rig::new();
+    rig.agent("production", false).enter(id(1), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    let copy = rig.agent("copy", false);
+    let beat = async {
+        tokio::time::sleep(INTERVAL).await;
+        rig.pulse("production", 1, 2).await;
+        std::future::pending::<()>().await;
+    };
+    let refused = tokio::select! {
+        () = beat => unreachable!(),
+        result = copy.enter(id(2), false) => result.unwrap_err(),
+    };
+    let text = refused.to_string();
+    assert_eq!(refused.kind(), Kind::Refused);
+    for part in [
+        "host-of-production",
+        "pid 17",
+        "timeline 1",
+        "timeline 2",
+        "--take-over",
+    ] {
+        assert!(text.contains(part), "{part} is missing: {text}");
+    }
+    assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
+    rig.agent("copy", true).enter(id(2), false).await.unwrap();
+    assert_eq!(rig.newest(1).await, Some((2, "copy".to_owned())));
+}
+
+/// A failover: the old primary's agent may go on beating, but its server has nothing new to say.
+#[tokio::test(start_paused = true)]
+async fn a_silent_holder_is_followed() {
+    let rig = Rig::new();
+    let old = rig.agent("old", false);
+    old.enter(id(1), false).await.unwrap();
+    rig.pulse("old", 1, 5).await;
+    let new = rig.agent("new", false);
+    let began = Instant::now();
+    new.enter(id(2), false).await.unwrap();
+    assert!(began.elapsed() >= INTERVAL * SILENT_FOR, "{:?}", began.elapsed());
+
+    // The old one finds out with its next pulse, or when its server is back.
+    assert!(old.is_writer());
+    assert!(!old.look(&rig.archive.regions[1]).await.unwrap() && !old.is_writer());
+    let fenced = old.fenced().await;
+    assert!(
+        matches!(&fenced, AgentError::Fenced { holder, .. } if holder.contains("host-of-new")),
+        "{fenced}"
+    );
+    assert_eq!(kind(old.enter(id(1), false).await), Kind::Damage);
+    // Rejoined as a standby it has no say, and no pulse; with the new timeline it is a companion.
+    old.enter(id(2), true).await.unwrap();
+    assert!(!old.look(&rig.archive.regions[1]).await.unwrap());
+    old.enter(id(2), false).await.unwrap();
+    assert!(old.is_writer() && new.look(&rig.archive.regions[0]).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_was_alone_follows_its_server_at_once() {
+    let rig = Rig::new();
+    let only = rig.agent("only", false);
+    only.enter(id(1), false).await.unwrap();
+    rig.pulse("only", 1, 1).await;
+    let began = Instant::now();
+    only.enter(id(2), false).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // Beside another one it asks first, even if its own claim is the newest.
+    rig.pulse("other", 2, 2).await;
+    only.enter(id(3), false).await.unwrap();
+    assert!(began.elapsed() >= INTERVAL * SILENT_FOR);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_was_away_gets_the_claim_later() {
+    let rig = Rig::new();
+    let failing = Rule::times(100, Fault::FailBefore(ErrorKind::Retry));
+    rig.stores[1].inject(failing);
+    let claims = rig.agent("a", false);
+    claims.enter(id(1), false).await.unwrap();
+    rig.stores[1].heal();
+    assert_eq!(rig.newest(1).await, None);
+    assert!(claims.look(&rig.archive.regions[1]).await.unwrap());
+    assert_eq!(rig.newest(1).await, Some((1, "a".to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_region_nothing_is_claimed() {
+    let rig = Rig::new();
+    for store in &rig.stores {
+        store.inject(Rule::times(9, Fault::FailBefore(ErrorKind::Retry)));
+    }
+    let claims = rig.agent("a", false);
+    assert_eq!(kind(claims.enter(id(1), false).await), Kind::Retry);
+    assert!(!claims.is_writer());
+}
+
+/// The answer to the creation is lost: the claim that is found is our own.
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_no_rival() {
+    let rig = Rig::new();
+    let lost = Rule::once(Fault::FailAfter(ErrorKind::Retry)).on(Operation::Put);
+    rig.stores[0].inject(lost);
+    let quick = Region {
+        name: "north".to_owned(),
+        index: 0,
+        store: rig.stores[0].clone(),
+        quick: Arc::new(Retrying::new(
+            rig.stores[0].clone(),
+            RetryPolicy::interactive(),
+            Arc::new(NoObserver),
+        )),
+    };
+    let mut archive = rig.archive.clone();
+    archive.regions[0] = Arc::new(quick);
+    let shaky = Rig {
+        stores: rig.stores.clone(),
+        archive,
+    };
+    let claims = shaky.agent("a", false);
+    claims.enter(id(1), false).await.unwrap();
+    assert_eq!(rig.newest(0).await, Some((1, "a".to_owned())));
+}
+
+/// Many agents at once: every epoch has one owner in all regions.
+#[tokio::test]
+async fn i8_an_epoch_is_claimed_once() {
+    let rig = Rig::new();
+    let agents: Vec<_> = (0..12).map(|n| rig.agent(&format!("a{n}"), false)).collect();
+    let claims = agents.iter().map(|agent| agent.enter(id(1), false));
+    for result in futures::future::join_all(claims).await {
+        result.unwrap();
+    }
+    let mut owners = std::collections::HashMap::new();
+    for store in &rig.stores {
+        for epoch in epochs(&**store, &rig.archive.layout, 0).await.unwrap() {
+            let claim = read_claim(&**store, &rig.archive.layout, epoch)
+                .await
+                .unwrap()
+                .unwrap();
+            owners.entry(epoch).or_insert_with(Vec::new).push(claim.instance);
+        }
+    }
+    let mut held: Vec<_> = agents
+        .iter()
+        .map(|agent| agent.held.borrow().claim.clone().unwrap())
+        .collect();
+    held.sort_by_key(|claim| claim.epoch);
+    held.dedup_by_key(|claim| claim.epoch);
+    assert_eq!(held.len(), agents.len(), "two agents hold the same epoch");
+    for claim in held {
+        assert_eq!(
+            owners[&claim.epoch],
+            [claim.instance.clone(), claim.instance.clone()]
+        );
+    }
+}
+
+/// Two writers race for a thousand keys, half of them with the same content: nothing is ever replaced, and the
+/// loser of a key with other content is told.
+#[tokio::test]
+async fn i4_two_writers_race_for_a_thousand_keys() {
+    let store = Arc::new(MemoryStore::new("north"));
+    let writer = |who: &'static str| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut results = Vec::new();
+            for number in 0..1000 {
+                let content = if number % 2 == 0 { "same" } else { who };
+                let key = format!("key/{number:04}");
+                results.push(write_once(&*store, &key, Object::new(content)).await);
+                if number % 7 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            results
+        })
+    };
+    let (a, b) = tokio::join!(writer("a"), writer("b"));
+    for (number, results) in a.unwrap().into_iter().zip(b.unwrap()).enumerate() {
+        let held = store.get(&format!("key/{number:04}")).await.unwrap();
+        let created = |result: &Result<Written>| matches!(result, Ok(Written::Created));
+        let (a, b) = (&results.0, &results.1);
+        assert!(
+            created(a) != created(b),
+            "one and only one creates it: {a:?} {b:?}"
+        );
+        if number % 2 == 0 {
+            assert!(a.is_ok() && b.is_ok() && held == "same");
+            continue;
+        }
+        assert_eq!(held, if created(a) { "a" } else { "b" });
+        let loser = if created(a) { b } else { a };
+        assert!(matches!(loser, Err(AgentError::Conflict { .. })), "{loser:?}");
+    }
+}

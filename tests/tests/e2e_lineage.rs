@@ -1,0 +1,253 @@
+//! Promotions: whatever the agent has missed or seen too much of, the whole ancestry is archived, nothing that
+//! was acknowledged is lost, and every timeline restores.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::ledger::{Expect, LedgerLog, Pace};
+use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
+use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, Stop, archive, lsn};
+use serde_json::Value;
+
+const TWO: Pace = Pace {
+    clients: 2,
+    pause: Duration::from_millis(2),
+    filling: 100,
+};
+
+async fn flushed(server: &PgCluster) -> Result<u64> {
+    server.sql("SELECT txid_current()").await?;
+    lsn::parse(&server.value("SELECT pg_current_wal_flush_lsn()").await?)
+}
+
+/// What was acknowledged by a primary that is stopped for good, with its promoted standby in its place.
+async fn switch_over(site: &mut Site, mut standby: PgCluster, log: LedgerLog) -> Result<(PgCluster, Ledger)> {
+    site.primary.stop(Stop::Fast).await?;
+    standby.promote().await?;
+    std::mem::swap(&mut site.primary, &mut standby);
+    let ledger = Ledger::resume(&site.primary, TWO, log).await?;
+    ledger.grow(30).await?;
+    Ok((standby, ledger))
+}
+
+/// Everything of `log` is restored from the second region alone, on the newest timeline.
+async fn restores(site: &Site, version: PgVersion, log: &LedgerLog) -> Result<()> {
+    let place = RestoreSite::new(version, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let restored = place.recovered("latest", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
+fn history_files(site: &Site, timeline: &str) -> [usize; 2] {
+    let part = format!("/wal/{timeline}/history");
+    site.snapshots()
+        .map(|snapshot| archive::keys_with(&snapshot, BUCKET, &part).len())
+}
+
+/// The agent beside the standby is the only one. When the standby is promoted it goes over to the new timeline in
+/// the middle of a segment; what it received of the old one stays as it was received.
+async fn promotion_while_streaming_from_the_standby(version: PgVersion) -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(version), 16).await?;
+    let mut first = site.start_agent().await?;
+    site.backup().await?;
+    let standby = PgCluster::builder(version).standby_of(&site.primary).await?;
+    first.terminate();
+    first.wait_exit(Duration::from_secs(30)).await?;
+    let tap = FeedbackTap::start(&standby).await?;
+    let mut agent = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    agent.says("streaming", Duration::from_secs(30)).await?;
+    let ledger = Ledger::start_paced(&site.primary, TWO).await?;
+    ledger.grow(60).await?;
+    let before = ledger.stop().await;
+    let stored: Vec<_> = before.entries.iter().filter_map(|entry| entry.after).collect();
+    let (_old, ledger) = switch_over(&mut site, standby, before).await?;
+    let log = ledger.stop().await;
+    let end = flushed(&site.primary).await?;
+    let archived = site.archived(2, end).await;
+    archived.with_context(|| agent.last_words())?;
+    ensure!(agent.is_running(), "{}", agent.last_words());
+    ensure!(history_files(&site, "00000002") == [1, 1]);
+    let old_end = archive::wal_end(&site.snapshots()[0], BUCKET, 1, site.segment_size());
+    ensure!(
+        stored.iter().all(|after| *after <= old_end),
+        "the old timeline ends at {}",
+        lsn::show(old_end)
+    );
+    // Beside the standby it had no say; the promotion made it the writer.
+    ensure!(
+        agent.stderr().contains("claimed the archive"),
+        "{}",
+        agent.last_words()
+    );
+    drop(agent);
+    restores(&site, version, &log).await
+}
+
+#[tokio::test]
+async fn fault_14_promotion_while_streaming_from_the_standby_on_15() -> Result<()> {
+    promotion_while_streaming_from_the_standby(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn fault_14_promotion_while_streaming_from_the_standby_on_18() -> Result<()> {
+    promotion_while_streaming_from_the_standby(PgVersion::V18).await
+}
+
+/// While the agent is away the cluster is promoted twice, with commits on each timeline.
+#[tokio::test]
+async fn fault_15_two_promotions_missed() -> Result<()> {
+    let version = PgVersion::V15;
+    let builder = || PgCluster::builder(version).conf("wal_keep_size", "512MB");
+    let mut site = Site::start(builder(), 16).await?;
+    let mut agent = site.start_agent().await?;
+    let ledger = Ledger::start_paced(&site.primary, TWO).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    agent.terminate();
+    agent.wait_exit(Duration::from_secs(30)).await?;
+    ledger.grow(30).await?;
+    let second = builder().standby_of(&site.primary).await?;
+    let (_first, ledger) = switch_over(&mut site, second, ledger.stop().await).await?;
+    let third = builder().standby_of(&site.primary).await?;
+    let (_second, ledger) = switch_over(&mut site, third, ledger.stop().await).await?;
+    let log = ledger.stop().await;
+    ensure!(
+        site.primary
+            .value("SELECT timeline_id FROM pg_control_checkpoint()")
+            .await
+            .is_ok()
+    );
+
+    site.tap.redirect(&site.primary);
+    let agent = site.agent()?.arg("run").start()?;
+    let end = flushed(&site.primary).await?;
+    let archived = site.archived(3, end).await;
+    archived.with_context(|| agent.last_words())?;
+    for timeline in ["00000002", "00000003"] {
+        ensure!(
+            history_files(&site, timeline) == [1, 1],
+            "no history of {timeline}"
+        );
+    }
+    drop(agent);
+    restores(&site, version, &log).await
+}
+
+/// Timelines 2 to 4 are known to the standby already, as after test restores: it becomes timeline 5.
+#[tokio::test]
+async fn fault_16_next_timeline_is_not_current_plus_one() -> Result<()> {
+    let version = PgVersion::V15;
+    let mut site = Site::start(PgCluster::builder(version), 16).await?;
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start_paced(&site.primary, TWO).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    let standby = PgCluster::builder(version).standby_of(&site.primary).await?;
+    for timeline in 2..=4 {
+        let name = standby.data_dir().join(format!("pg_wal/{timeline:08X}.history"));
+        std::fs::write(name, "1\t0/1000000\ta test\n")?;
+    }
+    let (_old, ledger) = switch_over(&mut site, standby, ledger.stop().await).await?;
+    site.tap.redirect(&site.primary);
+    let log = ledger.stop().await;
+    let end = flushed(&site.primary).await?;
+    let archived = site.archived(5, end).await;
+    archived.with_context(|| agent.last_words())?;
+    ensure!(history_files(&site, "00000005") == [1, 1]);
+    ensure!(history_files(&site, "00000002") == [0, 0]);
+    drop(agent);
+    restores(&site, version, &log).await
+}
+
+/// A standby that lacks the last commits is promoted. They stay in the archive, are named, and can be restored.
+async fn agent_ahead_of_the_new_primary(version: PgVersion, restart: bool) -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(version), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.primary.sql("CREATE TABLE kept (line text)").await?;
+    site.backup().await?;
+    let mut standby = PgCluster::builder(version).standby_of(&site.primary).await?;
+    standby.stop(Stop::Fast).await?;
+    site.primary
+        .sql("INSERT INTO kept SELECT 'only in the archive' FROM generate_series(1, 500)")
+        .await?;
+    let end = site.all_durable().await?;
+    if restart {
+        agent.terminate();
+        agent.wait_exit(Duration::from_secs(30)).await?;
+    }
+    site.primary.kill9();
+    standby.start_again().await?;
+    standby.promote().await?;
+    std::mem::swap(&mut site.primary, &mut standby);
+    site.tap.redirect(&site.primary);
+    if restart {
+        agent = site.agent()?.arg("run").start()?;
+    }
+    site.primary
+        .sql("INSERT INTO kept VALUES ('on the new timeline')")
+        .await?;
+    let new_end = flushed(&site.primary).await?;
+    let archived = site.archived(2, new_end).await;
+    archived.with_context(|| agent.last_words())?;
+    agent.says("divergent branch", Duration::from_secs(20)).await?;
+
+    // The switch as the server says it, the end as the archive's names do.
+    let history = std::fs::read_to_string(site.primary.data_dir().join("pg_wal/00000002.history"))?;
+    let switch = history.split_whitespace().nth(1).context("no switch point")?;
+    let kept = archive::wal_end(&site.snapshots()[1], BUCKET, 1, site.segment_size());
+    ensure!(kept >= end);
+    let range = format!("[{switch}, {})", lsn::show(kept));
+    ensure!(
+        agent.stderr().contains(&range),
+        "not {range}: {}",
+        agent.last_words()
+    );
+    let status = site.agent()?.arg("status").output().await?;
+    ensure!(
+        status.stdout.contains(&range),
+        "status does not name {range}:\n{}",
+        status.said()
+    );
+    drop(agent);
+
+    let place = RestoreSite::new(version, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let list = place
+        .program()?
+        .args(["--output", "json", "list"])
+        .output()
+        .await?;
+    let list: Value = serde_json::from_str(&list.expect_code(0)?.stdout)?;
+    let branch = &list["answer"]["branches"][0];
+    ensure!(
+        branch["timeline"] == 1 && branch["start"] == switch && branch["end"] == lsn::show(kept),
+        "{branch}"
+    );
+    let plan = place
+        .program()?
+        .args(["plan", "--timeline", "1"])
+        .output()
+        .await?
+        .expect_code(0)?;
+    ensure!(plan.stdout.contains("divergent branch"), "{}", plan.said());
+    let rows = "SELECT count(*) FILTER (WHERE line = 'only in the archive'), count(*) FROM kept";
+    for (name, target, expected) in [("old", &["--timeline", "1"][..], "500 500"), ("new", &[], "0 1")] {
+        let restored = place.recovered(name, target).await?;
+        let counted = restored.sql(rows).await?;
+        let counted: Vec<_> = counted[0].iter().flatten().cloned().collect();
+        ensure!(
+            counted.join(" ") == expected,
+            "{name}: {counted:?} instead of {expected}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn fault_17_the_running_agent_is_ahead_of_the_new_primary() -> Result<()> {
+    agent_ahead_of_the_new_primary(PgVersion::V15, false).await
+}
+
+#[tokio::test]
+async fn fault_17_an_agent_started_later_finds_itself_ahead_of_the_new_primary() -> Result<()> {
+    agent_ahead_of_the_new_primary(PgVersion::V17, true).await
+}

@@ -1,0 +1,424 @@
+//! Several agents, one archive: on the same history they are one, on different ones exactly one goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::clock::eventually;
+use highwater_tests::ledger::{Expect, Pace};
+use highwater_tests::postgres::PgBuilder;
+use highwater_tests::program::Running;
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, S3Snapshot, Stop, archive, lsn};
+use nix::sys::signal::Signal;
+
+const VERSION: PgVersion = PgVersion::V15;
+const SOON: Duration = Duration::from_secs(30);
+
+fn builder() -> PgBuilder {
+    PgCluster::builder(VERSION)
+}
+
+async fn flushed(server: &PgCluster) -> Result<u64> {
+    server.sql("SELECT txid_current()").await?;
+    lsn::parse(&server.value("SELECT pg_current_wal_flush_lsn()").await?)
+}
+
+/// Nothing that was in `before` has changed since, except the pulse.
+fn nothing_was_replaced(before: &[S3Snapshot; 2], site: &Site) -> Result<()> {
+    for (before, after) in before.iter().zip(site.snapshots()) {
+        for key in before.keys(BUCKET) {
+            let (old, new) = (before.get(BUCKET, &key), after.get(BUCKET, &key));
+            let same = old.map(|old| old.bytes.clone()) == new.map(|new| new.bytes.clone());
+            ensure!(same || key.ends_with("pulse.json"), "{key} was replaced");
+        }
+    }
+    Ok(())
+}
+
+/// What the regions hold without pulses and claims.
+fn content(site: &Site) -> [Vec<String>; 2] {
+    site.snapshots().map(|snapshot| {
+        let mut keys = snapshot.keys(BUCKET);
+        keys.retain(|key| key.contains("/wal/") || key.contains("/base/"));
+        keys
+    })
+}
+
+async fn refused(agent: &mut Running, code: i32, parts: &[&str]) -> Result<()> {
+    let ended = agent.wait_exit(PATIENCE).await?;
+    ensure!(
+        ended == code,
+        "exit code {ended} instead of {code}:\n{}",
+        agent.last_words()
+    );
+    for part in parts {
+        ensure!(
+            agent.last_words().contains(part),
+            "{part} is not named:\n{}",
+            agent.last_words()
+        );
+    }
+    Ok(())
+}
+
+/// The agent that holds the slot is frozen: the next one says who is in the way, and goes on when that is gone.
+#[tokio::test]
+async fn fault_12_slot_busy() -> Result<()> {
+    let site = Site::start(builder(), 16).await?;
+    let mut frozen = site.start_agent().await?;
+    frozen.signal(Signal::SIGSTOP);
+    let pid = site
+        .primary
+        .value("SELECT active_pid FROM pg_replication_slots")
+        .await?;
+    let mut second = site.agent()?.arg("run").start()?;
+    second.says(&pid, SOON).await?;
+    ensure!(
+        site.primary
+            .value("SELECT count(*) FROM pg_replication_slots")
+            .await?
+            == "1"
+    );
+    frozen.kill9();
+    site.all_durable().await.with_context(|| second.last_words())?;
+    ensure!(second.is_running());
+    Ok(())
+}
+
+/// The standby is promoted, then the old primary comes back with its agent still running: that one stops, says
+/// who has taken over, and has done no harm. Started again, it is refused.
+#[tokio::test]
+async fn fault_18_old_primary_revived() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let mut old_agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    let standby = builder().standby_of(&site.primary).await?;
+    ledger.grow(30).await?;
+    let before = ledger.stop().await;
+    site.all_durable().await?;
+    site.primary.kill9();
+    standby.promote().await?;
+
+    let tap = FeedbackTap::start(&standby).await?;
+    let mut new_agent = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    let ledger = Ledger::resume(&standby, Pace::default(), before).await?;
+    ledger.grow(30).await?;
+    site.archived(2, flushed(&standby).await?)
+        .await
+        .with_context(|| new_agent.last_words())?;
+    let archived = site.snapshots();
+
+    site.primary.start_again().await?;
+    let new_pid = format!("pid {}", new_agent.pid());
+    refused(&mut old_agent, 4, &[&new_pid, "timeline 2", "old primary"]).await?;
+    let flush = site.tap.highest_flush();
+    site.primary.sql("CREATE TABLE lost ()").await?;
+    let mut again = site.agent()?.arg("run").start()?;
+    refused(&mut again, 1, &[&new_pid, "timeline 2"]).await?;
+    ensure!(
+        site.tap.highest_flush() == flush,
+        "the old primary was told that something is safe"
+    );
+    nothing_was_replaced(&archived, &site)?;
+    ensure!(new_agent.is_running(), "{}", new_agent.last_words());
+
+    let log = ledger.stop().await;
+    site.archived(2, flushed(&standby).await?).await?;
+    drop(new_agent);
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let restored = place.recovered("data", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
+/// A writer that slept through the takeover stops when it wakes, and writes nothing after that.
+#[tokio::test]
+async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
+    let site = Site::start(builder(), 16).await?;
+    let mut sleeper = site.start_agent().await?;
+    let standby = builder().standby_of(&site.primary).await?;
+    site.all_durable().await?;
+    let tap = FeedbackTap::start(&standby).await?;
+    standby.promote().await?;
+    // Both servers live. As long as the first one's agent does too, nobody takes its place.
+    let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    let sleeper_pid = format!("pid {}", sleeper.pid());
+    refused(&mut rival, 1, &[&sleeper_pid, "timeline 1", "--take-over"]).await?;
+
+    sleeper.signal(Signal::SIGSTOP);
+    let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    site.archived(2, flushed(&standby).await?)
+        .await
+        .with_context(|| rival.last_words())?;
+    let archived = site.snapshots();
+    sleeper.signal(Signal::SIGCONT);
+    site.primary.sql("CREATE TABLE split_brain ()").await?;
+    let rival_pid = format!("pid {}", rival.pid());
+    refused(&mut sleeper, 4, &[&rival_pid, "timeline 2"]).await?;
+    let stopped = site.snapshots().map(|snapshot| {
+        let mut keys = snapshot.keys(BUCKET);
+        keys.retain(|key| key.contains("/wal/00000001/"));
+        keys
+    });
+    site.primary.sql("CREATE TABLE split_brain_again ()").await?;
+    site.archived(2, flushed(&standby).await?).await?;
+    ensure!(rival.is_running(), "{}", rival.last_words());
+    nothing_was_replaced(&archived, &site)?;
+    let now = content(&site);
+    for (stopped, now) in stopped.iter().zip(now) {
+        let of_first: Vec<_> = now
+            .into_iter()
+            .filter(|key| key.contains("/wal/00000001/"))
+            .collect();
+        ensure!(
+            *stopped == of_first,
+            "something of timeline 1 was stored after the writer had stopped"
+        );
+    }
+    Ok(())
+}
+
+/// The host of the connection string becomes a standby: noticed when the agent connects again.
+#[tokio::test]
+async fn fault_19_demoted_node() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.all_durable().await?;
+    site.primary.stop(Stop::Fast).await?;
+    std::fs::write(site.primary.data_dir().join("standby.signal"), "")?;
+    site.primary.start_again().await?;
+    refused(&mut agent, 1, &["in recovery", "standby = \"stream\""]).await?;
+    let mut again = site.agent()?.arg("run").start()?;
+    refused(&mut again, 1, &["in recovery"]).await?;
+
+    // Where the configuration allows it, the same server is followed, and its promotion too.
+    let mut beside = site.agent_at(&site.tap.connection_string())?.arg("run").start()?;
+    beside.says("streaming", SOON).await?;
+    site.primary.promote().await?;
+    site.archived(2, flushed(&site.primary).await?)
+        .await
+        .with_context(|| beside.last_words())?;
+    ensure!(beside.is_running());
+    Ok(())
+}
+
+/// A restored copy is started with production's agent configuration. While production lives it is refused and
+/// production goes on; when production is gone it takes its place.
+#[tokio::test]
+async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let mut production = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    let regions: Vec<_> = REGIONS
+        .iter()
+        .zip(&site.regions)
+        .map(|(name, region)| (*name, region.as_ref()))
+        .collect();
+    let place = RestoreSite::new(VERSION, &regions)?;
+    let copy = place.recovered("copy", &[]).await?;
+    // Production is idle: the copy's timeline begins exactly where the archive ends.
+    let (archived, held) = (site.snapshots(), content(&site));
+    let mut agent = site.agent_at(&copy.connection_string())?.arg("run").start()?;
+    let pid = format!("pid {}", production.pid());
+    refused(
+        &mut agent,
+        1,
+        &[&pid, "timeline 1", "timeline 2", "restored copy", "--take-over"],
+    )
+    .await?;
+    nothing_was_replaced(&archived, &site)?;
+    ensure!(
+        content(&site).iter().zip(&held).all(|(now, before)| now
+            .iter()
+            .all(|key| before.contains(key) || key.contains("/00000001/"))),
+        "something of the copy was stored"
+    );
+    let ledger = Ledger::resume(&site.primary, Pace::default(), log).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    ensure!(production.is_running(), "{}", production.last_words());
+
+    // The disaster: production and its agent are gone. What was committed last comes back with a new restore.
+    production.kill9();
+    site.primary.kill9();
+    drop(copy);
+    let place = RestoreSite::new(VERSION, &regions)?;
+    let restored = place.recovered("restored", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    let agent = site.agent_at(&restored.connection_string())?.arg("run").start()?;
+    site.archived(2, flushed(&restored).await?)
+        .await
+        .with_context(|| agent.last_words())?;
+    Ok(())
+}
+
+/// After `initdb` over the old path the same configuration leads to another cluster, which is refused; as after
+/// `pg_upgrade`, a new lineage may be begun deliberately, and the old one still restores.
+#[tokio::test]
+async fn fault_78_and_79_a_new_system_identifier() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    let identifier = "SELECT system_identifier FROM pg_control_system()";
+    let old = site.primary.value(identifier).await?;
+    drop(agent);
+
+    let mut upgraded = PgCluster::builder(PgVersion::V17).start().await?;
+    site.primary.kill9();
+    std::mem::swap(&mut site.primary, &mut upgraded);
+    site.tap.redirect(&site.primary);
+    let new = site.primary.value(identifier).await?;
+    let before = content(&site);
+    let mut agent = site.agent()?.arg("run").start()?;
+    refused(&mut agent, 4, &[&old, &new, "--new-lineage"]).await?;
+    ensure!(content(&site) == before, "something was stored");
+
+    let agent = site.agent()?.args(["run", "--new-lineage"]).start()?;
+    site.primary.sql("CREATE TABLE newer ()").await?;
+    let begun = || async {
+        let wal = format!("/{new}/wal/");
+        let held = site
+            .snapshots()
+            .map(|snapshot| archive::keys_with(&snapshot, BUCKET, &wal).len());
+        (held[0] > 0 && held[1] > 0).then_some(())
+    };
+    eventually("WAL of the new lineage", PATIENCE, begun)
+        .await
+        .with_context(|| agent.last_words())?;
+    site.backup().await?;
+    drop(agent);
+    for (before, after) in before.iter().zip(content(&site)) {
+        ensure!(
+            before.iter().all(|key| after.contains(key)),
+            "something of the old lineage is gone"
+        );
+    }
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let restored = place.recovered("old", &["--system-id", &old]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    let place = RestoreSite::new(PgVersion::V17, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let restored = place.recovered("new", &["--system-id", &new]).await?;
+    ensure!(
+        restored.value("SELECT to_regclass('newer')").await? == "newer",
+        "the new lineage lacks its table"
+    );
+    Ok(())
+}
+
+/// An agent beside the primary and one beside the standby. Either is killed at any moment, several times, and
+/// started again; then the primary's machine is lost for good and the standby's agent goes on alone.
+#[tokio::test]
+async fn two_streams_stay_correct_when_either_dies_at_any_moment() -> Result<()> {
+    let mut site = Site::start(builder(), 1).await?;
+    let first = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(20).await?;
+    site.backup().await?;
+    let standby = builder().standby_of(&site.primary).await?;
+    let tap = FeedbackTap::start(&standby).await?;
+    let start_second = || {
+        site.agent_at(&tap.connection_string())
+            .and_then(|agent| agent.arg("run").start())
+    };
+    let mut agents = [first, start_second()?];
+    agents[1].says("streaming", SOON).await?;
+    // Odd pauses, so that the kills fall into all phases of sealing, storing and reporting.
+    for (round, pause) in [37_u64, 411, 173, 290, 83, 530].into_iter().enumerate() {
+        let victim = round % 2;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        agents[victim].kill9();
+        ledger.grow(40).await?;
+        agents[victim] = if victim == 0 {
+            site.agent()?.arg("run").start()?
+        } else {
+            start_second()?
+        };
+        ledger.grow(10).await?;
+    }
+    let before = ledger.stop().await;
+    let end = site.all_durable().await.with_context(|| agents[0].last_words())?;
+    let followed = || async { (tap.highest_flush() >= end).then_some(()) };
+    eventually("the standby's slot to follow", PATIENCE, followed)
+        .await
+        .with_context(|| agents[1].last_words())?;
+    for agent in &mut agents {
+        ensure!(agent.is_running(), "{}", agent.last_words());
+    }
+    for (name, region) in REGIONS.iter().zip(&site.regions) {
+        let place = RestoreSite::new(VERSION, &[(name, region.as_ref())])?;
+        let restored = place.recovered("data", &[]).await?;
+        before
+            .check(&restored, Expect::everything())
+            .await
+            .context(*name)?;
+        let verify = place.program()?.arg("verify").output().await?;
+        ensure!(verify.code == 0, "{name}: {}", verify.said());
+    }
+
+    site.primary.kill9();
+    agents[0].kill9();
+    standby.promote().await?;
+    let ledger = Ledger::resume(&standby, Pace::default(), before).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.archived(2, flushed(&standby).await?)
+        .await
+        .with_context(|| agents[1].last_words())?;
+    ensure!(agents[1].is_running(), "{}", agents[1].last_words());
+    let place = RestoreSite::new(VERSION, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let restored = place.recovered("data", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
+/// A standby that has received less than the archive holds is waited for; it has not diverged.
+#[tokio::test]
+async fn a_standby_that_lags_is_waited_for() -> Result<()> {
+    let site = Site::start(builder(), 16).await?;
+    let first = site.start_agent().await?;
+    let mut standby = builder().standby_of(&site.primary).await?;
+    standby.stop(Stop::Fast).await?;
+    site.primary
+        .sql("CREATE TABLE more AS SELECT generate_series(1, 5000)")
+        .await?;
+    let end = site.all_durable().await?;
+    // Without the primary's address it stays where it is.
+    let conf = standby.data_dir().join("postgresql.auto.conf");
+    std::fs::write(&conf, "primary_conninfo = ''\n")?;
+    standby.start_again().await?;
+    let tap = FeedbackTap::start(&standby).await?;
+    let mut second = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    second.says("the archive holds", SOON).await?;
+    ensure!(second.is_running() && tap.highest_flush() == 0);
+    standby
+        .sql(&format!(
+            "ALTER SYSTEM SET primary_conninfo = '{} application_name=standby'",
+            site.primary.connection_string()
+        ))
+        .await?;
+    standby.sql("SELECT pg_reload_conf()").await?;
+    let followed = || async { (tap.highest_flush() >= end).then_some(()) };
+    eventually("the standby's slot to follow", PATIENCE, followed)
+        .await
+        .with_context(|| second.last_words())?;
+    // It proves nothing about the primary: no pulse of its own.
+    let pulses = archive::keys_with(&site.snapshots()[0], BUCKET, "/writer/");
+    ensure!(
+        pulses.len() == 1,
+        "the agent beside the standby claimed the archive: {pulses:?}"
+    );
+    drop(first);
+    Ok(())
+}

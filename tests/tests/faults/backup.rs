@@ -1,0 +1,156 @@
+//! Base backups while their source, their WAL or PostgreSQL's own archiving fails.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::clock::eventually;
+use highwater_tests::ledger::Expect;
+use highwater_tests::program::Running;
+use highwater_tests::site::{BUCKET, PATIENCE, Site};
+use highwater_tests::{Ledger, PgCluster, archive};
+
+use crate::support::{VERSION, backups, from_region, leave};
+
+/// Slow enough to be caught in the middle, and in many packs.
+const SLOW: &str = "[backup]\nmax_rate = \"6MiB\"\npack_size = \"1MiB\"\n";
+
+/// Starts a backup and waits until its first packs are stored.
+async fn half_way(site: &Site) -> Result<Running> {
+    let toml = site.config() + SLOW;
+    let backup = highwater_tests::Program::agent()?
+        .config(&toml)?
+        .arg("backup")
+        .start()?;
+    let before = packs(site);
+    let begun = || async { (packs(site) > before + 1).then_some(()) };
+    eventually("the first packs", PATIENCE, begun)
+        .await
+        .with_context(|| backup.last_words())?;
+    Ok(backup)
+}
+
+fn packs(site: &Site) -> usize {
+    archive::keys_with(&site.regions[0].snapshot(), BUCKET, "/pack/").len()
+}
+
+/// The walsender of a backup is terminated; its standby is promoted: no backup, by name, and the next one is whole.
+#[tokio::test]
+async fn fault_25_a_backup_whose_source_is_cut_off_or_promoted_is_not_visible() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    let backup = half_way(&site).await?;
+    site.primary
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE state = 'backup'")
+        .await?;
+    let failed = backup.finish(PATIENCE).await?;
+    ensure!(
+        failed.code == 3 && failed.said().contains("not visible"),
+        "{}",
+        failed.said()
+    );
+    ensure!(backups(&site, 0).is_empty() && backups(&site, 1).is_empty());
+    let id = site.backup().await?;
+    ensure!(backups(&site, 0) == [id.clone()] && backups(&site, 1) == [id]);
+    leave(agent).await?;
+
+    let mut standby = PgCluster::builder(VERSION).standby_of(&site.primary).await?;
+    site.tap.redirect(&standby);
+    let agent = site.start_agent().await?;
+    // A standby's backup begins at its last restart point, which must lie in WAL that is archived.
+    site.primary.sql("CREATE TABLE t (i int); CHECKPOINT").await?;
+    site.all_durable().await?;
+    standby.sql("CHECKPOINT").await?;
+    let backup = half_way(&site).await?;
+    standby.promote().await?;
+    let failed = backup.finish(PATIENCE).await?;
+    ensure!(
+        failed.code != 0,
+        "a backup across a promotion was called good:\n{}",
+        failed.said()
+    );
+    ensure!(backups(&site, 0).len() == 1 && backups(&site, 1).len() == 1);
+    std::mem::swap(&mut site.primary, &mut standby);
+    drop(agent);
+    Ok(())
+}
+
+/// The server recycles WAL as fast as it can while a slow backup runs: the stream has it, and the backup restores.
+#[tokio::test]
+async fn fault_26_wal_recycled_during_a_backup_is_in_the_archive() -> Result<()> {
+    let small = PgCluster::builder(VERSION)
+        .conf("min_wal_size", "2MB")
+        .conf("max_wal_size", "2MB");
+    let site = Site::start(small, 1).await?;
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    let mut backup = half_way(&site).await?;
+    let first = site
+        .primary
+        .value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        .await?;
+    while backup.is_running() {
+        site.primary
+            .sql("CREATE TABLE filling AS SELECT repeat(md5(g::text), 30) FROM generate_series(1, 3000) g; DROP TABLE filling")
+            .await?;
+        site.primary.sql("CHECKPOINT").await?;
+    }
+    backup.finish(PATIENCE).await?.expect_code(0)?;
+    let gone = !site.primary.data_dir().join("pg_wal").join(first).exists();
+    ensure!(
+        gone,
+        "the server kept the WAL of the backup: the test proves nothing"
+    );
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    leave(agent).await?;
+    log.check(
+        &from_region(&site, 1)?.recovered("data", &[]).await?,
+        Expect::everything(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// PostgreSQL's own archiving fails all the time: neither the stream nor a backup waits for it.
+#[tokio::test]
+async fn fault_28_a_failing_archive_command_holds_nothing_up() -> Result<()> {
+    let failing = PgCluster::builder(VERSION)
+        .conf("archive_mode", "on")
+        .conf("archive_command", "false");
+    let site = Site::start(failing, 16).await?;
+    let agent = site.start_agent().await?;
+    site.primary.sql("CREATE TABLE t AS SELECT 7 AS i").await?;
+    let backup = tokio::time::timeout(Duration::from_secs(45), site.backup()).await;
+    backup.context("the backup waits for archive_command")??;
+    let check = site.agent()?.arg("check").output().await?.expect_code(0)?;
+    ensure!(check.stdout.contains("archive_mode"), "{}", check.said());
+    site.all_durable().await?;
+    leave(agent).await?;
+    let place = from_region(&site, 0)?;
+    let restored = place.recovered("data", &[]).await?;
+    ensure!(restored.value("SELECT i FROM t").await? == "7");
+    Ok(())
+}
+
+/// Nothing is written any more when the backup ends in the middle of a segment: it is restorable at once, without a
+/// forced segment switch and without storing a whole segment.
+#[tokio::test]
+async fn fault_22_a_backup_of_an_idle_database_restores_without_forced_wal() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    site.primary.sql("CREATE TABLE t AS SELECT 7 AS i").await?;
+    site.backup().await?;
+    let segment = "SELECT pg_walfile_name(pg_current_wal_insert_lsn())";
+    let before = site.primary.value(segment).await?;
+    let plan = from_region(&site, 0)?.program()?.args(["plan"]).output().await?;
+    ensure!(plan.code == 0, "right after the backup:\n{}", plan.said());
+    let place = from_region(&site, 1)?;
+    let restored = place.recovered("data", &["--to-immediate"]).await?;
+    ensure!(restored.value("SELECT i FROM t").await? == "7");
+    ensure!(
+        site.primary.value(segment).await? == before,
+        "the agent switched segments"
+    );
+    leave(agent).await?;
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Scenario 7: the agent is killed at every step of one object's life, and the archive still holds exactly the bytes
+//! that were sent, once.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use highwater_format::Object;
+use highwater_tests::clock::eventually;
+use highwater_tests::ledger::Expect;
+use highwater_tests::program::Running;
+use highwater_tests::s3::{Operation, Strike};
+use highwater_tests::site::{BUCKET, PATIENCE, Site};
+use highwater_tests::witness::Rules;
+use highwater_tests::{Ledger, PgCluster, S3Server, Witness, archive, lsn};
+
+use crate::support::{VERSION, both_hold, from_region, leave};
+
+/// Waits for the strike at the next tail chunk and kills the agent there.
+async fn killed_at(mut agent: Running, at: &S3Server, strike: Strike) -> Result<()> {
+    at.faults().only(&[Operation::Put]);
+    at.faults().only_keys("/tail/");
+    at.faults().strike(1, strike);
+    tokio::time::timeout(PATIENCE, at.faults().until_struck())
+        .await
+        .context("no tail chunk came")?;
+    agent.kill9();
+    at.faults().clear();
+    Ok(())
+}
+
+/// Every byte of the WAL objects of one region equals what went over the wire.
+fn archived_is_what_was_sent(server: &S3Server, sent: &BTreeMap<u64, Bytes>, segment: u64) -> Result<u64> {
+    let mut compared = 0;
+    for key in server.objects(BUCKET) {
+        let Some((_, start, end)) = archive::range_of(&key, segment) else {
+            continue;
+        };
+        let stored = server.get(BUCKET, &key).context("an object is gone")?;
+        let plain = Object::open(stored.bytes.clone())?.plain()?;
+        ensure!(
+            plain.len() as u64 == end - start,
+            "{key} holds {} bytes",
+            plain.len()
+        );
+        for (at, bytes) in sent.range(start.saturating_sub(1 << 20)..end) {
+            let (from, to) = ((*at).max(start), (at + bytes.len() as u64).min(end));
+            if from >= to {
+                continue;
+            }
+            let cut = |base: u64| {
+                usize::try_from(from - base).unwrap_or(0)..usize::try_from(to - base).unwrap_or(0)
+            };
+            let same = plain.get(cut(start)) == bytes.get(cut(*at));
+            ensure!(same, "{key} differs from what was sent at {}", lsn::show(from));
+            compared += to - from;
+        }
+    }
+    Ok(compared)
+}
+
+#[tokio::test]
+async fn fault_07_killed_at_every_step_of_an_object_nothing_is_lost_or_stored_twice() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 1).await?;
+    site.tap.record();
+    let witness = Witness::of(&site, Rules::all());
+    let mut agent: Running = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    let [north, south] = &site.regions;
+    // Before it is in the first region; in the first only; in the second only; in both, and no reply came.
+    killed_at(agent, north, Strike::HoldBefore).await?;
+    agent = site.start_agent().await?;
+    south.faults().freeze();
+    killed_at(agent, north, Strike::HoldAfter).await?;
+    south.faults().thaw();
+    for strike in [Strike::HoldBefore, Strike::HoldAfter] {
+        agent = site.start_agent().await?;
+        killed_at(agent, south, strike).await?;
+    }
+    agent = site.start_agent().await?;
+
+    // In both, but PostgreSQL has not been told.
+    ledger.grow(20).await?;
+    let reported = site.tap.highest_flush();
+    site.tap.freeze(true);
+    let stored = || async { site.stored_ends().iter().all(|end| *end > reported).then_some(()) };
+    // What was received before the freeze may be all reported already: then nothing more comes, which is as good.
+    drop(
+        eventually(
+            "more than was reported",
+            std::time::Duration::from_secs(2),
+            stored,
+        )
+        .await,
+    );
+    agent.kill9();
+    site.tap.sever();
+    site.tap.freeze(false);
+    agent = site.start_agent().await?;
+    // Right after it was reported.
+    let reported = site.tap.highest_flush();
+    let moved = || async { (site.tap.highest_flush() > reported).then_some(()) };
+    eventually("the next report", PATIENCE, moved).await?;
+    agent.kill9();
+    agent = site.start_agent().await?;
+
+    let log = ledger.stop().await;
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    both_hold(&site, end).await?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    let sent = site.tap.recorded();
+    for region in &site.regions {
+        let compared = archived_is_what_was_sent(region, &sent, site.segment_size())?;
+        ensure!(compared > 100_000, "only {compared} bytes were compared");
+    }
+    for index in 0..2 {
+        let place = from_region(&site, index)?;
+        let restored = place.recovered("data", &[]).await?;
+        log.check(&restored, Expect::everything()).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! Faults by number: one test for each scenario of `tests/FAULTS.md` that no other suite shows.
+//!
+//! Each scenario asserts what the table promises, against real PostgreSQL, real processes and endpoints that
+//! fail on order, and ends with the oracle of the rig: what was reported as stored comes back from what the
+//! regions hold.
+
+mod backup;
+mod clock;
+mod cuts;
+mod restore;
+mod security;
+mod storage;
+mod stream;
+mod support;

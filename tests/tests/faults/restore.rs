@@ -1,0 +1,313 @@
+//! Restores that are asked for what is not there, or are interrupted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use highwater_format::Time;
+use highwater_tests::clock::{self, eventually};
+use highwater_tests::ledger::{Expect, LedgerLog};
+use highwater_tests::process::RunAs;
+use highwater_tests::s3::{Operation, Strike};
+use highwater_tests::site::{BUCKET, PATIENCE, RestoreSite, Site};
+use highwater_tests::{Ledger, PgCluster, archive, lsn};
+
+use crate::support::{VERSION, answers, from_both, from_region, leave};
+
+/// Whole segments of WAL after a backup, so that one in the middle can be lost; 1 MB each.
+async fn with_segments() -> Result<(Site, LedgerLog)> {
+    let site = Site::start(PgCluster::builder(VERSION), 1).await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    for _ in 0..5 {
+        ledger.grow(30).await?;
+        site.primary.sql("SELECT pg_switch_wal()").await?;
+    }
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    leave(agent).await?;
+    Ok((site, log))
+}
+
+/// Starts the server over `name` and waits until it can be written to.
+async fn recovers(place: &RestoreSite, name: &str) -> Result<PgCluster> {
+    let mut cluster = PgCluster::adopt(VERSION, &place.data(name))?;
+    cluster.start_again().await?;
+    let writable = || async {
+        let recovering = cluster.value("SELECT pg_is_in_recovery()").await.ok()?;
+        (recovering == "f").then_some(())
+    };
+    let waited = eventually("the end of recovery", PATIENCE, writable).await;
+    waited.with_context(|| cluster.log())?;
+    Ok(cluster)
+}
+
+/// A segment in the middle is gone from both regions: refused before anything is written, with the range that is
+/// missing; what lies before the hole can still be had.
+#[tokio::test]
+async fn fault_53_a_hole_before_the_target_is_refused_before_the_disk_is_touched() -> Result<()> {
+    let (site, log) = with_segments().await?;
+    let snapshot = site.regions[0].snapshot();
+    let segment = |key: &String| archive::range_of(key, site.segment_size());
+    let keys = archive::keys_with(&snapshot, BUCKET, "/segment/");
+    let middle = keys.get(keys.len().saturating_sub(3)).context("no segments")?;
+    let (_, start, end) = segment(middle).context("no range")?;
+    for region in &site.regions {
+        for key in region.objects(BUCKET) {
+            if segment(&key).is_some_and(|(_, from, to)| from < end && to > start) {
+                region.delete(BUCKET, &key);
+            }
+        }
+    }
+    let place = from_both(&site)?;
+    for target in [
+        vec![],
+        vec!["--to-lsn".to_owned(), lsn::show(site.position().await?)],
+    ] {
+        let target: Vec<&str> = target.iter().map(String::as_str).collect();
+        let said = place.run("never", &target).await?;
+        answers(&said, 1, &[&lsn::show(start)])?;
+        ensure!(!place.data("never").exists(), "the directory was made");
+    }
+    let verify = place.program()?.arg("verify").output().await?;
+    answers(&verify, 1, &[&lsn::show(start)])?;
+    let before = place
+        .recovered("before", &["--to-lsn", &lsn::show(start)])
+        .await?;
+    log.check(&before, Expect::at_lsn(start)).await?;
+    Ok(())
+}
+
+/// The regions go away in the middle of replay: PostgreSQL stops and does not open; when they are back the same
+/// server is started again and gets to the end.
+#[tokio::test]
+async fn fault_52_an_outage_in_the_middle_of_replay_stops_it_and_it_goes_on_later() -> Result<()> {
+    let (site, log) = with_segments().await?;
+    let place = from_region(&site, 0)?;
+    place.run("data", &[]).await?.expect_code(0)?;
+    // The first segments come, then nothing does.
+    let segments = archive::keys_with(&site.regions[0].snapshot(), BUCKET, "/segment/");
+    let third = segments
+        .get(segments.len().saturating_sub(3))
+        .context("no segments")?;
+    site.regions[0]
+        .faults()
+        .only_keys(third.rsplit('/').next().unwrap_or_default());
+    site.regions[0].faults().fail_always(Some(503));
+    let mut cluster = PgCluster::adopt(VERSION, &place.data("data"))?;
+    cluster.spawn()?;
+    cluster
+        .until_ended(Duration::from_secs(150))
+        .await
+        .context("recovery went on without the segment")?;
+    ensure!(
+        place.data("data").join("recovery.signal").exists(),
+        "recovery was given up"
+    );
+    let opened = cluster
+        .log()
+        .contains("database system is ready to accept connections");
+    ensure!(
+        !opened || !cluster.log().contains("archive recovery complete"),
+        "{}",
+        cluster.log()
+    );
+    drop(cluster);
+    site.regions[0].faults().clear();
+    log.check(&recovers(&place, "data").await?, Expect::everything())
+        .await?;
+    Ok(())
+}
+
+/// Times and positions around two backups: before the first one is refused, between them the older one is used,
+/// before a backup is consistent is refused, and a moment in an idle stretch is reached.
+#[tokio::test]
+async fn fault_55_fault_56_fault_57_targets_before_and_after_what_happened() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    site.settings += "[pulse]\ninterval = \"1s\"\n";
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(30).await?;
+    let too_early = clock::now();
+    ledger.grow(20).await?;
+    site.backup().await?;
+    ledger.grow(30).await?;
+    let between = clock::now();
+    let between_lsn = site.position().await?;
+    ledger.grow(30).await?;
+    let second = site.backup().await?;
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    // Nothing is written any more; the pulse goes on.
+    let idle = clock::now() + Duration::from_millis(500);
+    tokio::time::sleep(Duration::from_millis(4000)).await;
+    leave(agent).await?;
+
+    let text = |time| Time::from_unix_micros(clock::unix_micros(time)).to_string();
+    let place = from_both(&site)?;
+    let refused = place.run("never", &["--to-time", &text(too_early)]).await?;
+    ensure!(
+        refused.code == 1 && !place.data("never").exists(),
+        "{}",
+        refused.said()
+    );
+    // The second backup is not consistent yet at that position.
+    let early = place
+        .program()?
+        .args(["plan", "--backup", &second, "--to-lsn", &lsn::show(between_lsn)]);
+    let early = early.output().await?;
+    ensure!(early.code == 1 || early.code == 2, "{}", early.said());
+    let restored = place.recovered("between", &["--to-time", &text(between)]).await?;
+    let report = log.check(&restored, Expect::at_time(between)).await?;
+    ensure!(
+        report.missing > 0,
+        "nothing lies past the time: the test proves nothing"
+    );
+    drop(restored);
+    let restored = place.recovered("idle", &["--to-time", &text(idle)]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
+/// The program is killed at each pack that it reads: nothing that PostgreSQL would start is there, and the same
+/// command run again completes.
+#[tokio::test]
+async fn fault_61_killed_at_every_pack_it_cannot_be_started_and_starts_over() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    site.primary
+        .sql("CREATE TABLE t AS SELECT g AS i, md5(g::text) FROM generate_series(1, 60000) g")
+        .await?;
+    let small =
+        highwater_tests::Program::agent()?.config(&(site.config() + "[backup]\npack_size = \"4MiB\"\n"))?;
+    small.arg("backup").output().await?.expect_code(0)?;
+    site.all_durable().await?;
+    leave(agent).await?;
+    let place = from_region(&site, 0)?;
+    let region = &site.regions[0];
+    let packs = archive::keys_with(&region.snapshot(), BUCKET, "/pack/").len() as u64;
+    ensure!(packs >= 4, "only {packs} packs");
+    for nth in 1..=packs {
+        region.faults().only(&[Operation::Get]);
+        region.faults().only_keys("/pack/");
+        region.faults().strike(nth, Strike::HoldBefore);
+        let run = place.program()?.args(["run", "--into"]).arg(place.data("data"));
+        let mut run = run.start()?;
+        let struck = tokio::time::timeout(PATIENCE, region.faults().until_struck()).await;
+        struck.with_context(|| format!("pack {nth} was never read:\n{}", run.stderr()))?;
+        run.kill9();
+        region.faults().clear();
+        ensure!(
+            !place.data("data").join("global/pg_control").exists(),
+            "startable though killed at pack {nth} of {packs}"
+        );
+    }
+    place.run("data", &[]).await?.expect_code(0)?;
+    let restored = recovers(&place, "data").await?;
+    ensure!(restored.value("SELECT count(*) FROM t").await? == "60000");
+    Ok(())
+}
+
+/// The limits that a standby must not undercut were raised after the backup: the restored server starts.
+#[tokio::test]
+async fn fault_63_limits_raised_after_the_backup_do_not_stop_recovery() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    for setting in [
+        "max_connections = 177",
+        "max_locks_per_transaction = 99",
+        "max_wal_senders = 23",
+    ] {
+        site.primary.sql(&format!("ALTER SYSTEM SET {setting}")).await?;
+    }
+    site.primary.stop(highwater_tests::Stop::Fast).await?;
+    site.primary.start_again().await?;
+    site.primary.sql("CREATE TABLE t AS SELECT 7 AS i").await?;
+    site.all_durable().await?;
+    leave(agent).await?;
+    let place = from_region(&site, 0)?;
+    let restored = place.recovered("data", &[]).await?;
+    ensure!(restored.value("SELECT i FROM t").await? == "7");
+    Ok(())
+}
+
+/// The disk fills while files are written, after the check up front found room: a clean error, nothing startable,
+/// and the same command completes when there is room again. Needs root for a file system of its own.
+#[tokio::test]
+async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later() -> Result<()> {
+    let Some(user) = RunAs::current() else {
+        return skipped("not root: no file system can be mounted");
+    };
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    site.all_durable().await?;
+    leave(agent).await?;
+    let place = from_region(&site, 0)?;
+    let disk = place.data("disk");
+    std::fs::create_dir(&disk)?;
+    let packs = site.regions[0].faults();
+    packs.only(&[Operation::Get]);
+    packs.only_keys("/pack/");
+    packs.delay(Some(Duration::from_secs(3)));
+    // The directory is made when the check of free room is done; the ballast is there before the first pack is.
+    let script = "mount -t tmpfs -o size=400m,uid=$0,gid=$1,mode=0755 tmpfs \"$2\" || exit 99
+        restore() { setpriv --reuid=$uid --regid=$gid --clear-groups -- \"$@\" --into \"$disk/data\"; }
+        uid=$0; gid=$1; disk=$2; shift 2
+        (until [ -e \"$disk/data\" ]; do sleep 0.05; done
+         dd if=/dev/zero of=\"$disk/ballast\" bs=1M count=395 2>/dev/null) &
+        restore \"$@\"; echo \"first: $?\"
+        [ ! -e \"$disk/data/global/pg_control\" ] && echo 'not startable'
+        rm \"$disk/ballast\"; restore \"$@\"; echo \"second: $?\"
+        [ -e \"$disk/data/global/pg_control\" ] && echo 'complete'";
+    let mut command = tokio::process::Command::new("unshare");
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        &user.uid.to_string(),
+        &user.gid.to_string(),
+    ]);
+    command
+        .arg(&disk)
+        .arg(place.program()?.path())
+        .arg("--config")
+        .arg(place.config_path());
+    command
+        .arg("run")
+        .env("HOME", place.dir())
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .kill_on_drop(true);
+    let output = command.output();
+    let output = output.await?;
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if output.status.code() == Some(99) || said.contains("unshare:") {
+        return skipped("no file system can be mounted here");
+    }
+    for line in ["first: 3", "not startable", "second: 0", "complete"] {
+        ensure!(said.contains(line), "{line:?} is missing:\n{said}");
+    }
+    ensure!(
+        said.contains("space") || said.contains("room"),
+        "the reason is not named:\n{said}"
+    );
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stderr,
+    clippy::unnecessary_wraps,
+    reason = "a test that could not run must not look like one that did"
+)]
+fn skipped(why: &str) -> Result<()> {
+    eprintln!("SKIPPED: {why}");
+    Ok(())
+}

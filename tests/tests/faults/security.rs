@@ -1,0 +1,181 @@
+//! Secrets, rights and certificates.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use highwater_tests::process::{self, Process, RunAs};
+use highwater_tests::s3::Rights;
+use highwater_tests::site::{PATIENCE, REGIONS, Site, config, region_config};
+use highwater_tests::{PgCluster, Program, S3Server, TestDir};
+
+use crate::support::VERSION;
+
+const PASSWORD: &str = "planted-password-of-the-role";
+
+/// Every request is refused with 403 and every program logs at its most talkative: no planted secret appears in
+/// any output, in a command line, or in what PostgreSQL shows of its clients.
+#[tokio::test]
+async fn fault_93_no_secret_is_told_when_everything_is_refused() -> Result<()> {
+    let site = Site::start(
+        PgCluster::builder(VERSION)
+            .hba("local all archiver scram-sha-256\nlocal replication archiver scram-sha-256"),
+        16,
+    )
+    .await?;
+    site.primary
+        .sql(&format!(
+            "CREATE ROLE archiver LOGIN REPLICATION PASSWORD '{PASSWORD}'"
+        ))
+        .await?;
+    let denied = site.regions[0].key_pair(Rights::Nothing).clone();
+    let wrong = "planted-secret-that-is-wrong";
+    let regions = region_config(
+        REGIONS[0],
+        "archive",
+        &site.regions[0].endpoint(),
+        &denied.access_key,
+        &denied.secret_key,
+    ) + &region_config(
+        REGIONS[1],
+        "archive",
+        &site.regions[1].endpoint(),
+        site.regions[1].access_key(),
+        wrong,
+    );
+    let connection = format!(
+        "{} password={PASSWORD}",
+        site.tap.connection_string_as("archiver")
+    );
+    let toml = format!(
+        "[cluster]\nname = \"orders\"\nconnection = \"{connection}\"\n{regions}[admin]\nlisten = \"off\"\n"
+    );
+    let trace =
+        |program: Program| Ok::<_, anyhow::Error>(program.config(&toml)?.env("HIGHWATER_LOG", "trace"));
+
+    let mut agent = trace(Program::agent()?)?.arg("run").start()?;
+    agent.says("SignatureDoesNotMatch", PATIENCE).await?;
+    agent.says("AccessDenied", PATIENCE).await?;
+    let mut said = process::command_line(nix::unistd::Pid::from_raw(agent.pid()));
+    let shown = site
+        .primary
+        .sql("SELECT row_to_json(a)::text FROM pg_stat_activity a")
+        .await?;
+    said += &format!("{shown:?}");
+    agent.kill9();
+    said += &agent.stderr();
+    for command in ["check", "backup", "status"] {
+        said += &trace(Program::agent()?)?.arg(command).output().await?.said();
+    }
+    for command in ["list", "plan", "verify"] {
+        said += &trace(Program::restore()?)?.arg(command).output().await?.said();
+    }
+    ensure!(said.contains("TRACE"), "nothing was logged at trace level");
+    for secret in [PASSWORD, &denied.secret_key, wrong] {
+        let told = said.lines().find(|line| line.contains(secret));
+        ensure!(told.is_none(), "a secret was told: {}", told.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn openssl(dir: &TestDir, arguments: &[&str]) -> Result<()> {
+    process::run(Path::new("openssl"), arguments, dir.path()).map(drop)
+}
+
+/// A server that speaks TLS with a certificate for another host, from an authority that nobody knows.
+async fn stranger(dir: &TestDir, port: u16) -> Result<Process> {
+    let subject = [
+        "-subj",
+        "/CN=somebody.example",
+        "-addext",
+        "subjectAltName=DNS:somebody.example",
+    ];
+    let make = [
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "ca.pem", "-days", "2",
+    ];
+    openssl(dir, &[&make[..], &subject].concat())?;
+    let mut command = process::command(Path::new("openssl"), "KILL");
+    command.current_dir(dir.path());
+    command.args([
+        "s_server", "-quiet", "-www", "-cert", "ca.pem", "-key", "key.pem", "-accept",
+    ]);
+    command.arg(format!("127.0.0.1:{port}"));
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let server = Process::start(command)?;
+    let listens = || async { std::net::TcpStream::connect(("127.0.0.1", port)).ok().map(drop) };
+    highwater_tests::clock::eventually("openssl s_server", PATIENCE, listens).await?;
+    Ok(server)
+}
+
+/// An unknown authority and the wrong host under a known one are refused before a key is used; a plain endpoint on
+/// another machine is warned about.
+#[tokio::test]
+async fn fault_95_untrusted_endpoints_are_refused_by_default() -> Result<()> {
+    let dir = TestDir::new()?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let _server = stranger(&dir, port).await?;
+    let endpoint = format!("https://127.0.0.1:{port}");
+    let unknown = region_config("north", "archive", &endpoint, "KEY", "secret");
+    let wrong_host = unknown.clone() + &format!("ca_file = \"{}\"\n", dir.join("ca.pem").display());
+    let plain = region_config("north", "archive", "http://archive.example:9000", "KEY", "secret");
+    RunAs::own_tree(dir.path())?;
+    for (case, region, word) in [
+        ("unknown authority", unknown, "certificate"),
+        ("wrong host", wrong_host, "certificate"),
+        ("plain", plain, "unencrypted"),
+    ] {
+        let toml = config(None, &[]) + &region;
+        let said = Program::restore()?.config(&toml)?.arg("list").output().await?;
+        ensure!(
+            said.code == 2 || said.code == 3,
+            "{case}: {}\n{}",
+            said.code,
+            said.said()
+        );
+        let text = said.said().to_lowercase();
+        ensure!(text.contains(word), "{case}: the reason is not named:\n{text}");
+    }
+    Ok(())
+}
+
+/// Nothing can be changed through the admin endpoint.
+#[tokio::test]
+async fn fault_100_the_admin_endpoint_changes_nothing() -> Result<()> {
+    let region = S3Server::start().await?;
+    region.create_bucket("archive");
+    let cluster = PgCluster::builder(VERSION).start().await?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let toml = config(Some(&cluster.connection_string()), &[("north", &region)]);
+    let with_port = format!("{toml}[admin]\nlisten = \"127.0.0.1:{port}\"\n");
+    let mut agent = Program::agent()?.config(&with_port)?.arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
+    let before = region.objects("archive").len();
+    for method in ["POST", "PUT", "DELETE"] {
+        for path in ["/status", "/metrics", "/readyz", "/shutdown", "/backup"] {
+            let answer = ask(port, method, path).await?;
+            ensure!(answer.starts_with("HTTP/1.1 4"), "{method} {path}: {answer}");
+        }
+    }
+    ensure!(ask(port, "GET", "/status").await?.starts_with("HTTP/1.1 200") && agent.is_running());
+    ensure!(region.objects("archive").len() >= before);
+    agent.kill9();
+    Ok(())
+}
+
+async fn ask(port: u16, method: &str, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}

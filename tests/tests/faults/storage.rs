@@ -1,0 +1,192 @@
+//! Stores that answer wrongly, late, or not at all.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::ledger::Expect;
+use highwater_tests::s3::Operation;
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::witness::Rules;
+use highwater_tests::{Ledger, PgCluster, Program, Witness, clock};
+
+use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave};
+
+/// One store answers 200 with an error inside, the other one 409 to conditional writes: neither is success, and
+/// neither is "exists already".
+#[tokio::test]
+async fn fault_34_fault_36_errors_in_disguise_are_neither_success_nor_rivals() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    for (region, status) in site.regions.iter().zip([200, 409]) {
+        region.faults().only(&[Operation::Put]);
+        region.faults().fail_every(4, status);
+    }
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(40).await?;
+    site.backup().await?;
+    ledger.grow(60).await?;
+    let log = ledger.stop().await;
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    site.regions.iter().for_each(|region| region.faults().clear());
+    both_hold(&site, end).await?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    for index in 0..2 {
+        let place = from_region(&site, index)?;
+        let restored = place.recovered("data", &[]).await?;
+        log.check(&restored, Expect::everything()).await?;
+    }
+    Ok(())
+}
+
+/// A store that replaces objects although asked not to is refused before any WAL is stored in it.
+#[tokio::test]
+async fn fault_37_a_store_that_ignores_conditions_is_refused_by_name() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    site.regions[1].faults().ignore_conditions(true);
+    let check = site.agent()?.arg("check").output().await?;
+    ensure!(
+        check.said().contains("ignores conditional writes"),
+        "{}",
+        check.said()
+    );
+    let run = site.agent()?.arg("run").output().await?;
+    answers(&run, 1, &[REGIONS[1], "If-None-Match"])?;
+    ensure!(
+        site.regions[1]
+            .objects(BUCKET)
+            .iter()
+            .all(|key| !key.contains("/wal/"))
+    );
+    Ok(())
+}
+
+/// LIST lags behind by the newest writes, when the agent starts again and when a restore looks for the end. Neither
+/// takes the listing's end for the archive's.
+#[tokio::test]
+async fn fault_38_a_lagging_list_hides_no_acknowledged_wal() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    for _ in 0..4 {
+        ledger.grow(20).await?;
+        site.all_durable().await?;
+    }
+    leave(agent).await?;
+    site.regions
+        .iter()
+        .for_each(|region| region.faults().hide_newest(6));
+    let agent = site.start_agent().await?;
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    let promised = site.tap.highest_flush();
+
+    // Restored while LIST still lags: all that was promised, or a refusal that says so. Never less with success.
+    let place = from_both(&site)?;
+    let run = place.run("lagging", &[]).await?;
+    if run.code == 0 {
+        let mut restored = PgCluster::adopt(VERSION, &place.data("lagging"))?;
+        restored.start_again().await?;
+        let recovered = || async {
+            let recovering = restored.value("SELECT pg_is_in_recovery()").await.ok()?;
+            (recovering == "f").then_some(())
+        };
+        clock::eventually("the end of recovery", PATIENCE, recovered).await?;
+        log.check(&restored, Expect::held_through(promised)).await?;
+    } else {
+        ensure!(run.code == 1 || run.code == 3 || run.code == 4, "{}", run.said());
+    }
+    site.regions.iter().for_each(|region| region.faults().clear());
+    log.check(&place.recovered("data", &[]).await?, Expect::everything())
+        .await?;
+    Ok(())
+}
+
+/// Keys that live 14 seconds, handed out by a program as a token service would: a slow backup, the stream and a
+/// restore all go on with the next ones.
+#[tokio::test]
+async fn fault_43_credentials_that_expire_are_renewed_in_time() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let secret = site.regions[0].secret_key();
+    let script = site.primary.dir().write(
+        "keys.sh",
+        &format!(
+            "end=$(($(date +%s) + 14))\n\
+             printf '{{\"Version\":1,\"AccessKeyId\":\"UNTIL%s\",\"SecretAccessKey\":\"{secret}\",\"Expiration\":\"%s\"}}' \
+             \"$end\" \"$(date -u -d @$end +%Y-%m-%dT%H:%M:%SZ)\"\n"
+        ),
+    )?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    let profile = format!("[default]\ncredential_process = /bin/sh {}\n", script.display());
+    let profile = site.primary.dir().write("aws.conf", &profile)?;
+    std::fs::set_permissions(&profile, std::fs::Permissions::from_mode(0o644))?;
+    let static_keys =
+        |line: &&str| !line.starts_with("access_key_id") && !line.starts_with("secret_access_key");
+    let without = |toml: String| toml.lines().filter(static_keys).collect::<Vec<_>>().join("\n");
+    let with_profile = |program: Program| program.env("AWS_CONFIG_FILE", &profile);
+
+    let toml = without(site.config()) + "\n[backup]\nmax_rate = \"2MiB\"\npack_size = \"1MiB\"\n";
+    let agent = with_profile(Program::agent()?.config(&toml)?);
+    let began = Instant::now();
+    let mut running = agent.clone().arg("run").start()?;
+    running.says("streaming", PATIENCE).await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    agent.arg("backup").output().await?.expect_code(0)?;
+    tokio::time::sleep(Duration::from_secs(15).saturating_sub(began.elapsed())).await;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| running.last_words())?;
+    leave(running).await?;
+
+    let toml = without(highwater_tests::site::config(
+        None,
+        &[(REGIONS[0], site.regions[0].as_ref())],
+    ));
+    let place = RestoreSite::with_config(VERSION, &toml)?;
+    let run = with_profile(place.program()?)
+        .args(["run", "--into"])
+        .arg(place.data("data"));
+    run.output().await?.expect_code(0)?;
+    ensure!(log.entries.len() > 20);
+    Ok(())
+}
+
+/// Endpoints that accept connections and never answer: every question to the archive ends in bounded time, with the
+/// region's name, and one that answers is enough where the answer allows it.
+#[tokio::test]
+async fn fault_45_silent_endpoints_are_given_up_in_bounded_time() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    site.all_durable().await?;
+    leave(agent).await?;
+    let regions = [0, 1].map(|index| (REGIONS[index], site.regions[index].as_ref()));
+    let toml = highwater_tests::site::config(None, &regions);
+    let impatient = toml.replace("[[region]]", "[[region]]\nattempt_timeout = \"1s\"");
+    let place = RestoreSite::with_config(VERSION, &impatient)?;
+    site.regions[1].faults().freeze();
+    let began = Instant::now();
+    // The end is not guessed while a region is silent; without that region it is known.
+    let refused = place.program()?.arg("plan").output().await?;
+    ensure!(refused.code == 3 || refused.code == 1, "{}", refused.said());
+    ensure!(refused.said().contains(REGIONS[1]), "{}", refused.said());
+    let without = place
+        .program()?
+        .args(["plan", "--without-region", REGIONS[1]])
+        .output()
+        .await?;
+    ensure!(without.code == 0, "{}", without.said());
+    site.regions[0].faults().freeze();
+    let said = place.program()?.arg("list").output().await?;
+    ensure!(said.code == 3, "{}\n{}", said.code, said.said());
+    let took = began.elapsed();
+    ensure!(took < Duration::from_secs(90), "three questions took {took:?}");
+    Ok(())
+}

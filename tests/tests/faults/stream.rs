@@ -1,0 +1,342 @@
+//! Streaming: what is reported while storage, server or agent fail.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::clock::eventually;
+use highwater_tests::ledger::{Expect, Pace};
+use highwater_tests::s3::Rights;
+use highwater_tests::site::{PATIENCE, REGIONS, Site};
+use highwater_tests::witness::Rules;
+use highwater_tests::{Ledger, PgCluster, PgVersion, Witness};
+use nix::sys::signal::Signal;
+
+use crate::support::{VERSION, both_hold, copy_holds, from_region, leave};
+
+/// Both regions hang, the load goes on, the agent dies: the copies of the regions at that moment hold all that was
+/// ever reported, and a new agent goes on without a hole.
+async fn nothing_ahead_of_frozen_regions(version: PgVersion) -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(version), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 3).await?;
+    ledger.grow(60).await?;
+    site.all_durable().await?;
+    site.regions.iter().for_each(|region| region.faults().freeze());
+    let copies = site.snapshots();
+    ledger.grow(200).await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    agent.kill9();
+    let seen = witness.satisfied()?;
+    let noted = ledger.log();
+
+    site.regions.iter().for_each(|region| region.faults().thaw());
+    let agent = site.start_agent().await?;
+    ledger.grow(50).await?;
+    let log = ledger.stop().await;
+    let end = site.all_durable().await?;
+    both_hold(&site, end).await?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    site.primary.kill9();
+    let promised = noted
+        .entries
+        .iter()
+        .filter(|entry| entry.after.is_some_and(|after| after <= seen.flush));
+    ensure!(
+        promised.count() > 20,
+        "hardly anything was promised: the test proves little"
+    );
+    for (name, copy) in REGIONS.iter().zip(copies) {
+        // Rows that came after the notes were taken are told apart by the position alone.
+        copy_holds(version, name, copy, &log, Expect::held_through(seen.flush)).await?;
+    }
+    copy_holds(
+        version,
+        REGIONS[1],
+        site.regions[1].snapshot(),
+        &log,
+        Expect::everything(),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn fault_01_the_reported_position_never_passes_frozen_regions_on_postgresql_15() -> Result<()> {
+    nothing_ahead_of_frozen_regions(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn fault_01_the_reported_position_never_passes_frozen_regions_on_postgresql_18() -> Result<()> {
+    nothing_ahead_of_frozen_regions(PgVersion::V18).await
+}
+
+/// One region refuses every connection for a while under the policy `all`.
+#[tokio::test]
+async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_filled() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(40).await?;
+    site.regions[1].faults().refuse(true);
+    ledger.grow(100).await?;
+    site.primary.sql("SELECT pg_switch_wal()").await?;
+    ledger.grow(100).await?;
+    let ahead = || async { (site.stored_ends()[0] > site.stored_ends()[1] + 16).then_some(()) };
+    eventually("the healthy region to go on", PATIENCE, ahead).await?;
+    ensure!(
+        site.tap.highest_flush() <= site.stored_ends()[1],
+        "the policy was loosened"
+    );
+    let status = site
+        .agent()?
+        .args(["--output", "json", "status"])
+        .output()
+        .await?;
+    let document: serde_json::Value = serde_json::from_str(&status.stdout).with_context(|| status.said())?;
+    let away = &document["regions"][1];
+    ensure!(
+        away["name"] == REGIONS[1] && away["error"].is_string(),
+        "{document:#}"
+    );
+    let lag = document["lag_bytes"].as_u64();
+    ensure!(
+        lag.is_none_or(|lag| lag > 0),
+        "no lag while a region of the policy is away: {document:#}"
+    );
+
+    site.regions[1].faults().refuse(false);
+    let log = ledger.stop().await;
+    let end = site.all_durable().await?;
+    both_hold(&site, end).await?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    log.check(
+        &from_region(&site, 1)?.recovered("data", &[]).await?,
+        Expect::everything(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// An agent that hangs holds the slot: the second one says who does, waits, and opens no other slot.
+#[tokio::test]
+async fn fault_12_a_busy_slot_names_its_holder_and_is_waited_for() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let mut frozen = site.start_agent().await?;
+    site.all_durable().await?;
+    frozen.signal(Signal::SIGSTOP);
+    let holder = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'highwater'";
+    let holder = site.primary.value(holder).await?;
+    let mut second = site.agent()?.arg("run").start()?;
+    second.says(&format!("PID {holder}"), PATIENCE).await?;
+    let slots = site
+        .primary
+        .value("SELECT count(*) FROM pg_replication_slots")
+        .await?;
+    ensure!(
+        slots == "1" && second.is_running(),
+        "{slots} slots:\n{}",
+        second.last_words()
+    );
+    frozen.kill9();
+    site.primary.sql("CREATE TABLE after (i int)").await?;
+    site.all_durable().await.with_context(|| second.last_words())?;
+    leave(second).await?;
+    Ok(())
+}
+
+/// PostgreSQL stops while no region answers: it asks again after every answer, tens of thousands of times a second
+/// if it gets one each time. The agent's calm answers keep that down, and it lets the server go.
+#[tokio::test]
+async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(50).await?;
+    site.all_durable().await?;
+    site.regions.iter().for_each(|region| region.faults().freeze());
+    ledger.grow(50).await?;
+    let (asked, answered) = (site.tap.sent().keepalives, site.tap.feedback().len());
+    let (began, cpu) = (Instant::now(), agent.cpu_time()?);
+    site.primary.begin_stop(highwater_tests::Stop::Fast);
+    site.primary.until_ended(Duration::from_secs(80)).await?;
+    let took = began.elapsed();
+    let (asked, answered) = (
+        site.tap.sent().keepalives - asked,
+        site.tap.feedback().len() - answered,
+    );
+    let cpu = agent.cpu_time()? - cpu;
+    ledger.stop().await;
+    ensure!(
+        asked > 100,
+        "{asked} questions are no flood: the test proves nothing"
+    );
+    ensure!(
+        (answered as u128) < took.as_millis() / 20 + 50,
+        "{answered} answers to {asked} questions in {took:?}"
+    );
+    ensure!(cpu < took, "{cpu:?} of processor time in {took:?}");
+    site.regions.iter().for_each(|region| region.faults().thaw());
+    Ok(())
+}
+
+/// A segment size of 1 GB: segments are stored in parts, and come back padded to the whole.
+#[tokio::test]
+#[ignore = "takes three quarters of a minute and several GB of disk: cargo nextest run --run-ignored all"]
+async fn fault_20_segments_of_1_gb_are_archived_and_restored() -> Result<()> {
+    let site = Site::start(
+        PgCluster::builder(VERSION)
+            .conf("min_wal_size", "2GB")
+            .conf("max_wal_size", "4GB"),
+        1024,
+    )
+    .await?;
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(60).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    leave(agent).await?;
+    log.check(
+        &from_region(&site, 0)?.recovered("data", &[]).await?,
+        Expect::everything(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// More WAL than the regions take for a while: memory stays within its bound, the server waits, nothing is lost.
+#[tokio::test]
+async fn fault_23_wal_faster_than_storage_is_held_back_not_hoarded() -> Result<()> {
+    const BOUND: u64 = 200 << 20;
+    let mut site = Site::start(PgCluster::builder(VERSION).conf("max_wal_size", "2GB"), 16).await?;
+    site.settings += "[memory]\nlimit = \"64MiB\"\n";
+    let agent = site.start_agent().await?;
+    // A delay per request that no number of parallel PUTs makes up for.
+    for region in &site.regions {
+        region.faults().delay(Some(Duration::from_millis(1500)));
+    }
+    let load =
+        "CREATE TABLE big AS SELECT g AS id, repeat(md5(g::text), 28) AS t FROM generate_series(1, 250000) g";
+    site.primary.sql(load).await?;
+    let behind = site.position().await? - site.tap.highest_flush();
+    ensure!(
+        behind > 64 << 20,
+        "only {} MiB behind: storage was not slow",
+        behind >> 20
+    );
+    for region in &site.regions {
+        region.faults().delay(None);
+    }
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    let peak = agent.peak_memory()?;
+    ensure!(peak < BOUND, "{} MiB resident", peak >> 20);
+    leave(agent).await?;
+    Ok(())
+}
+
+/// What no retry cures is said at once with the region and what to do, and the stream goes on answering.
+#[tokio::test]
+async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_on() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(VERSION).conf("wal_sender_timeout", "4s"), 16).await?;
+    site.settings += "[durability]\npolicy = \"any\"\n";
+    let mut agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    let connections = site.tap.connections();
+    site.regions[1].faults().fail_always(Some(403));
+    ledger.grow(20).await?;
+    agent.says("AccessDenied", PATIENCE).await?;
+    let said = agent.stderr();
+    let line = said
+        .lines()
+        .find(|line| line.contains("AccessDenied"))
+        .unwrap_or_default();
+    ensure!(line.contains(REGIONS[1]), "the region is not named: {line}");
+    let messages = site.tap.feedback().len();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(site.tap.connections() == connections, "the stream broke off");
+    ensure!(site.tap.feedback().len() > messages + 2, "no status messages");
+    // Loud once per attempt of a series that slows down, not once per object.
+    let loud = agent.stderr().matches("AccessDenied").count();
+    ensure!(loud < 100, "{loud} complaints in a few seconds");
+    ledger.stop().await;
+    let end = site.all_durable().await?;
+    site.regions[1].faults().clear();
+    both_hold(&site, end).await?;
+    leave(agent).await?;
+    // A wrong key pair from the start: `run` says so and does not spin.
+    let denied = site.regions[1].key_pair(Rights::Nothing).clone();
+    let toml = site
+        .config()
+        .replace(site.regions[1].secret_key(), &denied.secret_key);
+    let toml = toml.replace(site.regions[1].access_key(), &denied.access_key);
+    let mut agent = highwater_tests::Program::agent()?
+        .config(&toml)?
+        .arg("run")
+        .start()?;
+    agent.says("AccessDenied", PATIENCE).await?;
+    Ok(())
+}
+
+/// Listed as a synchronous standby by `*`: `check` says so, and no mode of `synchronous_commit` hangs for ever.
+#[tokio::test]
+async fn fault_29_an_accidental_synchronous_standby_is_named_and_commits_return() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    let agent = site.start_agent().await?;
+    site.primary
+        .sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .await?;
+    site.primary.sql("SELECT pg_reload_conf()").await?;
+    let check = site.agent()?.arg("check").output().await?;
+    ensure!(
+        check.stdout.contains("synchronous_standby_names"),
+        "{}",
+        check.said()
+    );
+    site.primary.sql("CREATE TABLE t (i int)").await?;
+    for mode in ["on", "remote_apply", "remote_write"] {
+        let commit = format!("SET synchronous_commit = {mode}; INSERT INTO t VALUES (1)");
+        let committed = tokio::time::timeout(Duration::from_secs(20), site.primary.sql(&commit)).await;
+        committed.with_context(|| format!("a commit with {mode} hangs"))??;
+    }
+    witness.satisfied()?;
+    leave(agent).await?;
+    Ok(())
+}
+
+/// The load is paced, so that the agent's own pace decides: no feedback is lost in a hundred reconnects.
+#[tokio::test]
+async fn fault_25_a_walsender_that_is_terminated_again_and_again_costs_nothing() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let witness = Witness::of(&site, Rules::all());
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let pace = Pace {
+        clients: 2,
+        ..Pace::default()
+    };
+    let ledger = Ledger::start_paced(&site.primary, pace).await?;
+    for _ in 0..5 {
+        ledger.grow(20).await?;
+        site.primary
+            .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+            .await?;
+    }
+    let log = ledger.stop().await;
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    both_hold(&site, end).await?;
+    witness.satisfied()?;
+    leave(agent).await?;
+    log.check(
+        &from_region(&site, 0)?.recovered("data", &[]).await?,
+        Expect::everything(),
+    )
+    .await?;
+    Ok(())
+}

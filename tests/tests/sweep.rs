@@ -1,0 +1,483 @@
+//! The fault sweep: an error, a lost reply and a crash at every single request that an operation makes to a store,
+//! each followed by a clean run, after which the archive is in the state of a run without faults.
+//!
+//! Owns: which request is struck, and what "the same state" is. The request is the n-th that a region gets, for
+//! n = 1, 2, ... until the operation makes fewer. In one run the n-th request to the first region fails and the n-th to
+//! the second takes effect without a reply; in two more the process is killed at the n-th request of one region,
+//! before it takes effect and after. The regions take turns.
+//!
+//! The same state: in both regions WAL without a hole to the end that was asked for, equal bytes, and base backups
+//! that both have and that restore. `highwater-restore verify` reads every object of every end state; the first
+//! and last are restored and started too.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use highwater_format::Object;
+use highwater_tests::clock::eventually;
+use highwater_tests::program::Running;
+use highwater_tests::s3::Strike;
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, config};
+use highwater_tests::{PgCluster, PgVersion, Program, S3Server, S3Snapshot, archive, lsn};
+
+const VERSION: PgVersion = PgVersion::V15;
+const SEGMENT: u64 = 1 << 20;
+/// Runs side by side: each is mostly waiting.
+const PARALLEL: usize = 4;
+/// No operation here makes as many requests; one that does not come to an end would be a fault by itself.
+const MOST: u64 = 60;
+
+/// Where a strike lands.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// An error at one region, a lost reply at the other.
+    Errors,
+    /// The process dies at a request of this region.
+    Crash(usize, Strike),
+}
+
+/// A server that many archives are made of: each run has its own slot and its own regions.
+struct Bench {
+    primary: PgCluster,
+    /// What both regions hold before the operation.
+    before: [S3Snapshot; 2],
+    settings: &'static str,
+}
+
+impl Bench {
+    async fn start(settings: &'static str) -> Result<Self> {
+        let primary = PgCluster::builder(VERSION)
+            .segment_mb(1)
+            .conf("max_replication_slots", "100")
+            .conf("max_wal_senders", "60")
+            .conf("wal_keep_size", "1GB");
+        let primary = primary.start().await?;
+        primary.sql("CREATE TABLE t (i int, filling text)").await?;
+        let empty = S3Server::start().await?;
+        empty.create_bucket(BUCKET);
+        let before = [empty.snapshot(), empty.snapshot()];
+        Ok(Self {
+            primary,
+            before,
+            settings,
+        })
+    }
+
+    async fn run(&self, name: String) -> Result<Run<'_>> {
+        let [north, south] = &self.before;
+        let regions = [
+            S3Server::serve(north.clone()).await?,
+            S3Server::serve(south.clone()).await?,
+        ];
+        Ok(Run {
+            bench: self,
+            regions,
+            slot: format!("sweep_{name}"),
+        })
+    }
+
+    /// Commits of a few pages each, and a segment that ends.
+    async fn write(&self, commits: u32) -> Result<u64> {
+        for _ in 0..commits {
+            self.primary
+                .sql("INSERT INTO t VALUES (1, repeat('x', 300))")
+                .await?;
+        }
+        self.primary.sql("SELECT pg_switch_wal()").await?;
+        self.primary
+            .sql("INSERT INTO t VALUES (2, 'after the switch')")
+            .await?;
+        lsn::parse(&self.primary.value("SELECT pg_current_wal_flush_lsn()").await?)
+    }
+}
+
+/// One run of an operation, with its own regions and slot.
+struct Run<'a> {
+    bench: &'a Bench,
+    regions: [S3Server; 2],
+    slot: String,
+}
+
+impl Run<'_> {
+    fn agent(&self, command: &str) -> Result<Program> {
+        let regions: Vec<_> = REGIONS.into_iter().zip(&self.regions).collect();
+        let connection = self.bench.primary.connection_string();
+        let toml = config(Some(&connection), &regions).replacen(
+            "[cluster]\n",
+            &format!("[cluster]\nslot = \"{}\"\n", self.slot),
+            1,
+        );
+        let toml = format!("{toml}[admin]\nlisten = \"off\"\n{}", self.bench.settings);
+        Ok(Program::agent()?.config(&toml)?.arg(command))
+    }
+
+    fn strike(&self, nth: u64, blow: Blow) {
+        match blow {
+            Blow::Errors => {
+                self.regions[0].faults().strike(nth, Strike::Fail(503));
+                self.regions[1].faults().strike(nth, Strike::LoseReply);
+            }
+            Blow::Crash(region, strike) => self.regions[region].faults().strike(nth, strike),
+        }
+    }
+
+    fn struck(&self) -> bool {
+        self.regions.iter().any(|region| region.faults().struck())
+    }
+
+    /// Kills the process if the blow that is to kill it has fallen; whether it has.
+    fn dead(&self, process: &mut Running, blow: Blow) -> bool {
+        let Blow::Crash(region, _) = blow else {
+            return false;
+        };
+        if !self.regions[region].faults().struck() {
+            return false;
+        }
+        process.kill9();
+        true
+    }
+
+    /// Runs the agent until both regions hold everything up to `target`; killed and started again where the blow says.
+    async fn streams_to(&self, target: u64, blow: Blow) -> Result<Running> {
+        let mut agent = self.agent("run")?.start()?;
+        let mut killed = false;
+        let started = std::time::Instant::now();
+        while !self
+            .regions
+            .iter()
+            .all(|region| end(&region.snapshot()) >= target)
+        {
+            if !killed && self.dead(&mut agent, blow) {
+                killed = true;
+                agent = self.agent("run")?.start()?;
+            }
+            ensure!(
+                agent.is_running() && started.elapsed() < PATIENCE,
+                "no end:\n{}",
+                agent.stderr()
+            );
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+        Ok(agent)
+    }
+
+    /// Ends the agent, drops the slot, and judges the state that is left. Nothing is struck any more.
+    async fn judge(&self, mut agent: Running, target: u64) -> Result<()> {
+        self.regions.iter().for_each(|region| region.faults().clear());
+        agent.terminate();
+        ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+        let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", self.slot);
+        let dropped = || async { self.bench.primary.sql(&drop_slot).await.ok() };
+        eventually("the slot to be free", PATIENCE, dropped).await?;
+        let mut contents = Vec::new();
+        for (name, region) in REGIONS.iter().zip(&self.regions) {
+            contents.push(wal_of(region, target).with_context(|| (*name).to_owned())?);
+        }
+        ensure!(contents[0] == contents[1], "the regions hold different bytes");
+        let backups = [self.backups(0), self.backups(1)];
+        ensure!(
+            backups[0] == backups[1],
+            "the regions have different backups: {backups:?}"
+        );
+        if backups[0].is_empty() {
+            return Ok(());
+        }
+        for place in [self.place(0)?, self.place(1)?] {
+            place.program()?.arg("verify").output().await?.expect_code(0)?;
+            for id in &backups[0] {
+                let plan = place
+                    .program()?
+                    .args(["plan", "--backup", id, "--to-lsn", &lsn::show(target)]);
+                plan.output().await?.expect_code(0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, region: usize) -> Result<RestoreSite> {
+        RestoreSite::new(VERSION, &[(REGIONS[region], &self.regions[region])])
+    }
+
+    /// The visible base backups.
+    fn backups(&self, region: usize) -> BTreeSet<String> {
+        let keys = self.regions[region].objects(BUCKET);
+        let id = |key: &String| Some(key.strip_suffix("/backup.json")?.rsplit('/').next()?.to_owned());
+        keys.iter().filter_map(id).collect()
+    }
+
+    /// Restores every visible backup of one region, starts it and looks into the table.
+    async fn restores(&self, region: usize) -> Result<()> {
+        for (number, id) in self.backups(region).iter().enumerate() {
+            let place = self.place(region)?;
+            let restored = place
+                .recovered(&format!("data{number}"), &["--backup", id])
+                .await?;
+            let rows = restored.value("SELECT count(*) FROM t").await?;
+            ensure!(rows != "0", "backup {id} restores an empty table");
+        }
+        Ok(())
+    }
+}
+
+fn end(snapshot: &S3Snapshot) -> u64 {
+    archive::wal_end(snapshot, BUCKET, 1, SEGMENT)
+}
+
+/// The WAL of a region from its beginning to `target`, put together from its objects: every object opens, none
+/// contradicts another, and there is no hole.
+fn wal_of(region: &S3Server, target: u64) -> Result<(u64, Vec<u8>)> {
+    let mut pieces = Vec::new();
+    for key in region.objects(BUCKET) {
+        let Some((_, start, end)) = archive::range_of(&key, SEGMENT) else {
+            continue;
+        };
+        let stored = region.get(BUCKET, &key).context("an object is gone")?;
+        let plain = Object::open(stored.bytes.clone())?.plain()?;
+        ensure!(
+            plain.len() as u64 == end - start,
+            "{key} holds {} bytes",
+            plain.len()
+        );
+        pieces.push((start, key, plain));
+    }
+    pieces.sort();
+    let first = pieces.first().context("no WAL")?.0;
+    let mut whole: Vec<u8> = Vec::new();
+    for (start, key, plain) in pieces {
+        let at = usize::try_from(start - first)?;
+        ensure!(at <= whole.len(), "a hole before {key}");
+        let known = (whole.len() - at).min(plain.len());
+        ensure!(
+            whole[at..at + known] == plain[..known],
+            "{key} contradicts another object"
+        );
+        whole.extend_from_slice(&plain[known..]);
+    }
+    let needed = usize::try_from(target - first)?;
+    ensure!(
+        whole.len() >= needed,
+        "it ends at {}",
+        lsn::show(first + whole.len() as u64)
+    );
+    whole.truncate(needed);
+    Ok((first, whole))
+}
+
+/// Strikes at request 1, 2, ... until a run is not hit any more; several runs at a time. Returns how many requests
+/// were struck.
+async fn sweep<F>(operation: impl Fn(u64, Blow) -> F) -> Result<u64>
+where
+    F: Future<Output = Result<bool>>,
+{
+    let blows = |nth: u64| {
+        let (one, other) = if nth % 2 == 0 { (0, 1) } else { (1, 0) };
+        [
+            Blow::Errors,
+            Blow::Crash(one, Strike::HoldBefore),
+            Blow::Crash(other, Strike::HoldAfter),
+        ]
+        .map(|blow| (nth, blow))
+    };
+    let all = (1..=MOST).flat_map(blows);
+    let mut runs = futures::stream::iter(all)
+        .map(|(nth, blow)| {
+            let run = operation(nth, blow);
+            async move {
+                (
+                    nth,
+                    run.await.with_context(|| format!("{blow:?} at request {nth}")),
+                )
+            }
+        })
+        .buffered(PARALLEL);
+    let mut missed = 0;
+    while let Some((nth, struck)) = runs.next().await {
+        missed = if struck? { 0 } else { missed + 1 };
+        // All three kinds of one request came too late.
+        if missed == 3 {
+            return Ok(nth - 1);
+        }
+    }
+    anyhow::bail!("more than {MOST} requests: the operation does not come to an end")
+}
+
+/// From an empty archive to a stored segment: the very first requests of an agent's life are among those struck.
+#[tokio::test]
+async fn every_request_of_a_stream_may_fail_or_be_the_last() -> Result<()> {
+    let bench = Bench::start("[wal]\nflush_interval = \"100ms\"\n[pulse]\ninterval = \"5m\"\n").await?;
+    let struck = sweep(|nth, blow| {
+        let bench = &bench;
+        async move {
+            let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
+            bench.primary.sql("CHECKPOINT").await?;
+            let target = bench.write(3).await?;
+            run.strike(nth, blow);
+            let agent = run.streams_to(target, blow).await?;
+            let struck = run.struck();
+            run.judge(agent, target).await?;
+            Ok(struck)
+        }
+    })
+    .await?;
+    ensure!(struck >= 8, "only {struck} requests were struck");
+    Ok(())
+}
+
+/// Chunks of ten milliseconds, so that they are rolled up: the requests around two roll-ups are struck.
+#[tokio::test]
+async fn every_request_around_a_roll_up_may_fail_or_be_the_last() -> Result<()> {
+    let bench = Bench::start("[wal]\nflush_interval = \"10ms\"\n[pulse]\ninterval = \"5m\"\n").await?;
+    let around = [30, 31, 32, 33, 34, 63, 64, 65];
+    let operation = |nth: u64, blow: Blow| {
+        let bench = &bench;
+        async move {
+            let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
+            bench.primary.sql("CHECKPOINT").await?;
+            bench.primary.sql("SELECT pg_switch_wal()").await?;
+            run.regions
+                .iter()
+                .for_each(|region| region.faults().only_keys("/tail/"));
+            run.strike(nth, blow);
+            let mut agent = run.agent("run")?.start()?;
+            agent.says("streaming", PATIENCE).await?;
+            let mut killed = false;
+            for _ in 0..75 {
+                bench
+                    .primary
+                    .sql("INSERT INTO t VALUES (1, 'a small commit')")
+                    .await?;
+                tokio::time::sleep(Duration::from_millis(16)).await;
+                if !killed && run.dead(&mut agent, blow) {
+                    killed = true;
+                    agent = run.agent("run")?.start()?;
+                }
+            }
+            let target = lsn::parse(&bench.primary.value("SELECT pg_current_wal_flush_lsn()").await?)?;
+            let struck = run.struck();
+            agent.kill9();
+            let agent = run.streams_to(target, Blow::Errors).await?;
+            run.judge(agent, target).await?;
+            anyhow::Ok(struck)
+        }
+    };
+    let blows = [
+        Blow::Errors,
+        Blow::Crash(0, Strike::HoldBefore),
+        Blow::Crash(1, Strike::HoldAfter),
+    ];
+    let all = around.into_iter().flat_map(|nth| blows.map(|blow| (nth, blow)));
+    let runs = futures::stream::iter(all).map(|(nth, blow)| {
+        let run = operation(nth, blow);
+        async move { run.await.with_context(|| format!("{blow:?} at chunk {nth}")) }
+    });
+    let mut runs = runs.buffered(PARALLEL);
+    let mut struck = 0;
+    while let Some(run) = runs.next().await {
+        struck += u32::from(run?);
+    }
+    ensure!(struck >= 12, "only {struck} chunks were struck");
+    Ok(())
+}
+
+/// An archive with a base backup, the second region behind the first one by several segments.
+async fn behind() -> Result<Bench> {
+    let mut bench = Bench::start("[wal]\nflush_interval = \"100ms\"\n[pulse]\ninterval = \"5m\"\n").await?;
+    let run = bench.run("prepare".to_owned()).await?;
+    let target = bench.write(3).await?;
+    let agent = run.streams_to(target, Blow::Errors).await?;
+    run.agent("backup")?.output().await?.expect_code(0)?;
+    let target = bench.write(2).await?;
+    drop(agent);
+    let agent = run.streams_to(target, Blow::Errors).await?;
+    let early = run.regions[1].snapshot();
+    bench.write(2).await?;
+    let target = bench.write(2).await?;
+    drop(agent);
+    let agent = run.streams_to(target, Blow::Errors).await?;
+    let late = run.regions[0].snapshot();
+    run.judge(agent, target).await?;
+    drop(run);
+    bench.before = [late, early];
+    Ok(bench)
+}
+
+/// One region is behind and is filled from the other, while new WAL comes.
+#[tokio::test]
+async fn every_request_of_a_catch_up_may_fail_or_be_the_last() -> Result<()> {
+    let bench = behind().await?;
+    let struck = sweep(|nth, blow| {
+        let bench = &bench;
+        async move {
+            let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
+            let target = bench.write(1).await?;
+            run.strike(nth, blow);
+            let agent = run.streams_to(target, blow).await?;
+            let struck = run.struck();
+            run.judge(agent, target).await?;
+            if nth == 1 || !struck {
+                run.restores(1).await?;
+            }
+            Ok(struck)
+        }
+    })
+    .await?;
+    ensure!(struck >= 8, "only {struck} requests were struck");
+    Ok(())
+}
+
+/// A base backup beside a running stream: whatever happens to it, every backup that is visible restores from either
+/// region, and the next one is not bothered by what was left.
+#[tokio::test]
+async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> {
+    let mut bench = behind().await?;
+    bench.before[1] = bench.before[0].clone();
+    let struck = sweep(|nth, blow| {
+        let bench = &bench;
+        async move {
+            let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
+            let target = bench.write(1).await?;
+            let agent = run.streams_to(target, Blow::Errors).await?;
+            run.strike(nth, blow);
+            let mut backup = run.agent("backup")?.start()?;
+            let ended = || async {
+                (!is_running(&backup) || (run.struck() && matches!(blow, Blow::Crash(..)))).then_some(())
+            };
+            eventually("the backup to end or be struck", PATIENCE, ended).await?;
+            let struck = run.struck();
+            backup.kill9();
+            run.regions.iter().for_each(|region| region.faults().clear());
+            // A clean run, and what it leaves.
+            run.agent("backup")?.output().await?.expect_code(0)?;
+            let target = bench.write(1).await?;
+            drop(agent);
+            let agent = run.streams_to(target, Blow::Errors).await?;
+            let backups = run.backups(0).len();
+            ensure!((2..=3).contains(&backups), "{backups} backups");
+            run.judge(agent, target).await?;
+            if nth == 1 || !struck {
+                run.restores(usize::from(nth == 1)).await?;
+            }
+            Ok(struck)
+        }
+    })
+    .await?;
+    ensure!(struck >= 8, "only {struck} requests were struck");
+    Ok(())
+}
+
+/// Whether the process is there and no zombie.
+fn is_running(process: &Running) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+fn name_of(blow: Blow) -> &'static str {
+    match blow {
+        Blow::Errors => "errors",
+        Blow::Crash(_, Strike::HoldBefore) => "before",
+        Blow::Crash(..) => "after",
+    }
+}
