@@ -433,6 +433,7 @@ where
     let (mut told, mut failure, mut limit) = (Vec::new(), None, None);
     loop {
         tokio::select! {
+            biased;
             answer = asked.next() => match answer {
                 None => break,
                 Some((region, Ok(answer))) => {

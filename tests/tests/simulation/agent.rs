@@ -8,6 +8,7 @@ use highwater_agent::region::Region;
 use highwater_agent::run::{Options, run_in};
 use highwater_agent::state::State;
 use highwater_agent::surroundings::Surroundings;
+use highwater_agent::writer::Me;
 use highwater_config::{Config, Overrides, Policy};
 use highwater_format::Time;
 use highwater_pgwire::{ByteStream, ConnInfo, Dialer, Environment};
@@ -28,6 +29,7 @@ pub(crate) struct Agent {
     regions: Vec<Arc<SimRegion>>,
     pub(crate) clock: Clock,
     jitter: u64,
+    names: Rng,
     running: Option<Running>,
 }
 
@@ -66,6 +68,7 @@ impl Agent {
             config,
             regions,
             clock: Clock::held_at(Time::from_unix_micros(1_700_000_000_000_000)),
+            names: Rng::new(jitter),
             jitter,
             running: None,
         }
@@ -93,12 +96,17 @@ impl Agent {
                 Some(self.jitter),
             ))
         });
+        let me = Me {
+            instance: format!("{:016x}", self.names.next()),
+            host: "simulated".into(),
+            pid: 1,
+        };
         let surroundings = Surroundings {
             clock: self.clock.clone(),
             state: state.clone(),
             conninfo: conninfo(self.sim.clone()),
             regions: regions.collect(),
-            instance: "simulated".into(),
+            me,
         };
         let cancel = CancellationToken::new();
         let run = run_in(

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_format::{Key, Layout, Object, SegmentSize};
+use highwater_format::{Key, Layout, LsnRange, Object, SegmentSize};
 
 use crate::node::Line;
 use crate::wal::Version;
@@ -17,18 +17,17 @@ use crate::wal::Version;
 struct Piece {
     timeline: u32,
     start: u64,
-    plain: Vec<u8>,
+    end: u64,
+    /// None: a gap that was recorded, which counts as held.
+    plain: Option<Vec<u8>>,
 }
 
 impl Piece {
-    fn end(&self) -> u64 {
-        self.start + self.plain.len() as u64
-    }
-
     /// Up to where this equals `version`, looking no further than `limit`.
     fn equals_to(&self, version: &Version, limit: u64) -> u64 {
-        let end = self.end().min(limit).max(self.start);
-        let ours = &self.plain[..(end - self.start) as usize];
+        let end = self.end.min(limit).max(self.start);
+        let ours = self.plain.as_deref().unwrap_or_default();
+        let ours = &ours[..(end - self.start) as usize];
         let theirs = version.slice(self.start, end);
         if self.start >= version.start && ours == theirs {
             return end;
@@ -42,12 +41,32 @@ impl Piece {
 #[derive(Debug)]
 struct Reached {
     line: Line,
-    origin: u64,
     seen: usize,
-    reach: u64,
     /// First byte that differs from the line's.
     differs: u64,
-    waiting: Vec<(u64, u64)>,
+    /// Runs that are held, by start; none touches another.
+    runs: BTreeMap<u64, u64>,
+}
+
+impl Reached {
+    fn add(&mut self, mut start: u64, mut end: u64) {
+        while let Some((&first, &last)) = self.runs.range(..=end).next_back() {
+            if last < start {
+                break;
+            }
+            self.runs.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        if start < end {
+            self.runs.insert(start, end);
+        }
+    }
+
+    /// The end of the run that holds `at`; `at` itself if it is not held.
+    fn end_of_run(&self, at: u64) -> u64 {
+        let run = self.runs.range(..=at).next_back();
+        run.map_or(at, |(_, end)| (*end).max(at)).min(self.differs)
+    }
 }
 
 /// Everything one region was seen to store.
@@ -65,6 +84,8 @@ pub(crate) struct Model<'a> {
     pub(crate) versions: &'a [Version],
     /// Of every timeline that ever was.
     pub(crate) histories: &'a BTreeMap<u32, Vec<u8>>,
+    /// No server has the WAL before this any more.
+    pub(crate) gone_before: u64,
 }
 
 impl Holdings {
@@ -79,6 +100,7 @@ impl Holdings {
                 (resolved.timeline, resolved.range(model.size))
             }
             Some(Key::Tail(timeline, range)) => (timeline, range),
+            Some(Key::Gap(timeline, range)) => return self.store_gap(model, timeline.get(), range),
             _ => return Ok(()),
         };
         let object = Object::open(bytes.clone()).map_err(|error| format!("I3: {key}: {error}"))?;
@@ -91,19 +113,20 @@ impl Holdings {
             ));
         }
         let plain = object.plain().map_err(|error| format!("I3: {key}: {error}"))?;
+        if plain.len() as u64 != range.len() {
+            return Err(format!("I3: {key} holds {} bytes", plain.len()));
+        }
         let piece = Piece {
             timeline: timeline.get(),
             start: range.start.0,
-            plain,
+            end: range.end.0,
+            plain: Some(plain),
         };
-        if piece.end() != range.end.0 {
-            return Err(format!("I3: {key} holds {} bytes", piece.plain.len()));
-        }
         let mut sent = model
             .versions
             .iter()
             .filter(|version| version.timeline == piece.timeline);
-        if !sent.any(|version| piece.equals_to(version, u64::MAX) == piece.end()) {
+        if !sent.any(|version| piece.equals_to(version, u64::MAX) == piece.end) {
             return Err(format!("I3: {key} holds bytes that no server ever sent"));
         }
         if model.histories.contains_key(&piece.timeline) && !self.histories.contains_key(&piece.timeline) {
@@ -123,61 +146,66 @@ impl Holdings {
         Ok(())
     }
 
+    /// A gap may be recorded only where the server has no WAL any more.
+    fn store_gap(&mut self, model: &Model<'_>, timeline: u32, range: LsnRange) -> Result<(), String> {
+        if range.start.0 >= model.gone_before || range.end.0 > model.gone_before {
+            return Err(format!(
+                "I5: a gap {range} is recorded, and the server has that WAL"
+            ));
+        }
+        self.pieces.push(Piece {
+            timeline,
+            start: range.start.0,
+            end: range.end.0,
+            plain: None,
+        });
+        Ok(())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
-    /// Up to where a restore from this region alone would get on `line`.
-    pub(crate) fn reach(&mut self, versions: &[Version], line: &Line, origin: u64) -> u64 {
-        let known = self.update(versions, line, origin);
-        let mut reach = known.reach.min(known.differs);
+    /// Up to where a restore from this region alone would get on `line`, beginning at `from`.
+    pub(crate) fn reach(&mut self, versions: &[Version], line: &Line, from: u64) -> u64 {
+        let reach = self.update(versions, line).end_of_run(from);
         let children = line.ancestors.iter().skip(1).map(|at| at.timeline);
-        for (before, child) in line.ancestors.iter().zip(children.chain([line.timeline])) {
-            if !self.histories.contains_key(&child) {
-                reach = reach.min(before.switch);
-            }
-        }
-        reach
+        let children = children.chain([line.timeline]);
+        let lacking = line.ancestors.iter().zip(children);
+        lacking
+            .filter(|(_, child)| !self.histories.contains_key(child))
+            .map(|(before, _)| before.switch)
+            .fold(reach, u64::min)
     }
 
     /// The first byte on `line` that an object here contradicts.
-    pub(crate) fn differs(&mut self, versions: &[Version], line: &Line, origin: u64) -> Option<u64> {
-        let at = self.update(versions, line, origin).differs;
+    pub(crate) fn differs(&mut self, versions: &[Version], line: &Line) -> Option<u64> {
+        let at = self.update(versions, line).differs;
         (at < u64::MAX).then_some(at)
     }
 
-    fn update(&mut self, versions: &[Version], line: &Line, origin: u64) -> &Reached {
-        let fits = |known: &Reached| known.line == *line && known.origin == origin;
+    fn update(&mut self, versions: &[Version], line: &Line) -> &Reached {
+        let fits = |known: &Reached| known.line == *line;
         let mut known = self.reached.take().filter(fits).unwrap_or_else(|| Reached {
             line: line.clone(),
-            origin,
             seen: 0,
-            reach: origin,
             differs: u64::MAX,
-            waiting: Vec::new(),
+            runs: BTreeMap::new(),
         });
         for piece in &self.pieces[known.seen..] {
             let Some((version, switch)) = line.part(piece.timeline) else {
                 continue;
             };
-            let end = piece.equals_to(&versions[version], switch);
-            if end < piece.end().min(switch) {
+            let end = match &piece.plain {
+                Some(_) => piece.equals_to(&versions[version], switch),
+                None => piece.end.min(switch),
+            };
+            if end < piece.end.min(switch) {
                 known.differs = known.differs.min(end);
             }
-            known.waiting.push((piece.start, end));
+            known.add(piece.start, end);
         }
         known.seen = self.pieces.len();
-        while let Some(reach) = known
-            .waiting
-            .iter()
-            .filter(|(start, end)| *start <= known.reach && *end > known.reach)
-            .map(|(_, end)| *end)
-            .max()
-        {
-            known.reach = reach;
-        }
-        let reach = known.reach;
-        known.waiting.retain(|(_, end)| *end > reach);
         self.reached.insert(known)
     }
 }

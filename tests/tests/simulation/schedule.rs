@@ -258,6 +258,7 @@ impl Schedule {
             0 => {
                 let (end, segment) = (world.end(), world.segment());
                 world.node.checkpoint(end, segment);
+                world.gone_before = world.gone_before.max(world.node.kept_from);
                 let kept = world.node.kept_from;
                 world.note(format!("checkpoint, WAL is kept from {}", lsn(kept)));
             }

@@ -69,6 +69,10 @@ pub(crate) fn accept(sim: &Arc<Sim>) -> io::Result<DuplexStream> {
 impl World {
     fn close(&mut self, connection: u64) {
         self.connections.remove(&connection);
+        self.release(connection);
+    }
+
+    fn release(&mut self, connection: u64) {
         if self.slot_holder == Some(connection) {
             self.slot_holder = None;
         }
@@ -115,6 +119,11 @@ impl World {
                     Some(&values),
                 ))
             }
+            ["DROP_REPLICATION_SLOT", _] => {
+                self.node.slot = None;
+                self.note("slot dropped");
+                Ok(wire::complete("DROP_REPLICATION_SLOT"))
+            }
             ["TIMELINE_HISTORY", number] => self.history(number),
             _ => Err(wire::error(
                 "ERROR",
@@ -130,7 +139,7 @@ impl World {
             "wal_segment_size" => text(format!("{}MB", self.segment() >> 20)),
             "wal_block_size" | "block_size" => text(PAGE),
             "server_version_num" => text(VERSION),
-            _ => text("on"),
+            _ => text("off"),
         }
     }
 
@@ -198,10 +207,12 @@ impl Sender {
         }
     }
 
-    /// Checks what PostgreSQL checks before it agrees to stream. `rest` is `SLOT "s" PHYSICAL X/X TIMELINE n`.
+    /// Checks what PostgreSQL checks before it agrees to stream. `rest` is `SLOT "s" PHYSICAL X/X TIMELINE n`, or the
+    /// same without the slot.
     fn start(&mut self, rest: &str) -> Result<Asked, Vec<u8>> {
+        let with_slot = rest.starts_with("SLOT");
         let words: Vec<&str> = rest.split_whitespace().collect();
-        let [_, _, _, from, _, timeline] = words[..] else {
+        let [.., "PHYSICAL", from, "TIMELINE", timeline] = words[..] else {
             return Err(wire::error("ERROR", "42601", "syntax error", ""));
         };
         let (from, timeline) = (wire::parse_lsn(from).unwrap_or(0), timeline.parse().unwrap_or(0));
@@ -213,14 +224,14 @@ impl Sender {
             "asked to stream {asked} on {timeline}, server at {at} on {on}"
         ));
         let refuse = |code, text: String, detail: String| Err(wire::error("ERROR", code, &text, &detail));
-        if world.node.slot.is_none() {
+        if with_slot && world.node.slot.is_none() {
             return refuse(
                 "42704",
                 format!("replication slot \"{SLOT}\" does not exist"),
                 String::new(),
             );
         }
-        if let Some(holder) = world.slot_holder {
+        if let Some(holder) = world.slot_holder.filter(|_| with_slot) {
             let text = format!("replication slot \"{SLOT}\" is active for PID {holder}");
             return refuse("55006", text, String::new());
         }
@@ -251,8 +262,10 @@ impl Sender {
             }
             _ => {}
         }
-        world.slot_holder = Some(self.number);
-        if world.is_empty() {
+        if with_slot {
+            world.slot_holder = Some(self.number);
+        }
+        if with_slot && world.is_empty() {
             world.origin = Some(from);
         }
         Ok(Asked { line, from, ends })
@@ -261,6 +274,7 @@ impl Sender {
     /// Streams until the timeline ends (the answer to that is returned) or the server has said good-bye.
     async fn stream(&mut self, asked: Asked) -> io::Result<Option<Vec<u8>>> {
         let Asked { line, from, ends } = asked;
+        let number = self.number;
         let next = match ends {
             Some((next, switch)) if from == switch => Some((next, switch)),
             _ => {
@@ -270,13 +284,13 @@ impl Sender {
                 if gone {
                     let text = "requested WAL segment has already been removed";
                     let error = wire::error("ERROR", "58P01", text, "");
-                    self.sim.change(|world| world.slot_holder = None);
+                    self.sim.change(|world| world.release(number));
                     return Ok(Some([error, wire::ready()].concat()));
                 }
                 self.copy(&line, from).await?
             }
         };
-        self.sim.change(|world| world.slot_holder = None);
+        self.sim.change(|world| world.release(number));
         let Some((timeline, switch)) = next else {
             return Ok(None);
         };

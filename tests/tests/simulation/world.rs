@@ -55,6 +55,8 @@ pub(crate) struct World {
     /// First byte of the archive: where the first stream of which anything was stored began.
     pub(crate) origin: Option<u64>,
     pub(crate) needed: usize,
+    /// Some server had removed its WAL up to here.
+    pub(crate) gone_before: u64,
     pub(crate) agent: Option<AbortHandle>,
     /// The agent dies at this many store calls from now.
     pub(crate) crash_in: Option<u64>,
@@ -113,6 +115,7 @@ impl World {
             holdings: (0..regions).map(|_| Holdings::default()).collect(),
             origin: None,
             needed,
+            gone_before: start,
             agent: None,
             crash_in: None,
             statuses: 0,
@@ -194,6 +197,7 @@ impl World {
             size: self.size,
             versions: &self.versions,
             histories: &self.histories,
+            gone_before: self.gone_before,
         };
         let result = self.holdings[region].store(&model, key, bytes);
         if let Err(broken) = result {
@@ -209,18 +213,36 @@ impl World {
     /// How far a restore from each region alone would get.
     pub(crate) fn reaches(&mut self, line: &Line) -> Vec<u64> {
         let origin = self.origin.unwrap_or(0);
+        self.reaches_from(line, origin)
+    }
+
+    fn reaches_from(&mut self, line: &Line, from: u64) -> Vec<u64> {
         let versions = &self.versions;
-        let reach = |region: &mut Holdings| region.reach(versions, line, origin);
+        let reach = |region: &mut Holdings| region.reach(versions, line, from);
         self.holdings.iter_mut().map(reach).collect()
+    }
+
+    /// The end of what as many regions hold as the policy asks for, byte for byte: a region that came later has what
+    /// came later, and is filled up with the rest behind it.
+    fn durable(&mut self, line: &Line) -> u64 {
+        let mut at = self.origin.unwrap_or(0);
+        loop {
+            let mut reaches = self.reaches_from(line, at);
+            reaches.sort_unstable_by(|a, b| b.cmp(a));
+            match reaches.get(self.needed - 1) {
+                Some(reach) if *reach > at => at = *reach,
+                _ => return at,
+            }
+        }
     }
 
     /// Whether some region holds bytes that the server contradicts.
     pub(crate) fn diverged(&mut self) -> bool {
-        let (line, origin) = (self.node.line.clone(), self.origin.unwrap_or(0));
+        let line = self.node.line.clone();
         let versions = &self.versions;
         self.holdings
             .iter_mut()
-            .any(|region| region.differs(versions, &line, origin).is_some())
+            .any(|region| region.differs(versions, &line).is_some())
     }
 
     /// The receiver reports its positions on a stream of `line`, of which everything before `sent` was sent.
@@ -255,8 +277,8 @@ impl World {
                 lsn(kept)
             ));
         }
-        let reaches = self.reaches(line);
-        if reaches.iter().filter(|reach| **reach >= flush).count() < self.needed {
+        if self.durable(line) < flush {
+            let reaches = self.reaches(line);
             let held: Vec<String> = reaches.into_iter().map(lsn).collect();
             self.fail(format!(
                 "I1/I5/I6/I7: {} is reported, the regions hold {held:?}, {} must",
