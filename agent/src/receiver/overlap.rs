@@ -3,7 +3,7 @@
 //! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
 //! the regions. Those bytes must come again unchanged. A difference means that the server was rolled back.
 
-use highwater_format::{LsnRange, Object, TimelineId};
+use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 
 use crate::archived::{append, read_range};
 use crate::error::{AgentError, Result};
@@ -20,8 +20,28 @@ pub(super) struct Overlap {
 }
 
 impl Overlap {
+    /// Nothing is to be compared.
+    pub(super) fn nothing(timeline: TimelineId, at: Lsn) -> Self {
+        Self {
+            timeline,
+            range: LsnRange { start: at, end: at },
+            plain: Vec::new(),
+            compared: 0,
+        }
+    }
+
     /// Reads the sealed bytes of `range` from the window and the regions.
     pub(super) async fn load(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Self> {
+        let held = Self::load_if_held(shared, timeline, range).await?;
+        held.ok_or_else(|| cannot_read(timeline, range, "no region that was asked holds it"))
+    }
+
+    /// The same; none if the regions answered that they do not hold all of it.
+    pub(super) async fn load_if_held(
+        shared: &Shared,
+        timeline: TimelineId,
+        range: LsnRange,
+    ) -> Result<Option<Self>> {
         let mut plain = Vec::new();
         let window = window_pieces(shared, timeline, range)?;
         while (plain.len() as u64) < range.len() {
@@ -39,14 +59,17 @@ impl Overlap {
                 start: next,
                 end: until.map_or(range.end, |until| until.min(range.end)),
             };
-            plain.extend_from_slice(&from_regions(shared, timeline, missing).await?);
+            match from_regions(shared, timeline, missing).await? {
+                Some(bytes) => plain.extend_from_slice(&bytes),
+                None => return Ok(None),
+            }
         }
-        Ok(Self {
+        Ok(Some(Self {
             timeline,
             range,
             plain,
             compared: 0,
-        })
+        }))
     }
 
     /// Compares the next bytes of the stream; what lies past the overlap is not looked at.
@@ -87,9 +110,9 @@ fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Resu
     Ok(pieces)
 }
 
-/// Reads `range` from whichever region holds it.
-async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<u8>> {
-    let mut reasons = Vec::new();
+/// Reads `range` from whichever region holds it; none if those that should answered that they do not.
+async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Option<Vec<u8>>> {
+    let (mut asked, mut reasons) = (0, Vec::new());
     // One that was not read yet, or has less, is not waited for.
     let reaches = |index| {
         let at = shared.progress.position(index);
@@ -110,24 +133,28 @@ async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) ->
         )
         .await
         {
-            Ok(Some(plain)) => return Ok(plain),
-            Ok(None) => reasons.push(format!("{} does not hold it", region.name)),
+            Ok(Some(plain)) => return Ok(Some(plain)),
+            Ok(None) => asked += 1,
             Err(error) => reasons.push(format!("{}: {error}", region.name)),
         }
     }
-    Err(AgentError::Trouble {
+    match reasons.is_empty() && asked > 0 {
+        true => Ok(None),
+        false => Err(cannot_read(timeline, range, &reasons.join("; "))),
+    }
+}
+
+fn cannot_read(timeline: TimelineId, range: LsnRange, why: &str) -> AgentError {
+    AgentError::Trouble {
         what: format!(
-            "timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({})",
-            reasons.join("; ")
+            "timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({why})"
         ),
         next: "The stream begins when a region that holds it answers".into(),
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use highwater_format::Lsn;
-
     use super::*;
 
     fn overlap(plain: &[u8]) -> Overlap {

@@ -48,6 +48,10 @@ pub enum Standing {
 
 /// Judges the newest claim of a region against a writer's own.
 pub fn standing(own: &Writer, newest: &Writer) -> Standing {
+    // A claim whose creation was given up may arrive later: nobody takes its own place.
+    if newest.instance == own.instance {
+        return Standing::Holds;
+    }
     if rank(newest) <= rank(own) || newest.timeline == own.timeline {
         Standing::Holds
     } else {

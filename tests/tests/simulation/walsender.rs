@@ -112,6 +112,9 @@ impl World {
             )),
             ["CREATE_REPLICATION_SLOT", ..] => {
                 self.node.create_slot();
+                if self.is_empty() {
+                    self.promised_from = self.node.checkpoint;
+                }
                 self.note("slot created");
                 let values = [text(SLOT), text("0/0"), None, None];
                 Ok(wire::rows(

@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) holdings: Vec<Holdings>,
     /// First byte of the archive: where the first stream of which anything was stored began.
     pub(crate) origin: Option<u64>,
+    /// The first slot began here: what comes before was never promised to anybody.
+    pub(crate) promised_from: u64,
     pub(crate) needed: usize,
     /// Some server had removed its WAL up to here.
     pub(crate) gone_before: u64,
@@ -114,6 +116,7 @@ impl World {
             sent: BTreeMap::new(),
             holdings: (0..regions).map(|_| Holdings::default()).collect(),
             origin: None,
+            promised_from: start,
             needed,
             gone_before: start,
             agent: None,
@@ -225,7 +228,7 @@ impl World {
     /// The end of what as many regions hold as the policy asks for, byte for byte: a region that came later has what
     /// came later, and is filled up with the rest behind it.
     fn durable(&mut self, line: &Line) -> u64 {
-        let mut at = self.origin.unwrap_or(0);
+        let mut at = self.origin.unwrap_or(0).max(self.promised_from);
         loop {
             let mut reaches = self.reaches_from(line, at);
             reaches.sort_unstable_by(|a, b| b.cmp(a));
