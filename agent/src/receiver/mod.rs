@@ -308,7 +308,8 @@ impl Receiver {
         };
         // Where the archive has a gap there is nothing to compare with.
         let held = Overlap::load_if_held(&self.context.shared, after.timeline, range).await?;
-        Ok(held.unwrap_or_else(|| Overlap::nothing(resume.timeline, resume.start)))
+        let nothing = || Overlap::nothing(resume.timeline, resume.start);
+        Ok(held.unwrap_or_else(nothing).withholding())
     }
 
     /// Whether the stream brought anything that the archive did not have.

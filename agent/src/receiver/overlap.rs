@@ -3,6 +3,7 @@
 //! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
 //! the regions. Those bytes must come again unchanged. A difference means that the server was rolled back.
 
+use bytes::Bytes;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 
 use crate::archived::{append, read_range};
@@ -17,6 +18,9 @@ pub(super) struct Overlap {
     range: LsnRange,
     plain: Vec<u8>,
     compared: usize,
+    /// Whether nothing passes before all of it was compared; then it is `equal`.
+    withholds: bool,
+    equal: Bytes,
 }
 
 impl Overlap {
@@ -27,6 +31,8 @@ impl Overlap {
             range: LsnRange { start: at, end: at },
             plain: Vec::new(),
             compared: 0,
+            withholds: false,
+            equal: Bytes::new(),
         }
     }
 
@@ -69,11 +75,35 @@ impl Overlap {
             range,
             plain,
             compared: 0,
+            withholds: false,
+            equal: Bytes::new(),
         }))
     }
 
-    /// Compares the next bytes of the stream; what lies past the overlap is not looked at.
-    pub(super) fn compare(&mut self, data: &[u8]) -> Result<()> {
+    /// Lets nothing of the stream through before all of the overlap has come again: for bytes that would be archived
+    /// anew, on a timeline that has only begun.
+    #[must_use]
+    pub(super) fn withholding(mut self) -> Self {
+        self.withholds = true;
+        self
+    }
+
+    /// Compares the next bytes of the stream, and gives those that may be archived now, in order.
+    pub(super) fn pass(&mut self, data: Bytes) -> Result<[Bytes; 2]> {
+        let expected = self.plain.len() - self.compared;
+        self.compare(&data)?;
+        if !self.withholds || expected == 0 {
+            return Ok([Bytes::new(), data]);
+        }
+        if data.len() < expected {
+            return Ok([Bytes::new(), Bytes::new()]);
+        }
+        // They are equal: what was held back need not have been kept.
+        Ok([std::mem::take(&mut self.equal), data.slice(expected..)])
+    }
+
+    /// What lies past the overlap is not looked at.
+    fn compare(&mut self, data: &[u8]) -> Result<()> {
         let expected = self.plain.get(self.compared..).unwrap_or_default();
         let length = expected.len().min(data.len());
         let (expected, got) = (&expected[..length], &data[..length]);
@@ -89,8 +119,11 @@ impl Overlap {
         self.compared += length;
         if self.compared == self.plain.len() && !self.plain.is_empty() {
             tracing::debug!(range = %self.range, "the server's WAL equals the archive's");
-            self.plain = Vec::new();
+            let equal = std::mem::take(&mut self.plain);
             self.compared = 0;
+            if self.withholds {
+                self.equal = Bytes::from(equal);
+            }
         }
         Ok(())
     }
@@ -167,6 +200,8 @@ mod tests {
             range,
             plain: plain.to_vec(),
             compared: 0,
+            withholds: false,
+            equal: Bytes::new(),
         }
     }
 
@@ -186,5 +221,24 @@ mod tests {
             panic!("must differ")
         };
         assert_eq!(at, Lsn(104));
+    }
+
+    #[test]
+    fn nothing_of_a_new_timeline_passes_before_all_it_shares_was_compared() {
+        let bytes = Bytes::from_static;
+        let mut common = overlap(b"abcdef").withholding();
+        for piece in [b"ab", b"cd"] {
+            assert_eq!(common.pass(bytes(piece)).unwrap(), [bytes(b""), bytes(b"")]);
+        }
+        assert_eq!(
+            common.pass(bytes(b"efgh")).unwrap(),
+            [bytes(b"abcdef"), bytes(b"gh")]
+        );
+        assert_eq!(common.pass(bytes(b"ij")).unwrap(), [bytes(b""), bytes(b"ij")]);
+        let mut rolled_back = overlap(b"abcdef").withholding();
+        rolled_back.pass(bytes(b"abc")).unwrap();
+        assert!(rolled_back.pass(bytes(b"dXf")).is_err());
+        let mut nothing = overlap(b"").withholding();
+        assert_eq!(nothing.pass(bytes(b"ab")).unwrap(), [bytes(b""), bytes(b"ab")]);
     }
 }
