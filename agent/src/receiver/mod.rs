@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::Standby;
-use highwater_format::{Identity, Lsn, LsnRange};
+use highwater_format::{History, Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -179,7 +179,7 @@ impl Receiver {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
             let history = server::history_of(&mut connection, resume.timeline).await?;
-            let overlap = self.overlap(&mut resume).await?;
+            let overlap = self.overlap(&mut resume, &history).await?;
             self.send(Work::Begin(resume.timeline)).await?;
             let started = connection
                 .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
@@ -194,10 +194,13 @@ impl Receiver {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, history, overlap);
                     let ended = stream.run(reader, writer, floor).await;
-                    self.sealed = Some(Position {
+                    let reached = Position {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
-                    });
+                    };
+                    // A timeline of which nothing was sealed begins once more, with what it shares with the one before.
+                    let untouched = resume.after.filter(|_| reached.lsn == resume.sealed);
+                    self.sealed = Some(untouched.unwrap_or(reached));
                     if self.got_on(&resume) {
                         self.removed = false;
                         // What was wrong with the slot may still be why the next segment is gone.
@@ -272,12 +275,15 @@ impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
     /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
     /// something to compare.
-    async fn overlap(&self, resume: &mut Resume) -> Result<Overlap> {
+    async fn overlap(&self, resume: &mut Resume, history: &History) -> Result<Overlap> {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
+        if let Some(after) = resume.after {
+            return self.common_start(resume, after, history).await;
+        }
         let (sealed, size) = (resume.sealed, self.context.shared.segment_size);
-        if resume.start == sealed && resume.after.is_none() && !self.removed {
+        if resume.start == sealed && !self.removed {
             let start = object_start(size, sealed.saturating_sub(1));
             let range = LsnRange { start, end: sealed };
             if let Ok(overlap) = Overlap::load(&self.context.shared, resume.timeline, range).await {
@@ -290,6 +296,22 @@ impl Receiver {
             end: sealed,
         };
         Overlap::load(&self.context.shared, resume.timeline, range).await
+    }
+
+    /// A timeline's first segment begins with what the server had on the timeline before, and so must the archive.
+    /// A server that was rolled back and then promoted is found out here.
+    async fn common_start(&self, resume: &Resume, after: Position, history: &History) -> Result<Overlap> {
+        let left = history
+            .switch_of(after.timeline)
+            .map_or(resume.start, |switch| switch.min(after.lsn));
+        let range = LsnRange {
+            start: resume.start,
+            end: left.max(resume.start),
+        };
+        // Where the archive has a gap there is nothing to compare with.
+        let held = Overlap::load_if_held(&self.context.shared, after.timeline, range).await?;
+        let nothing = || Overlap::nothing(resume.timeline, resume.start);
+        Ok(held.unwrap_or_else(nothing).withholding())
     }
 
     /// Whether the stream brought anything that the archive did not have.
@@ -395,7 +417,10 @@ impl Receiver {
     fn switch(&self, resume: &Resume, next: NextTimeline) -> Resume {
         let after = Position {
             timeline: resume.timeline,
-            lsn: self.sealed.map_or(resume.sealed, |at| at.lsn),
+            lsn: self
+                .sealed
+                .filter(|at| at.timeline == resume.timeline)
+                .map_or(resume.sealed, |at| at.lsn),
         };
         tracing::info!(from = %resume.timeline, to = %next.timeline, at = %next.switch, received = %after.lsn, "timeline switch");
         let start = object_start(self.context.shared.segment_size, next.switch);

@@ -116,6 +116,7 @@ where
     let (mut told, mut failure, mut limit) = (Vec::new(), None, None);
     loop {
         tokio::select! {
+            biased;
             answer = asked.next() => match answer {
                 None => break,
                 Some((region, Ok(answer))) => {

@@ -73,6 +73,10 @@ pub enum Standing {
 
 /// Judges the newest claim of a region against a writer's own.
 pub fn standing(own: &Writer, newest: &Writer) -> Standing {
+    // A claim whose creation was given up may arrive later: nobody takes its own place.
+    if newest.instance == own.instance {
+        return Standing::Holds;
+    }
     let line = Line {
         timeline: own.timeline,
         begins: own.begins.or(newest.begins).unwrap_or(Lsn::ZERO),

@@ -66,6 +66,8 @@ fn only_a_newer_claim_of_another_timeline_fences() {
         claim(9, "a", 2),
         claim(5, "me", 2),
         claim(5, "a", 1),
+        // One of its own that it had given up.
+        claim(6, "me", 3),
     ] {
         assert_eq!(standing(&own, &harmless), Standing::Holds, "{harmless:?}");
     }
