@@ -198,6 +198,31 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
     Ok(())
 }
 
+/// A region that was away while the gap was recorded gets the record like the WAL, when it catches up.
+#[tokio::test]
+async fn i5_a_region_that_was_away_gets_the_record_too() -> Result<()> {
+    let Story { mut site, ledger, .. } = until_wal_is_lost(PgVersion::V15, Loss::Dropped).await?;
+    site.settings += "[durability]\npolicy = \"any\"\n";
+    let south = site.regions[1].faults();
+    south.refuse(true);
+    let agent = site.start_agent().await?;
+    ledger.grow(20).await?;
+    drop(ledger.stop().await);
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    ensure!(records(&site)?[0].len() == 1 && records(&site)?[1].is_empty());
+    south.refuse(false);
+    let filled = || async {
+        let wal = archive::wal(&site.snapshots()[1], BUCKET, site.segment_size());
+        let (_, newest) = *wal.get(&1)?.runs().last()?;
+        (newest >= end).then_some(())
+    };
+    eventually("the region to catch up", PATIENCE, filled)
+        .await
+        .with_context(|| agent.last_words())?;
+    one_gap(&site, Loss::Dropped.cause())?;
+    Ok(())
+}
+
 /// The agent misses a promotion and all WAL around it: one gap to the end of the old timeline, one at the beginning of
 /// the new one.
 #[tokio::test]
