@@ -182,6 +182,8 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
         site.stored_ends(),
         lsn::show(site.tap.highest_flush())
     );
+    let status = site.agent()?.arg("status").output().await?.expect_code(1)?;
+    ensure!(status.stdout.contains("OPEN"), "{}", status.stdout);
     agent.kill9();
     south.clear();
 
