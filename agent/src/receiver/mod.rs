@@ -354,7 +354,11 @@ impl Receiver {
                 next: "The stream goes on from there without comparing it".into(),
             });
         }
-        self.bridge(resume).await
+        let cancel = self.context.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => Err(AgentError::Cancelled),
+            bridged = self.bridge(resume) => bridged,
+        }
     }
 
     /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
