@@ -9,7 +9,6 @@ use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, Witness};
-use nix::sys::signal::Signal;
 
 use crate::support::{VERSION, both_hold, copy_holds, from_region, leave};
 
@@ -119,33 +118,6 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
         Expect::everything(),
     )
     .await?;
-    Ok(())
-}
-
-/// An agent that hangs holds the slot: the second one says who does, waits, and opens no other slot.
-#[tokio::test]
-async fn fault_12_a_busy_slot_names_its_holder_and_is_waited_for() -> Result<()> {
-    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
-    let mut frozen = site.start_agent().await?;
-    site.all_durable().await?;
-    frozen.signal(Signal::SIGSTOP);
-    let holder = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'highwater'";
-    let holder = site.primary.value(holder).await?;
-    let mut second = site.agent()?.arg("run").start()?;
-    second.says(&format!("PID {holder}"), PATIENCE).await?;
-    let slots = site
-        .primary
-        .value("SELECT count(*) FROM pg_replication_slots")
-        .await?;
-    ensure!(
-        slots == "1" && second.is_running(),
-        "{slots} slots:\n{}",
-        second.last_words()
-    );
-    frozen.kill9();
-    site.primary.sql("CREATE TABLE after (i int)").await?;
-    site.all_durable().await.with_context(|| second.last_words())?;
-    leave(second).await?;
     Ok(())
 }
 
