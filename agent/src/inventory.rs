@@ -225,3 +225,7 @@ async fn end_from_hint(
         .contiguous_end(last_byte);
     Ok((end > last_byte).then_some(end))
 }
+
+#[cfg(test)]
+#[path = "inventory_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! write-once rule. Does not own: what is written when (uploader, backup) or what durable means (frontier).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -83,10 +84,7 @@ impl Region {
         state: &State,
         jitter: Option<u64>,
     ) -> Self {
-        let health = Arc::new(Health {
-            index,
-            state: state.clone(),
-        });
+        let [hears_patient, hears_quick] = Health::pair(index, state);
         let policy = |policy: RetryPolicy| match jitter {
             Some(seed) => policy.with_seed(seed),
             None => policy,
@@ -96,22 +94,43 @@ impl Region {
         Self {
             name,
             index,
-            store: Arc::new(Retrying::new(plain.clone(), patient, health.clone())),
-            quick: Arc::new(Retrying::new(plain, quick, health)),
+            store: Arc::new(Retrying::new(plain.clone(), patient, hears_patient)),
+            quick: Arc::new(Retrying::new(plain, quick, hears_quick)),
         }
     }
 }
 
-/// Tells the state how a region's calls go.
+/// Tells the state how a region's calls go: those that must be done, or the quick ones. Each is cleared by its
+/// own kind only: a region that can be listed but takes no writes is failing.
 #[derive(Debug)]
 struct Health {
     index: usize,
     state: State,
+    failing: Arc<AtomicBool>,
+    /// The other kind of calls.
+    other_failing: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// One for patient calls and one for quick ones.
+    fn pair(index: usize, state: &State) -> [Arc<Self>; 2] {
+        let (patient, quick) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let health = |failing: &Arc<AtomicBool>, other: &Arc<AtomicBool>| {
+            Arc::new(Self {
+                index,
+                state: state.clone(),
+                failing: failing.clone(),
+                other_failing: other.clone(),
+            })
+        };
+        [health(&patient, &quick), health(&quick, &patient)]
+    }
 }
 
 impl RetryObserver for Health {
     fn on_retry(&self, error: &StoreError, attempt: u32, wait: Duration) {
         tracing::warn!(region = error.region(), key = error.key(), attempt, wait_ms = wait.as_millis(), %error, "store call failed, trying again");
+        self.failing.store(true, Ordering::Release);
         self.state.update_region(self.index, |view| {
             view.retries += 1;
             view.state = RegionState::Failing;
@@ -120,6 +139,10 @@ impl RetryObserver for Health {
     }
 
     fn on_success(&self) {
+        self.failing.store(false, Ordering::Release);
+        if self.other_failing.load(Ordering::Acquire) {
+            return;
+        }
         let index = self.index;
         let failing = self
             .state

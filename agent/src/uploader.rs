@@ -370,3 +370,7 @@ pub(crate) fn is_of_this_region(error: &AgentError) -> bool {
         AgentError::Store(_) | AgentError::Object { .. } | AgentError::Trouble { .. }
     )
 }
+
+#[cfg(test)]
+#[path = "uploader_tests.rs"]
+mod tests;

@@ -11,7 +11,7 @@ use std::fmt;
 
 use futures::{StreamExt, stream};
 use highwater_config::Exit;
-use highwater_format::{Key, Lsn, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
+use highwater_format::{Gap, Key, Lsn, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
 use highwater_store::{Meta, list_all};
 use serde::Serialize;
 
@@ -233,40 +233,59 @@ pub(crate) fn holes(catalog: &Catalog, subject: &Subject<'_>, timeline: Timeline
             .filter(|claimed| *claimed > end && end > Lsn::ZERO)
             .map(|claimed| LsnRange::new(end, claimed)),
     );
-    for range in breaks {
-        let what = format!("WAL {range} of timeline {timeline}");
-        let gap = catalog.gap_for(timeline, range, &[subject.index]);
-        let elsewhere: Vec<&str> = catalog
-            .readable()
-            .into_iter()
-            .filter(|index| {
-                *index != subject.index && catalog.coverage(timeline, &[*index]).cover(range).is_ok()
-            })
-            .map(|index| catalog.region_name(index))
-            .collect();
-        let also = if elsewhere.is_empty() {
-            String::new()
-        } else {
-            format!("; region {} has it", elsewhere.join(" and "))
-        };
-        match gap {
-            Some(gap) => found.notes.push(Problem::new(
-                name,
-                what,
-                format!("left out on purpose: {}{also}", gap.reason),
-            )),
-            None if claimed.is_some_and(|claimed| claimed <= range.start) => {
-                found.notes.push(Problem::new(
+    for hole in breaks {
+        for (range, gap) in by_record(hole, &view.gaps) {
+            let what = format!("WAL {range} of timeline {timeline}");
+            let also = elsewhere(catalog, subject.index, timeline, range);
+            match gap {
+                Some(gap) => found.notes.push(Problem::new(
                     name,
                     what,
-                    format!("never acknowledged; the archive ends before it{also}"),
-                ));
+                    format!("on record as lost: {}{also}", gap.reason),
+                )),
+                None if claimed.is_some_and(|claimed| claimed <= range.start) => {
+                    found.notes.push(Problem::new(
+                        name,
+                        what,
+                        format!("never acknowledged; the archive ends before it{also}"),
+                    ));
+                }
+                None => found
+                    .missing
+                    .push(Problem::new(name, what, format!("missing{also}"))),
             }
-            // What is left of the question whether the store honours conditional writes.
-            None => found
-                .missing
-                .push(Problem::new(name, what, format!("missing{also}"))),
         }
+    }
+}
+
+/// The parts of a hole, each with the record that explains it. A record explains what it names and nothing around it.
+fn by_record(hole: LsnRange, gaps: &[Gap]) -> Vec<(LsnRange, Option<&Gap>)> {
+    let mut parts = Vec::new();
+    let mut at = hole.start;
+    while at < hole.end {
+        let holding = gaps.iter().filter(|gap| gap.range().contains(at));
+        if let Some(gap) = holding.max_by_key(|gap| gap.end) {
+            let end = gap.end.min(hole.end);
+            parts.push((LsnRange::new(at, end), Some(gap)));
+            at = end;
+            continue;
+        }
+        let next = gaps.iter().map(|gap| gap.start).filter(|start| *start > at).min();
+        let end = next.map_or(hole.end, |start| start.min(hole.end));
+        parts.push((LsnRange::new(at, end), None));
+        at = end;
+    }
+    parts
+}
+
+/// Which other regions have what is missing in one, as a clause.
+fn elsewhere(catalog: &Catalog, subject: usize, timeline: TimelineId, range: LsnRange) -> String {
+    let has = |index: &usize| *index != subject && catalog.coverage(timeline, &[*index]).cover(range).is_ok();
+    let others = catalog.readable().into_iter().filter(has);
+    let names: Vec<&str> = others.map(|index| catalog.region_name(index)).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("; region {} has it", names.join(" and ")),
     }
 }
 
@@ -300,5 +319,36 @@ impl fmt::Display for Verified {
             Exit::No => writeln!(f, "the archive is NOT whole"),
             _ => writeln!(f, "what could be read is whole, and not everything could be read"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::Time;
+
+    use super::*;
+
+    #[test]
+    fn a_record_explains_what_it_names_and_nothing_around_it() {
+        let gap = |start, end| Gap {
+            timeline: TimelineId::FIRST,
+            start: Lsn(start),
+            end: Lsn(end),
+            reason: String::new(),
+            recorded_at: Time::UNIX_EPOCH,
+        };
+        let range = |start, end| LsnRange::new(Lsn(start), Lsn(end));
+        let gaps = [gap(20, 30), gap(25, 40), gap(60, 70)];
+        assert_eq!(
+            by_record(range(10, 50), &gaps),
+            [
+                (range(10, 20), None),
+                (range(20, 30), Some(&gaps[0])),
+                (range(30, 40), Some(&gaps[1])),
+                (range(40, 50), None)
+            ]
+        );
+        assert_eq!(by_record(range(62, 65), &gaps), [(range(62, 65), Some(&gaps[2]))]);
+        assert_eq!(by_record(range(1, 3), &[]), [(range(1, 3), None)]);
     }
 }

@@ -275,6 +275,84 @@ async fn fault_41_a_region_emptied_while_it_runs_is_filled_again() -> Result<()>
 }
 
 #[tokio::test]
+async fn fault_41_a_region_emptied_at_rest_is_filled_again_while_storage_stumbles() -> Result<()> {
+    let place = Place::start("all").await?;
+    let mut agent = place.run().await?;
+    let before = place.fill(&agent).await?;
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    for key in place.south().objects(BUCKET) {
+        place.south().delete(BUCKET, &key);
+    }
+    for region in &place.site.regions {
+        region.faults().fail_every(5, 503);
+    }
+    let agent = place.run().await?;
+    let ledger = Ledger::resume(&place.site.primary, TWO, before).await?;
+    ledger.grow(50).await?;
+    let log = ledger.stop().await;
+    place
+        .site
+        .all_durable()
+        .await
+        .with_context(|| agent.last_words())?;
+    place
+        .until_whole(REGIONS[1])
+        .await
+        .with_context(|| agent.last_words())?;
+    for region in &place.site.regions {
+        region.faults().clear();
+    }
+    let end = place.site.all_durable().await?;
+    place.both_hold(end).await?;
+    drop(agent);
+    restores_alone(REGIONS[1], place.south(), &log, Expect::everything()).await
+}
+
+/// Three regions: one is filled from two, of which the first choice hangs. Neither the stream nor the filling
+/// waits for it.
+#[tokio::test]
+async fn fault_45_a_region_that_hangs_holds_up_neither_the_stream_nor_the_filling_of_another() -> Result<()> {
+    let mut place = Place::start("any").await?;
+    let third = Arc::new(S3Server::start().await?);
+    third.create_bucket(BUCKET);
+    place.third = Some(third.clone());
+    let mut agent = place.run().await?;
+    let before = place.fill(&agent).await?;
+    place.until_whole(THIRD).await?;
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    for key in third.objects(BUCKET) {
+        third.delete(BUCKET, &key);
+    }
+    let agent = place.run().await?;
+    place.site.regions[0].faults().freeze();
+    let ledger = Ledger::resume(&place.site.primary, TWO, before).await?;
+    ledger.grow(50).await?;
+    place
+        .site
+        .all_durable()
+        .await
+        .with_context(|| agent.last_words())?;
+    let restored = || async {
+        let backups = archive::keys_with(&third.snapshot(), BUCKET, "/backup.json").len();
+        (backups == 2).then_some(())
+    };
+    eventually("both base backups in the third region", PATIENCE, restored)
+        .await
+        .with_context(|| agent.last_words())?;
+    let log = ledger.stop().await;
+    let end = place.site.all_durable().await?;
+    let holds = || async {
+        let held = archive::wal_end(&third.snapshot(), BUCKET, 1, 1 << 20);
+        (held >= end).then_some(())
+    };
+    eventually("all WAL in the third region", PATIENCE, holds).await?;
+    drop(agent);
+    restores_alone(THIRD, &third, &log, Expect::everything()).await
+}
+
+#[tokio::test]
 async fn fault_41_what_is_gone_at_rest_comes_back_and_damage_is_not_copied() -> Result<()> {
     let place = Place::start("all").await?;
     let mut agent = place.run().await?;
@@ -299,12 +377,23 @@ async fn fault_41_what_is_gone_at_rest_comes_back_and_damage_is_not_copied() -> 
         .rfind(|key| removed.contains(key))
         .context("no segment was removed")?;
     ensure!(north.corrupt(BUCKET, hurt));
+    // Nor are there chunks that it could be put together from.
+    let whole = archive::range_of(hurt, 1 << 20).context("not a segment")?;
+    for region in &place.site.regions {
+        for key in archive::keys_with(&region.snapshot(), BUCKET, "/tail/") {
+            let chunk = archive::range_of(&key, 1 << 20).context("not a chunk")?;
+            if whole.1 <= chunk.1 && chunk.2 <= whole.2 {
+                region.delete(BUCKET, &key);
+            }
+        }
+    }
 
     let mut agent = place.run().await?;
     agent.says("the object is damaged", PATIENCE).await?;
     let missing = "highwater_region_missing_wal_bytes";
     let one = |bytes: f64| bytes > 0.0 && bytes <= f64::from(1 << 20);
-    place.until_metric(missing, REGIONS[1], one).await?;
+    let waited = place.until_metric(missing, REGIONS[1], one).await;
+    waited.with_context(|| agent.last_words())?;
     let has = place.south().objects(BUCKET);
     let gone = |key: &&String| !has.contains(key) && *key != hurt;
     let gone: Vec<_> = had.iter().filter(gone).collect();

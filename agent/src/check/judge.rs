@@ -4,6 +4,8 @@
 //! on the first day: each failure must name the setting, the right or the file, and be mended by what is
 //! printed below it.
 
+use highwater_config::{OutageConfig, OutagePolicy, Standby};
+
 use super::Finding;
 use super::server::{Catalog, Facts, Refusal, Slot, System};
 
@@ -116,10 +118,14 @@ fn recovery(facts: &Facts) -> Finding {
     let what = "recovery";
     match facts.sql.as_ref().ok().and_then(|catalog| catalog.in_recovery) {
         Some(false) => Finding::ok(what, "a primary"),
+        Some(true) if facts.standby == Standby::Refuse => Finding::fail(
+            what,
+            "a standby, or a server that is being restored: WAL arrives here later than at the primary",
+            "connect to the primary, or set standby = \"stream\" in [cluster] to run one agent beside every node",
+        ),
         Some(true) => Finding::note(
             what,
-            "a standby: WAL arrives here later than at the primary, and a promotion starts a new timeline. Stream from \
-             the primary for the best recovery point",
+            "a standby: its agent is a second stream beside the primary's, and the writer once this server is promoted",
         ),
         None => Finding::unknown(what, "whether this is a primary is not visible without SQL"),
     }
@@ -195,14 +201,50 @@ fn keep_size(limit: Option<&str>) -> Option<Finding> {
     Some(match limit? {
         "-1" => Finding::note(
             what,
-            "-1: while no region takes WAL, pg_wal grows until its disk is full. A limit below the free space lets \
-             the server go on and the archive stop instead: ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';",
+            "-1: while no region takes WAL, pg_wal grows until its disk is full, and the time until then is known only \
+             with outage.disk. A limit below the free space gives the WAL up instead, which becomes a recorded gap that a \
+             new base backup ends: ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';",
         ),
         limit => Finding::ok(
             what,
-            format!("{limit}: beyond it PostgreSQL gives the slot up, and the archive stops there"),
+            format!(
+                "{limit}: beyond it PostgreSQL gives the slot up; what the archive then lacks becomes a recorded gap"
+            ),
         ),
     })
+}
+
+/// A limit that cannot be watched protects nothing.
+pub(super) fn outage(config: &OutageConfig, facts: &Facts) -> Option<Finding> {
+    let what = "outage";
+    if config.policy == OutagePolicy::Hold {
+        return None;
+    }
+    if let Err(refusal) = &facts.sql {
+        return Some(Finding::fail(
+            what,
+            format!(
+                "policy \"give-up\" asks PostgreSQL by SQL how much WAL waits, which was refused: {}",
+                refusal.message
+            ),
+            "let the role connect to a database, or set policy = \"hold\"",
+        ));
+    }
+    let limited = facts
+        .settings
+        .get("max_slot_wal_keep_size")
+        .is_some_and(|limit| limit != "-1");
+    if config.keep_free.is_some() && config.disk.is_none() && !limited {
+        let seen = "keep_free cannot be watched: neither outage.disk nor max_slot_wal_keep_size is set";
+        return Some(match config.max_backlog {
+            Some(_) => Finding::note(what, format!("{seen}; only max_backlog counts")),
+            None => Finding::fail(what, seen, "[outage]\ndisk = \"/var/lib/postgresql\""),
+        });
+    }
+    Some(Finding::ok(
+        what,
+        "the slot is given up at the limits set, and the gap recorded",
+    ))
 }
 
 fn walsenders(facts: &Facts, catalog: Option<&Catalog>) -> Finding {
@@ -269,12 +311,11 @@ fn existing(slot: &Slot) -> Finding {
         return Finding::fail(what, format!("{name} is a logical slot"), mend);
     }
     if slot.wal_status.as_deref() == Some("lost") {
-        let seen = format!("{name} is lost: PostgreSQL removed WAL that it kept. `run` refuses to skip any");
-        return Finding::fail(
+        return Finding::note(
             what,
-            seen,
             format!(
-                "{drop_it}\nthen start the agent; if it says that WAL is gone, begin a new archive under another cluster.name and take a base backup"
+                "{name} is lost: PostgreSQL gave it up. `run` makes it anew and goes on where the archive ends; if that WAL \
+                 is gone, it records the gap and takes a base backup at once"
             ),
         );
     }
@@ -287,7 +328,7 @@ fn existing(slot: &Slot) -> Finding {
     if !slot.reserved {
         return Finding::note(
             what,
-            format!("{name} keeps no WAL yet; it does from the first connection of `run` on"),
+            format!("{name} keeps no WAL: it was never given any to keep. `run` makes it anew"),
         );
     }
     match (slot.wal_status.as_deref(), slot.safe_wal_size) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use highwater_config::Standby;
 use highwater_format::{SystemId, TimelineId};
 
 use super::super::Verdict;
@@ -37,6 +38,7 @@ fn good() -> Facts {
             .into_iter()
             .map(|(name, value)| (name, value.to_owned()))
             .collect::<BTreeMap<_, _>>(),
+        standby: Standby::Refuse,
     }
 }
 
@@ -180,8 +182,8 @@ fn the_slot_in_all_its_states() {
         (slot(|slot| slot.physical = false), Verdict::Fail, "logical"),
         (
             slot(|slot| slot.wal_status = Some("lost".into())),
-            Verdict::Fail,
-            "lost",
+            Verdict::Note,
+            "records the gap",
         ),
         (slot(|slot| slot.active_pid = Some(4711)), Verdict::Ok, "4711"),
         (slot(|slot| slot.reserved = false), Verdict::Note, "keeps no WAL"),
@@ -220,6 +222,8 @@ fn versions() {
 fn a_standby_is_said_to_be_one() {
     let mut facts = good();
     facts.sql.as_mut().unwrap().in_recovery = Some(true);
+    assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Fail);
+    facts.standby = Standby::Stream;
     assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Note);
 }
 
@@ -233,4 +237,37 @@ fn role_names_are_quoted_in_what_is_to_be_run() {
             .unwrap()
             .contains("\"we\"\"ird\"")
     );
+}
+
+#[test]
+fn a_limit_that_cannot_be_watched_is_named() {
+    let config = |max_backlog, keep_free, disk: Option<&str>| OutageConfig {
+        policy: OutagePolicy::GiveUp,
+        max_backlog,
+        keep_free,
+        disk: disk.map(Into::into),
+        patience: std::time::Duration::from_secs(60),
+    };
+    let unlimited = setting("max_slot_wal_keep_size", "-1");
+    let verdict = |config, facts: &Facts| outage(&config, facts).map(|finding| finding.verdict);
+    assert_eq!(
+        verdict(config(None, Some(1), None), &unlimited),
+        Some(Verdict::Fail)
+    );
+    assert_eq!(
+        verdict(config(Some(1), Some(1), None), &unlimited),
+        Some(Verdict::Note)
+    );
+    assert_eq!(
+        verdict(config(None, Some(1), Some("/")), &unlimited),
+        Some(Verdict::Ok)
+    );
+    assert_eq!(verdict(config(None, Some(1), None), &good()), Some(Verdict::Ok));
+    let blind = refusal("28000", false);
+    assert_eq!(verdict(config(Some(1), None, None), &blind), Some(Verdict::Fail));
+    let hold = OutageConfig {
+        policy: OutagePolicy::Hold,
+        ..config(None, None, None)
+    };
+    assert_eq!(outage(&hold, &blind), None);
 }

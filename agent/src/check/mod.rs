@@ -154,6 +154,7 @@ pub async fn run(config: &Config, new_lineage: bool) -> Report {
     let facts = server::look(config).await;
     let system_id = facts.system_id();
     findings.extend(judge::server(&facts, &config.cluster.slot));
+    findings.extend(judge::outage(&config.outage, &facts));
     findings.extend(regions::look(config, system_id.filter(|_| !new_lineage)).await);
     Report::new(findings)
 }

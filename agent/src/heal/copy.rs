@@ -374,3 +374,7 @@ fn nowhere(key: &str) -> AgentError {
         next: "It is looked for again at the next comparison".into(),
     }
 }
+
+#[cfg(test)]
+#[path = "copy_tests.rs"]
+mod tests;

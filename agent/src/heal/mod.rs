@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_format::{BackupId, Lsn, LsnRange, TimelineId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::copy::{Copied, Copier};
@@ -33,7 +34,7 @@ use crate::frontier::Position;
 use crate::identity;
 use crate::inventory::{piece_key, timelines};
 use crate::region::Region;
-use crate::state::{Lacks, RegionState, Snapshot};
+use crate::state::{Lacks, RegionState};
 use crate::uploader::{Shared, is_of_this_region};
 
 /// The first comparison comes this long after the region is in use: a start has more urgent things to do.
@@ -41,6 +42,9 @@ const FIRST: Duration = Duration::from_secs(10);
 
 /// After a region was away, or something could not be copied, the next comparison comes this soon.
 const SOON: Duration = Duration::from_secs(30);
+
+/// A region whose calls failed for this long was away, and may have missed something.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// Objects of one key and different sizes that are read per comparison.
 const DOUBTS: usize = 8;
@@ -131,29 +135,34 @@ impl Healer {
     }
 
     /// Waits for `time`, and then until the region takes new WAL. Returns early, with true, when the region is
-    /// back after it did not.
+    /// back after it was away.
     async fn wait(&self, time: Duration) -> Result<bool> {
         let index = self.region.index;
         let mut state = self.shared.state.subscribe();
-        let is_ok = move |snapshot: &Snapshot| {
-            snapshot
+        let until = Instant::now() + time;
+        let (mut away, mut troubled) = (false, None::<Instant>);
+        loop {
+            let now = Instant::now();
+            let region = state
+                .borrow_and_update()
                 .regions
                 .get(index)
-                .is_some_and(|view| view.state == RegionState::Ok)
-        };
-        let mut away = false;
-        let until = tokio::time::Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(tokio::time::Instant::now());
-            let ok = is_ok(&state.borrow_and_update());
-            if ok && (left.is_zero() || (away && time > SOON)) {
-                return Ok(away);
+                .map(|view| view.state);
+            match region {
+                Some(RegionState::Ok) => {
+                    if until <= now || (away && time > SOON) {
+                        return Ok(away);
+                    }
+                    troubled = None;
+                }
+                // One failed call is not an absence.
+                Some(RegionState::Failing) => away |= now - *troubled.get_or_insert(now) >= AWAY,
+                _ => away = true,
             }
-            away |= !ok;
             tokio::select! {
                 biased;
                 // The time is looked at first: a busy snapshot must not put it off.
-                () = tokio::time::sleep(left), if !left.is_zero() => {}
+                () = tokio::time::sleep_until(until), if now < until => {}
                 changed = state.changed() => changed.map_err(|_| AgentError::Cancelled)?,
             }
         }

@@ -37,6 +37,7 @@ use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
 use crate::writer::Claims;
+use crate::writer::judge::Line;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -161,7 +162,7 @@ impl Receiver {
         let claims = self.context.claims.clone();
         tokio::select! {
             biased;
-            ended = self.stream(connection, resume) => return ended,
+            ended = self.stream(connection, resume) => ended,
             error = claims.fenced() => {
                 // What was received but not sealed is given up with the session.
                 self.sealed = None;
@@ -230,9 +231,9 @@ impl Receiver {
 
     /// Connects and finds out where to go on.
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
-        let context = &self.context;
-        let mut connection = server::connect(&context.conninfo).await?;
+        let mut connection = server::connect(&self.context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
+        self.context.claims.compare(&view.history).await?;
         let shared = &self.context.shared;
         let archived = self.sealed.or_else(|| shared.progress.furthest());
         let resume = resume(archived, &view, shared.segment_size)?;
@@ -254,7 +255,8 @@ impl Receiver {
     /// Makes sure that what this server sends may be stored.
     async fn enter(&self, view: &ServerView) -> Result<()> {
         server::refuse_standby(view, self.context.standby)?;
-        self.context.claims.enter(view.timeline, view.in_recovery).await
+        let line = Line::of(&view.history);
+        self.context.claims.enter(line, view.in_recovery).await
     }
 
     /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits

@@ -1,0 +1,104 @@
+//! Where a region's WAL ends, when some of it is on record as lost.
+
+use highwater_format::{ClusterName, Gap, SystemId, Time};
+use highwater_store::{MemoryStore, Object, PutMode};
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+struct Archive {
+    store: MemoryStore,
+    layout: Layout,
+}
+
+impl Archive {
+    fn new() -> Self {
+        Self {
+            store: MemoryStore::new("a"),
+            layout: Layout::new("orders".parse::<ClusterName>().unwrap(), SystemId(7)),
+        }
+    }
+
+    async fn put(&self, key: String, object: Object) {
+        self.store.put(&key, object, PutMode::Overwrite).await.unwrap();
+    }
+
+    async fn segments(&self, timeline: u32, numbers: std::ops::Range<u64>) {
+        let timeline = TimelineId::new(timeline).unwrap();
+        for number in numbers {
+            let name = SegmentName { timeline, number };
+            self.put(self.layout.segment(name, size()), Object::new("x"))
+                .await;
+        }
+    }
+
+    async fn gap(&self, timeline: u32, start: u64, end: u64) {
+        let gap = Gap {
+            timeline: TimelineId::new(timeline).unwrap(),
+            start: Lsn(start * MIB),
+            end: Lsn(end * MIB),
+            reason: "slot lost".into(),
+            recorded_at: Time::UNIX_EPOCH,
+        };
+        let (key, object) = crate::gap::encode(&self.layout, &gap).unwrap();
+        self.put(key, object).await;
+    }
+
+    async fn pulse(&self, stored: u64) {
+        let pulse = Pulse {
+            timeline: TimelineId::FIRST,
+            server_time: Time::UNIX_EPOCH,
+            wal_end: Lsn(stored * MIB),
+            durable_lsn: Lsn(stored * MIB),
+            stored_lsn: Lsn(stored * MIB),
+            last_commit: None,
+            instance: "x".into(),
+            sequence: 1,
+        };
+        self.put(self.layout.pulse(), Object::new(records::encode(&pulse).unwrap()))
+            .await;
+    }
+
+    /// Timeline and megabyte.
+    async fn end(&self) -> (u32, u64) {
+        let end = position(&self.store, &self.layout, size())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(end.lsn.0 % MIB, 0);
+        (end.timeline.get(), end.lsn.0 / MIB)
+    }
+}
+
+fn size() -> SegmentSize {
+    SegmentSize::new(MIB).unwrap()
+}
+
+#[tokio::test]
+async fn i5_a_region_counts_past_a_gap_only_with_the_record() {
+    let archive = Archive::new();
+    archive.segments(1, 3..6).await;
+    archive.segments(1, 9..11).await;
+    assert_eq!(archive.end().await, (1, 6));
+    archive.gap(1, 6, 9).await;
+    assert_eq!(archive.end().await, (1, 11));
+    // The pulse shortens the listing, wherever it points to.
+    for stored in [5, 6, 8, 9, 10] {
+        archive.pulse(stored).await;
+        assert_eq!(archive.end().await, (1, 11), "pulse at {stored}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_with_nothing_behind_it_yet_is_the_end() {
+    let archive = Archive::new();
+    archive.segments(1, 3..6).await;
+    archive.gap(1, 6, 9).await;
+    assert_eq!(archive.end().await, (1, 9));
+    // The next timeline begins with a gap.
+    archive.gap(2, 9, 12).await;
+    assert_eq!(archive.end().await, (2, 12));
+    archive.segments(2, 12..13).await;
+    assert_eq!(archive.end().await, (2, 13));
+}

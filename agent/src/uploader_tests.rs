@@ -1,0 +1,128 @@
+//! One region's order: what must be there before anything that follows is stored.
+
+use highwater_config::Policy;
+use highwater_format::{Gap, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
+use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule};
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn range(start: u64, end: u64) -> LsnRange {
+    LsnRange {
+        start: Lsn(start * MIB),
+        end: Lsn(end * MIB),
+    }
+}
+
+fn at(megabyte: u64) -> Position {
+    Position {
+        timeline: TimelineId::FIRST,
+        lsn: Lsn(megabyte * MIB),
+    }
+}
+
+/// One region over `store`, and everything around its pipeline.
+fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
+    let segment_size = SegmentSize::new(MIB).unwrap();
+    let identity = Identity {
+        system_id: SystemId(7),
+        server_version: 150_020,
+        segment_size,
+        wal_block_size: 8192,
+        block_size: 8192,
+    };
+    let region = Arc::new(Region {
+        name: "a".into(),
+        index: 0,
+        store: store.clone(),
+        quick: store,
+    });
+    let state = State::new(["a".to_owned()]);
+    let shared = Shared {
+        archive: Archive::new("orders".parse().unwrap(), identity, vec![region.clone()]),
+        segment_size,
+        window: Arc::new(Window::new(1, 100 * MIB, at(1))),
+        progress: Arc::new(Progress::new(Policy::All, 1, state.clone())),
+        state,
+        uploads: 4,
+        in_flight: 100 * MIB,
+        server_timeline: TimelineId::FIRST,
+        budget: Budget::new(100 * MIB),
+        origin: at(1),
+        acknowledged: None,
+        histories: Arc::new([]),
+    };
+    (shared, region)
+}
+
+fn wal(shared: &Shared, range: LsnRange) -> Item {
+    Item {
+        key: shared.archive.layout.tail(TimelineId::FIRST, range),
+        object: Object::new("wal"),
+        what: What::Wal {
+            timeline: TimelineId::FIRST,
+            range,
+            last_commit: None,
+        },
+        charge: None,
+    }
+}
+
+fn gap(shared: &Shared, range: LsnRange) -> Item {
+    let gap = Gap {
+        timeline: TimelineId::FIRST,
+        start: range.start,
+        end: range.end,
+        reason: "slot lost".into(),
+        recorded_at: Time::UNIX_EPOCH,
+    };
+    let (key, object) = gap::encode(&shared.archive.layout, &gap).unwrap();
+    Item {
+        key,
+        object,
+        what: What::Gap {
+            timeline: TimelineId::FIRST,
+            range,
+        },
+        charge: None,
+    }
+}
+
+/// A region that takes its time over the record holds nothing behind the gap meanwhile, and does not count as further.
+#[tokio::test(start_paused = true)]
+async fn i5_nothing_behind_a_gap_is_stored_before_its_record() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    store.inject(
+        Rule::once(Fault::Delay(Duration::from_secs(60)))
+            .on(Operation::Put)
+            .key("/gap/"),
+    );
+    let (shared, region) = shared(store);
+    let (before, lost, behind) = (range(1, 2), range(2, 5), range(5, 6));
+    for item in [wal(&shared, before), gap(&shared, lost), wal(&shared, behind)] {
+        shared.window.push(item);
+    }
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region);
+    let running = tokio::spawn(uploader.run(Some(Some(at(1))), cancel.clone()));
+
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let layout = &shared.archive.layout;
+    assert_eq!(memory.keys(), [layout.tail(TimelineId::FIRST, before)]);
+    assert_eq!(shared.progress.position(0), Some(at(2)));
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(
+        memory.keys(),
+        [
+            layout.gap(TimelineId::FIRST, lost),
+            layout.tail(TimelineId::FIRST, before),
+            layout.tail(TimelineId::FIRST, behind),
+        ]
+    );
+    assert_eq!(shared.progress.position(0), Some(at(6)));
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
