@@ -138,11 +138,24 @@ impl Receiver {
                 .update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
             tokio::select! {
                 biased;
-                () = self.context.cancel.cancelled() => return Ok(()),
+                () = self.context.cancel.cancelled() => return self.give_grace().await,
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(BACKOFF.1);
         }
+    }
+
+    /// Told to stop while nothing is streamed: what earlier streams have sealed is given its time all the same.
+    async fn give_grace(&self) -> Result<()> {
+        let Some(sealed) = self.sealed else {
+            return Ok(());
+        };
+        let mut durable = self.context.shared.progress.subscribe();
+        let reached = durable.wait_for(|at| at.is_some_and(|at| at.position() >= sealed));
+        if tokio::time::timeout(GRACE, reached).await.is_err() {
+            tracing::warn!(%sealed, "stopping before the last bytes are durable: PostgreSQL keeps them for the slot");
+        }
+        Ok(())
     }
 
     /// One connection, until it ends.
@@ -154,7 +167,7 @@ impl Receiver {
                 let cancel = self.context.cancel.clone();
                 tokio::select! {
                     biased;
-                    () = cancel.cancelled() => return Ok(()),
+                    () = cancel.cancelled() => return self.give_grace().await,
                     prepared = self.prepare() => prepared?,
                 }
             }
@@ -223,7 +236,7 @@ impl Receiver {
             let cancel = self.context.cancel.clone();
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Ok(()),
+                () = cancel.cancelled() => return self.give_grace().await,
                 entered = self.enter(&view) => entered?,
             }
         }

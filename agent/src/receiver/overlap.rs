@@ -80,6 +80,11 @@ impl Overlap {
         }))
     }
 
+    /// Where the comparison ends.
+    pub(super) fn end(&self) -> Lsn {
+        self.range.end
+    }
+
     /// Lets nothing of the stream through before all of the overlap has come again: for bytes that would be archived
     /// anew, on a timeline that has only begun.
     #[must_use]

@@ -141,6 +141,7 @@ impl<'a> Stream<'a> {
             flush: Flush {
                 history: self.history.clone(),
                 floor,
+                compared: self.overlap.end(),
             },
             durable: self.context.shared.progress.subscribe(),
             received: watcher,

@@ -24,6 +24,7 @@ mod checker;
 mod node;
 mod region;
 mod rng;
+mod scenes;
 mod schedule;
 mod wal;
 mod walsender;

@@ -66,6 +66,8 @@ impl Weather {
 struct Sky {
     rng: Rng,
     weather: Weather,
+    /// Calls until the next one may find its bytes damaged: what is damaged on its way arrives the next time.
+    spared: u32,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl SimRegion {
         let sky = Sky {
             rng,
             weather: Weather::fair(),
+            spared: 0,
         };
         Arc::new(Self {
             name,
@@ -171,6 +174,8 @@ impl SimRegion {
     fn draw(&self, operation: Operation) -> Trip {
         let mut sky = lock(&self.sky);
         let weather = sky.weather;
+        sky.spared = sky.spared.saturating_sub(1);
+        let spared = sky.spared > 0;
         let rng = &mut sky.rng;
         let (there, back) = (rng.millis(0..weather.delay + 1), rng.millis(0..weather.delay + 1));
         let reads = matches!(operation, Operation::Get | Operation::GetRange);
@@ -178,7 +183,8 @@ impl SimRegion {
             Fate::Fails(ErrorKind::Retry)
         } else if rng.chance(weather.denied) {
             Fate::Fails(ErrorKind::Operator)
-        } else if rng.chance(weather.corrupt) && reads {
+        } else if rng.chance(weather.corrupt) && reads && !spared {
+            sky.spared = 30;
             Fate::Fails(ErrorKind::Corrupt)
         } else if rng.chance(weather.lost) {
             Fate::Lost

@@ -40,12 +40,7 @@ pub(crate) struct Outcome {
 
 /// Runs the schedule of one seed, in virtual time.
 pub(crate) fn run(theme: Theme, seed: u64) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let outcome = runtime.block_on(async {
+    runtime().block_on(async {
         let mut schedule = Schedule::new(theme, seed);
         schedule.play().await;
         let mut world = schedule.sim.lock();
@@ -54,17 +49,24 @@ pub(crate) fn run(theme: Theme, seed: u64) -> Outcome {
             broken: world.broken.take(),
             statuses: world.statuses,
         }
-    });
-    drop(runtime);
-    outcome
+    })
 }
 
-struct Schedule {
+/// One thread, and a clock that moves on when everybody waits.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+}
+
+pub(crate) struct Schedule {
     theme: Theme,
-    sim: Arc<Sim>,
+    pub(crate) sim: Arc<Sim>,
     rng: Rng,
-    regions: Vec<Arc<SimRegion>>,
-    agent: Agent,
+    pub(crate) regions: Vec<Arc<SimRegion>>,
+    pub(crate) agent: Agent,
     /// Earlier states of the server, to go back to.
     snapshots: Vec<(Node, Cut)>,
     /// The server has lost or contradicts something that the agent may know of: it may refuse to go on.
@@ -77,7 +79,7 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn new(theme: Theme, seed: u64) -> Self {
+    pub(crate) fn new(theme: Theme, seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ (theme as u64) << 56);
         let segment = rng.pick(&[1, 1, 1, 2]) << 20;
         let count = rng.pick(&[1, 2, 2, 2, 3]);
