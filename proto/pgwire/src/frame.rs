@@ -132,7 +132,8 @@ impl FrameReader {
         }
         self.gather();
         let free = self.buffer.capacity() - self.buffer.len();
-        let got = self.half
+        let got = self
+            .half
             .read_buf(&mut self.buffer)
             .await
             .map_err(|e| PgError::io(during, e))?;
