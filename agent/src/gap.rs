@@ -135,8 +135,12 @@ pub async fn read_all(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
 }
 
 /// The first of these base backups that can be restored to without the gap: everything later can be, from there on.
+/// One of a later timeline ends it too: it was taken after the archive had gone on there, and where that timeline left
+/// the gap's own one before the gap, the gap concerns nothing that still grows.
 pub fn ended_by<'a>(gap: &Gap, backups: impl IntoIterator<Item = &'a BackupId>) -> Option<&'a BackupId> {
-    let after = |id: &&BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
+    let after = |id: &&BackupId| {
+        id.timeline() > gap.timeline || (id.timeline() == gap.timeline && id.start_lsn() >= gap.end)
+    };
     backups
         .into_iter()
         .filter(after)

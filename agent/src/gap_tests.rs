@@ -129,4 +129,7 @@ fn a_gap_is_ended_by_the_first_base_backup_that_begins_behind_it() {
     let (first, later) = (backup(1, 2 * MIB + 40, 2), backup(2, 3 * MIB, 3));
     assert_eq!(ended_by(&gap, [&before]), None);
     assert_eq!(ended_by(&gap, [&later, &before, &first]), Some(&first));
+    // The cluster was restored to before the gap and went on from there.
+    let elsewhere = backup(2, MIB, 4);
+    assert_eq!(ended_by(&gap, [&before, &elsewhere]), Some(&elsewhere));
 }

@@ -18,11 +18,8 @@ use tokio::sync::watch as channel;
 
 pub(crate) use watch::{Watcher, ask};
 
-/// Looks that the growth is taken from: half a minute.
-const LOOKS: usize = 16;
-/// So many looks in a row at which the backlog did not shrink count as an outage; a backlog that is being worked off
-/// is none, however large.
-const STALLED: usize = 6;
+/// Looks that the growth is taken from: a minute.
+const LOOKS: usize = 12;
 /// After giving up the new slot holds WAL from the last checkpoint on. It is given up again only when that has doubled,
 /// at least by this much.
 const AGAIN: u64 = 1 << 20;
@@ -53,6 +50,8 @@ pub struct Outlook {
 pub struct Judge {
     config: OutageConfig,
     looks: VecDeque<Look>,
+    /// Since when the backlog has not shrunk; one that is being worked off is no outage, however large.
+    stalled_since: Option<Duration>,
     /// What the slot held first after it was given up.
     after_giving_up: Option<Option<u64>>,
 }
@@ -63,12 +62,17 @@ impl Judge {
         Self {
             config,
             looks: VecDeque::with_capacity(LOOKS),
+            stalled_since: None,
             after_giving_up: None,
         }
     }
 
     /// Takes in what was seen. The answer is why the slot is to be given up, if it is.
     pub fn take(&mut self, look: Look) -> Option<String> {
+        if self.looks.back().is_some_and(|before| look.held < before.held) {
+            self.stalled_since = None;
+        }
+        let since = *self.stalled_since.get_or_insert(look.at);
         if self.looks.len() == LOOKS {
             self.looks.pop_front();
         }
@@ -76,7 +80,8 @@ impl Judge {
         if let Some(base @ None) = &mut self.after_giving_up {
             *base = Some(look.held);
         }
-        if self.config.policy == OutagePolicy::Hold || !self.is_stalled() || !self.may_again(look.held) {
+        let is_stalled = look.at.saturating_sub(since) >= self.config.patience;
+        if self.config.policy == OutagePolicy::Hold || !is_stalled || !self.may_again(look.held) {
             return None;
         }
         self.limit_passed(look)
@@ -85,6 +90,7 @@ impl Judge {
     /// Notes that the slot was given up: the looks from before say nothing any more.
     pub fn gave_up(&mut self) {
         self.looks.clear();
+        self.stalled_since = None;
         self.after_giving_up = Some(None);
     }
 
@@ -104,12 +110,6 @@ impl Judge {
             bytes_per_second,
             full_in,
         }
-    }
-
-    fn is_stalled(&self) -> bool {
-        let newest = self.looks.iter().rev().take(STALLED);
-        let mut pairs = newest.clone().zip(newest.clone().skip(1));
-        newest.count() == STALLED && pairs.all(|(later, earlier)| later.held >= earlier.held)
     }
 
     fn may_again(&self, held: u64) -> bool {

@@ -10,6 +10,7 @@ fn config(max_backlog: Option<u64>, keep_free: Option<u64>) -> OutageConfig {
         max_backlog,
         keep_free,
         disk: None,
+        patience: Duration::from_secs(8),
     }
 }
 
@@ -38,8 +39,17 @@ fn at_the_limit_the_slot_is_given_up_when_nothing_is_worked_off() {
 fn a_backlog_that_shrinks_is_no_outage() {
     let after_a_weekend = (0..40).map(|step| ((100 - step) * MIB, None));
     assert!(!gives_up(config(Some(10 * MIB), None), after_a_weekend));
-    let saw_tooth = (0..40).map(|step| ((20 + step % 5) * MIB, None));
+    let saw_tooth = (0..40).map(|step| ((20 + step % 4) * MIB, None));
     assert!(!gives_up(config(Some(10 * MIB), None), saw_tooth));
+}
+
+#[test]
+fn a_pause_that_is_shorter_than_patience_is_no_outage() {
+    let looks = |len: u64| (0..len).map(|_| (50 * MIB, None));
+    assert!(!gives_up(config(Some(10 * MIB), None), looks(4)));
+    assert!(gives_up(config(Some(10 * MIB), None), looks(5)));
+    let moved_once = [50, 50, 50, 50, 49, 49, 49, 49].map(|held| (held * MIB, None));
+    assert!(!gives_up(config(Some(10 * MIB), None), moved_once));
 }
 
 #[test]
@@ -66,8 +76,12 @@ fn it_is_given_up_again_only_when_the_new_slot_holds_much_more() {
     assert!(watch(&mut judge, growing(0, 12)).pop().unwrap().is_some());
     judge.gave_up();
     // The last checkpoint was long ago: the new slot holds more than the limit at once.
-    assert!(watch(&mut judge, growing(30, 60)).iter().all(Option::is_none));
-    assert!(watch(&mut judge, growing(60, 61)).pop().unwrap().is_some());
+    let mut answers = watch(&mut judge, growing(30, 61));
+    assert!(
+        answers.pop().unwrap().is_some(),
+        "60 MiB is twice what it began with"
+    );
+    assert!(answers.iter().all(Option::is_none), "{answers:?}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
+use futures::FutureExt;
 use highwater_config::ConfigError;
 use highwater_format::{Backup, BackupId, Gap, Time};
 use highwater_pgwire::ConnInfo;
@@ -180,13 +181,17 @@ impl Scheduled {
         let mut seen = self.first_reading().await;
         let mut read_at = self.clock.now();
         loop {
+            if self.reanchor.notified().now_or_never().is_some() {
+                seen = self.first_reading().await;
+                (failures, not_before) = (0, None);
+            }
             let now = self.clock.now();
             if now.since(read_at) >= READ_EVERY {
                 seen = self.read().await.unwrap_or(seen);
                 read_at = now;
             }
-            // Beside a standby it is the primary's agent that takes them.
-            let elsewhere = self.state.snapshot().standby;
+            // Beside a standby it is the primary's agent that takes them, and one that was fenced takes none.
+            let elsewhere = self.state.snapshot().writer_epoch == 0;
             let wait = wait(self.schedule.as_ref(), &seen, not_before, now);
             if !wait.is_zero() || elsewhere {
                 let due = if elsewhere {
@@ -196,10 +201,8 @@ impl Scheduled {
                 };
                 tokio::select! {
                     biased;
-                    () = self.reanchor.notified() => {
-                        seen = self.first_reading().await;
-                        (failures, not_before) = (0, None);
-                    }
+                    // The next turn sees to it.
+                    () = self.reanchor.notified() => self.reanchor.notify_one(),
                     () = tokio::time::sleep(due) => {}
                 }
                 continue;
@@ -209,6 +212,10 @@ impl Scheduled {
                     (failures, not_before) = (0, None);
                     seen = self.read().await.unwrap_or(seen);
                     seen.last = seen.last.max(Some(started));
+                    if seen.gaps.open > 0 {
+                        // Not read again yet, or recorded meanwhile: never one backup right after the other.
+                        not_before = Some(self.clock.now().saturating_add(LONGEST_PAUSE_IN_A_GAP));
+                    }
                 }
                 Err(error) => {
                     failures += 1;
@@ -338,142 +345,5 @@ fn overtaken() -> AgentError {
 }
 
 #[cfg(test)]
-mod tests {
-    use highwater_format::{Lsn, TimelineId};
-
-    use super::*;
-
-    fn backup(lsn: u64) -> BackupId {
-        BackupId::new(TimelineId::FIRST, Lsn(lsn), at("2026-11-20T02:00:00Z"))
-    }
-
-    fn gap(start: u64, end: u64) -> Gap {
-        Gap {
-            timeline: TimelineId::FIRST,
-            start: Lsn(start),
-            end: Lsn(end),
-            reason: "slot lost".into(),
-            recorded_at: at("2026-11-20T01:00:00Z"),
-        }
-    }
-
-    fn told(backups: &[BackupId], gaps: &[Gap]) -> Told {
-        Told {
-            backups: backups.to_vec(),
-            newest: None,
-            gaps: gaps.to_vec(),
-        }
-    }
-
-    #[test]
-    fn a_gap_is_open_until_a_base_backup_behind_it_is_in_some_region() {
-        let (first, second) = (gap(100, 200), gap(300, 400));
-        let gaps = judge(&[
-            told(&[backup(50)], std::slice::from_ref(&first)),
-            told(&[backup(250)], &[second.clone(), first]),
-        ]);
-        assert_eq!(
-            (gaps.recorded, gaps.open, gaps.last),
-            (2, 1, Some(second.clone()))
-        );
-        assert_eq!(judge(&[told(&[backup(400)], &[second])]).open, 0);
-        assert_eq!(judge(&[told(&[], &[])]), Gaps::default());
-    }
-
-    #[test]
-    fn an_open_gap_is_due_at_once_even_without_a_schedule() {
-        let now = at("2026-11-20T14:00:00Z");
-        let mut seen = Seen {
-            last: Some(at("2026-11-20T13:00:00Z")),
-            gaps: judge(&[told(&[], &[gap(1, 2)])]),
-        };
-        assert_eq!(wait(None, &seen, None, now), Duration::ZERO);
-        assert_eq!(wait(Some(&nightly()), &seen, None, now), Duration::ZERO);
-        assert_eq!(
-            wait(None, &seen, Some(at("2026-11-20T14:00:05Z")), now),
-            Duration::from_secs(5)
-        );
-        seen.gaps = Gaps::default();
-        assert_eq!(wait(None, &seen, None, now), Duration::MAX);
-        assert_eq!(
-            wait(Some(&nightly()), &seen, None, now),
-            Duration::from_secs(12 * 3600)
-        );
-    }
-
-    fn at(text: &str) -> Time {
-        text.parse().unwrap()
-    }
-
-    fn nightly() -> Schedule {
-        "0 2 * * *".parse().unwrap()
-    }
-
-    #[test]
-    fn moments_are_utc_and_strictly_later() {
-        let schedule = nightly();
-        assert_eq!(
-            schedule.next_after(at("2026-11-20T01:59:59Z")),
-            Some(at("2026-11-20T02:00:00Z"))
-        );
-        assert_eq!(
-            schedule.next_after(at("2026-11-20T02:00:00Z")),
-            Some(at("2026-11-21T02:00:00Z"))
-        );
-        assert_eq!(
-            schedule.next_after(at("2026-11-20T03:30:00+01:00")),
-            Some(at("2026-11-21T02:00:00Z"))
-        );
-        let weekly: Schedule = "30 4 * * SUN".parse().unwrap();
-        assert_eq!(
-            weekly.next_after(at("2026-11-20T12:00:00Z")),
-            Some(at("2026-11-22T04:30:00Z"))
-        );
-    }
-
-    #[test]
-    fn waits_for_the_moment_after_the_newest_backup() {
-        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), None, at("2026-11-20T14:00:00Z"));
-        assert_eq!(wait, Duration::from_secs(12 * 3600));
-    }
-
-    #[test]
-    fn the_first_and_the_missed_backup_are_due_at_once() {
-        let now = at("2026-11-20T14:00:00Z");
-        assert_eq!(nightly().wait(None, None, now), Duration::ZERO);
-        assert_eq!(
-            nightly().wait(Some(at("2026-11-18T02:00:00Z")), None, now),
-            Duration::ZERO
-        );
-    }
-
-    #[test]
-    fn failures_are_followed_by_growing_pauses() {
-        assert_eq!(
-            [1, 2, 3, 7, 40].map(|failures| pause(failures, false).as_secs()),
-            [60, 120, 240, 3600, 3600]
-        );
-        assert_eq!(
-            [1, 2, 3, 7, 40].map(|failures| pause(failures, true).as_secs()),
-            [5, 10, 20, 300, 300]
-        );
-        let (now, later) = (at("2026-11-20T14:00:00Z"), Some(at("2026-11-20T14:02:00Z")));
-        assert_eq!(nightly().wait(None, later, now), Duration::from_secs(120));
-        assert_eq!(
-            nightly().wait(None, later, at("2026-11-20T14:02:00Z")),
-            Duration::ZERO
-        );
-        // The schedule itself may be further away than the pause.
-        let wait = nightly().wait(Some(at("2026-11-20T02:00:07Z")), later, now);
-        assert_eq!(wait, Duration::from_secs(12 * 3600));
-    }
-
-    #[test]
-    fn rubbish_is_refused_with_an_example() {
-        for text in ["", "0 2 * *", "0 0 2 * * *", "61 2 * * *", "daily", "0 2 31 2 *"] {
-            let error = text.parse::<Schedule>().unwrap_err();
-            assert_eq!(error.exit(), highwater_config::Exit::Usage, "{text}");
-            assert!(error.to_string().contains("0 2 * * *"), "{error}");
-        }
-    }
-}
+#[path = "schedule_tests.rs"]
+mod tests;

@@ -238,7 +238,9 @@ fn backup_lines(catalog: &Catalog) -> Vec<BackupLine> {
 fn gap_lines(catalog: &Catalog) -> Vec<GapLine> {
     let regions = catalog.readable();
     let ended_by = |gap: &Gap| {
-        let behind = |id: &&&BackupId| id.timeline() >= gap.timeline && id.start_lsn() >= gap.end;
+        let behind = |id: &&&BackupId| {
+            id.timeline() > gap.timeline || (id.timeline() == gap.timeline && id.start_lsn() >= gap.end)
+        };
         let backups = catalog.backups();
         let first = backups
             .keys()

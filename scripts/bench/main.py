@@ -9,7 +9,10 @@ import sys
 
 from place import Site
 from promises import PROMISES
+from sync import Sync
 from works import WORKS
+
+PROMISES["sync"] = Sync
 
 
 def parse():

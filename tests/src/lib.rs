@@ -13,6 +13,7 @@
 
 pub mod archive;
 pub mod clock;
+pub mod dice;
 pub mod dir;
 pub mod ledger;
 pub mod lsn;
@@ -21,6 +22,7 @@ pub mod process;
 pub mod program;
 pub mod s3;
 pub mod site;
+pub mod soak;
 pub mod tap;
 pub mod witness;
 

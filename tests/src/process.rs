@@ -280,6 +280,40 @@ pub fn kill_below(dir: &Path) {
     }
 }
 
+/// A runtime of its own for a part of the harness. Dropped anywhere, also in the middle of an `await` that is given
+/// up, it ends in the background: a runtime itself must not be dropped where tasks run.
+#[derive(Debug)]
+pub(crate) struct Threads(Option<tokio::runtime::Runtime>);
+
+impl Threads {
+    pub(crate) fn start(count: usize, name: &str) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(count)
+            .thread_name(name)
+            .enable_all()
+            .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    pub(crate) fn spawn<F>(&self, work: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        match &self.0 {
+            Some(runtime) => runtime.spawn(work),
+            None => unreachable!("the runtime is taken in drop alone"),
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "destructors cannot await")]
 pub(crate) fn pause(duration: Duration) {
     std::thread::sleep(duration);

@@ -328,12 +328,20 @@ impl RestoreSite {
         self.run(name, target).await?.expect_code(0)?;
         let mut cluster = PgCluster::adopt(self.version, &self.data(name))?;
         cluster.start_again().await?;
+        self.until_writable(&cluster).await?;
+        Ok(cluster)
+    }
+
+    /// Waits until a restored server has left recovery.
+    ///
+    /// # Errors
+    /// When it does not; the message holds its log.
+    pub async fn until_writable(&self, cluster: &PgCluster) -> Result<()> {
         let writable = || async {
             let recovering = cluster.value("SELECT pg_is_in_recovery()").await.ok()?;
             (recovering == "f").then_some(())
         };
         let waited = eventually("the end of recovery", PATIENCE, writable).await;
-        waited.with_context(|| cluster.log())?;
-        Ok(cluster)
+        waited.with_context(|| cluster.log())
     }
 }

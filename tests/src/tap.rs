@@ -18,13 +18,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::dir::TestDir;
 use crate::postgres::PgCluster;
+use crate::process::Threads;
 
 /// One standby status update, as it went over the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,8 @@ pub struct FeedbackTap {
     address: SocketAddr,
     shared: Arc<Shared>,
     stop: CancellationToken,
-    runtime: Option<Runtime>,
+    /// Dropped after the signal to stop.
+    _runtime: Threads,
 }
 
 impl std::fmt::Debug for FeedbackTap {
@@ -143,11 +144,7 @@ impl FeedbackTap {
 
     async fn listen(upstream: Upstream) -> anyhow::Result<Self> {
         let dir = TestDir::new()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("tap")
-            .enable_all()
-            .build()?;
+        let runtime = Threads::start(1, "tap")?;
         let shared = Arc::new(Shared {
             log: Mutex::default(),
             hook: Mutex::default(),
@@ -173,7 +170,7 @@ impl FeedbackTap {
             address,
             shared,
             stop,
-            runtime: Some(runtime),
+            _runtime: runtime,
         })
     }
 
@@ -277,9 +274,6 @@ impl FeedbackTap {
 impl Drop for FeedbackTap {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

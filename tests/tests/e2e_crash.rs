@@ -3,35 +3,13 @@
 //!
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use highwater_tests::archive;
+use highwater_tests::dice::Dice;
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness};
-
-/// A small generator of random numbers: the moments only have to differ.
-struct Dice(u64);
-
-impl Dice {
-    fn thrown() -> Self {
-        let seed = std::env::var("HIGHWATER_TEST_SEED")
-            .ok()
-            .and_then(|seed| seed.parse().ok());
-        Self(seed.unwrap_or_else(|| {
-            highwater_tests::clock::unix_micros(highwater_tests::clock::now()).unsigned_abs()
-        }))
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        Duration::from_millis(from + self.0 % (to - from))
-    }
-}
 
 async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
@@ -79,7 +57,7 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
 #[tokio::test]
 async fn fault_68_what_was_promised_survives_kill9_of_agent_and_primary() -> Result<()> {
     let mut dice = Dice::thrown();
-    let seed = dice.0;
+    let seed = dice.seed();
     killed_at_random(PgVersion::V15, 16, &mut dice)
         .await
         .with_context(|| format!("HIGHWATER_TEST_SEED={seed}"))
@@ -88,7 +66,7 @@ async fn fault_68_what_was_promised_survives_kill9_of_agent_and_primary() -> Res
 #[tokio::test]
 async fn fault_68_what_was_promised_survives_kill9_with_small_segments() -> Result<()> {
     let mut dice = Dice::thrown();
-    let seed = dice.0;
+    let seed = dice.seed();
     killed_at_random(PgVersion::V17, 1, &mut dice)
         .await
         .with_context(|| format!("HIGHWATER_TEST_SEED={seed}"))

@@ -3,12 +3,12 @@
 //!
 //! Owns: which request is struck, and what "the same state" is. The request is the n-th that a region gets, for
 //! n = 1, 2, ... until the operation makes fewer. In one run the n-th request to the first region fails and the n-th to
-//! the second takes effect without a reply; in two more the process is killed at the n-th request of one region,
-//! before it takes effect and after. The regions take turns.
+//! the second takes effect without a reply; in another one the process is killed at the n-th request of one region,
+//! before it takes effect or after it did. Regions and sides take turns; `HIGHWATER_SWEEP=all` tries all four.
 //!
 //! The same state: in both regions WAL without a hole to the end that was asked for, equal bytes, and base backups
-//! that both have and that restore. `highwater-restore verify` reads every object of every end state; the first
-//! and last are restored and started too.
+//! that both have and that can be planned with. The first and last end states are verified object by object, restored
+//! and started.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -160,6 +160,8 @@ impl Run<'_> {
             );
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
+        // Before that it could not leave in good order.
+        agent.says("streaming", PATIENCE).await?;
         Ok(agent)
     }
 
@@ -175,23 +177,47 @@ impl Run<'_> {
         for (name, region) in REGIONS.iter().zip(&self.regions) {
             contents.push(wal_of(region, target).with_context(|| (*name).to_owned())?);
         }
-        ensure!(contents[0] == contents[1], "the regions hold different bytes");
-        let backups = [self.backups(0), self.backups(1)];
+        let [(north_first, north), (south_first, south)] = &contents[..] else {
+            anyhow::bail!("two regions");
+        };
         ensure!(
-            backups[0] == backups[1],
-            "the regions have different backups: {backups:?}"
+            north_first == south_first,
+            "{} begins at {}, {} at {}",
+            REGIONS[0],
+            lsn::show(*north_first),
+            REGIONS[1],
+            lsn::show(*south_first)
         );
-        if backups[0].is_empty() {
-            return Ok(());
-        }
-        for place in [self.place(0)?, self.place(1)?] {
-            place.program()?.arg("verify").output().await?.expect_code(0)?;
-            for id in &backups[0] {
-                let plan = place
-                    .program()?
-                    .args(["plan", "--backup", id, "--to-lsn", &lsn::show(target)]);
-                plan.output().await?.expect_code(0)?;
-            }
+        let differ = north.iter().zip(south).position(|(one, other)| one != other);
+        let differ = differ.map(|at| lsn::show(north_first + at as u64));
+        ensure!(
+            differ.is_none(),
+            "the regions differ from {} on",
+            differ.unwrap_or_default()
+        );
+        self.same_backups()
+    }
+
+    /// The backup that was struck may have become visible in one region only, where it is whole; all others are in both.
+    fn same_backups(&self) -> Result<()> {
+        let [north, south] = [self.backups(0), self.backups(1)];
+        let single: Vec<_> = north.symmetric_difference(&south).collect();
+        let newest_in_both = north.last() == south.last();
+        ensure!(
+            single.len() <= 1 && newest_in_both,
+            "the regions have different backups: {north:?} {south:?}"
+        );
+        Ok(())
+    }
+
+    /// Every visible backup can be restored from this region alone, says the program.
+    async fn plans(&self, region: usize, target: u64) -> Result<()> {
+        let place = self.place(region)?;
+        for id in self.backups(region) {
+            let plan = place
+                .program()?
+                .args(["plan", "--backup", &id, "--to-lsn", &lsn::show(target)]);
+            plan.output().await?.expect_code(0)?;
         }
         Ok(())
     }
@@ -207,8 +233,14 @@ impl Run<'_> {
         keys.iter().filter_map(id).collect()
     }
 
-    /// Restores every visible backup of one region, starts it and looks into the table.
+    /// Verifies one region, restores every visible backup of it, starts it and looks into the table.
     async fn restores(&self, region: usize) -> Result<()> {
+        self.place(region)?
+            .program()?
+            .arg("verify")
+            .output()
+            .await?
+            .expect_code(0)?;
         for (number, id) in self.backups(region).iter().enumerate() {
             let place = self.place(region)?;
             let restored = place
@@ -271,14 +303,21 @@ async fn sweep<F>(operation: impl Fn(u64, Blow) -> F) -> Result<u64>
 where
     F: Future<Output = Result<bool>>,
 {
+    let everything = std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all");
     let blows = |nth: u64| {
-        let (one, other) = if nth % 2 == 0 { (0, 1) } else { (1, 0) };
-        [
-            Blow::Errors,
-            Blow::Crash(one, Strike::HoldBefore),
-            Blow::Crash(other, Strike::HoldAfter),
-        ]
-        .map(|blow| (nth, blow))
+        let strike = match nth / 2 % 2 {
+            0 => Strike::HoldBefore,
+            _ => Strike::HoldAfter,
+        };
+        let crash = Blow::Crash(usize::try_from(nth % 2).unwrap_or(0), strike);
+        if !everything {
+            return vec![(nth, Blow::Errors), (nth, crash)];
+        }
+        let crashes = [0, 1].into_iter().flat_map(|region| {
+            let strikes = [Strike::HoldBefore, Strike::HoldAfter];
+            strikes.map(|strike| (nth, Blow::Crash(region, strike)))
+        });
+        std::iter::once((nth, Blow::Errors)).chain(crashes).collect()
     };
     let all = (1..=MOST).flat_map(blows);
     let mut runs = futures::stream::iter(all)
@@ -295,9 +334,9 @@ where
     let mut missed = 0;
     while let Some((nth, struck)) = runs.next().await {
         missed = if struck? { 0 } else { missed + 1 };
-        // All three kinds of one request came too late.
-        if missed == 3 {
-            return Ok(nth - 1);
+        // Every kind, and for both regions, came too late.
+        if missed == if everything { 5 } else { 4 } {
+            return Ok(nth - 2);
         }
     }
     anyhow::bail!("more than {MOST} requests: the operation does not come to an end")
@@ -456,6 +495,9 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
             let backups = run.backups(0).len();
             ensure!((2..=3).contains(&backups), "{backups} backups");
             run.judge(agent, target).await?;
+            for region in 0..2 {
+                run.plans(region, target).await?;
+            }
             if nth == 1 || !struck {
                 run.restores(usize::from(nth == 1)).await?;
             }
@@ -477,7 +519,9 @@ fn is_running(process: &Running) -> bool {
 fn name_of(blow: Blow) -> &'static str {
     match blow {
         Blow::Errors => "errors",
-        Blow::Crash(_, Strike::HoldBefore) => "before",
-        Blow::Crash(..) => "after",
+        Blow::Crash(0, Strike::HoldBefore) => "before_0",
+        Blow::Crash(_, Strike::HoldBefore) => "before_1",
+        Blow::Crash(0, _) => "after_0",
+        Blow::Crash(..) => "after_1",
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use highwater_config::Standby;
 use highwater_format::{SystemId, TimelineId};
 
 use super::super::Verdict;
@@ -37,6 +38,7 @@ fn good() -> Facts {
             .into_iter()
             .map(|(name, value)| (name, value.to_owned()))
             .collect::<BTreeMap<_, _>>(),
+        standby: Standby::Refuse,
     }
 }
 
@@ -220,6 +222,8 @@ fn versions() {
 fn a_standby_is_said_to_be_one() {
     let mut facts = good();
     facts.sql.as_mut().unwrap().in_recovery = Some(true);
+    assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Fail);
+    facts.standby = Standby::Stream;
     assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Note);
 }
 
@@ -242,6 +246,7 @@ fn a_limit_that_cannot_be_watched_is_named() {
         max_backlog,
         keep_free,
         disk: disk.map(Into::into),
+        patience: std::time::Duration::from_secs(60),
     };
     let unlimited = setting("max_slot_wal_keep_size", "-1");
     let verdict = |config, facts: &Facts| outage(&config, facts).map(|finding| finding.verdict);

@@ -1,7 +1,8 @@
 //! Looking at the slot every few seconds.
 //!
-//! Owns: the question, the free space of the disk, and publishing what was seen. One ordinary connection that is kept
-//! open; without SQL the agent works as before, but nothing of this is known, which is said.
+//! Owns: the question, the free space of the disk, and publishing what was seen. Every look has a connection of its own,
+//! as a monitoring probe has: one that stayed open would hold up a smart shutdown. Without SQL the agent works as before,
+//! but nothing of this is known, which is said.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,13 +12,16 @@ use highwater_pgwire::{ConnInfo, Connection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{GiveUp, Judge, Look};
+use super::{GiveUp, Judge, Look, Outlook};
 use crate::error::Result;
 use crate::sql::{self, Rows};
 use crate::state::{SlotView, State};
 
-/// Between two looks: one row is asked for.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks: a connection and one row.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Time left is said in the log when it is less than this, every so many looks.
+const SAY_BELOW: Duration = Duration::from_secs(3600);
+const SAY_EVERY: u64 = 12;
 
 /// The slot as the server's view shows it.
 #[derive(Clone, Debug, Default)]
@@ -84,10 +88,9 @@ impl Watcher {
     async fn repeat(&self) {
         let started = Instant::now();
         let mut judge = Judge::new(self.config.clone());
-        let mut sql = None;
         let mut blind = false;
-        loop {
-            let seen = self.look(&mut sql).await;
+        for look in 0_u64.. {
+            let seen = self.look().await;
             if let Err(error) = &seen
                 && !std::mem::replace(&mut blind, true)
             {
@@ -99,20 +102,21 @@ impl Watcher {
                     self.give_up.when_done().await;
                     judge.gave_up();
                 }
+                if look % SAY_EVERY == 0 {
+                    say_time_left(judge.outlook());
+                }
             } else {
-                sql = None;
                 self.state.update_quietly(|snapshot| snapshot.slot = None);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn look(&self, sql: &mut Option<Connection>) -> Result<Option<Row>> {
-        let connection = match sql {
-            Some(connection) => connection,
-            None => sql.insert(sql::connect(&self.conninfo).await?),
-        };
-        ask(connection, &self.slot).await
+    async fn look(&self) -> Result<Option<Row>> {
+        let mut sql = sql::connect(&self.conninfo).await?;
+        let row = ask(&mut sql, &self.slot).await;
+        sql.close().await;
+        row
     }
 
     fn say_blind(&self, error: &crate::error::AgentError) {
@@ -163,5 +167,15 @@ impl Watcher {
             }
             None => false,
         }
+    }
+}
+
+fn say_time_left(outlook: Outlook) {
+    if let Some(left) = outlook.full_in.filter(|left| *left < SAY_BELOW) {
+        tracing::error!(
+            minutes_left = left.as_secs() / 60,
+            bytes_per_second = outlook.bytes_per_second,
+            "the WAL kept for the slot grows and the room for it runs out: mend storage, or see [outage] for what happens then"
+        );
     }
 }

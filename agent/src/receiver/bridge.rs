@@ -173,11 +173,14 @@ impl Receiver {
         let mut durable = self.context.shared.progress.subscribe();
         let (cancel, give_up) = (self.context.cancel.clone(), self.context.give_up.clone());
         loop {
+            let stored = async {
+                let reached = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind));
+                reached.await.map(drop)
+            };
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Err(AgentError::Cancelled),
-                stored = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind)) => {
-                    return stored.map(drop).map_err(|_| AgentError::Cancelled);
-                }
+                stored = stored => return stored.map_err(|_| AgentError::Cancelled),
                 () = give_up.when_asked() => {
                     if let Err(error) = self.give_up_if_asked().await {
                         tracing::warn!(%error, "the slot cannot be given up yet, trying again");

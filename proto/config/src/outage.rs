@@ -2,9 +2,13 @@
 //!
 //! Owns: the settings and what must be said together. Does not own: watching (the agent).
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use crate::{error::ConfigError, raw::Raw, units::ByteSize};
+use crate::{
+    error::ConfigError,
+    raw::Raw,
+    units::{ByteSize, Interval},
+};
 
 const MIB: u64 = 1 << 20;
 /// More than any disk that PostgreSQL runs on.
@@ -47,15 +51,22 @@ pub struct OutageConfig {
     pub keep_free: Option<u64>,
     /// A path on the file system that holds `pg_wal`, where the agent can see it. Only its free space is asked for.
     pub disk: Option<PathBuf>,
+    /// Give up only after the backlog has not shrunk for this long: one that is being worked off costs nothing but
+    /// time. Default 1 min, far above a slow PUT and its retries; 1 s to 1 h.
+    pub patience: Duration,
 }
 
 impl OutageConfig {
     pub(crate) fn build(raw: &Raw) -> Result<Self, ConfigError> {
+        let seconds = |seconds| Interval(Duration::from_secs(seconds));
         let config = Self {
             policy: raw.read("outage", "policy", OutagePolicy::Hold)?,
             max_backlog: size(raw, "max_backlog")?,
             keep_free: size(raw, "keep_free")?,
             disk: raw.text("outage", "disk").map(PathBuf::from),
+            patience: raw
+                .bounded("outage", "patience", seconds(60), (seconds(1), seconds(3600)))?
+                .0,
         };
         if config.policy == OutagePolicy::GiveUp && config.max_backlog.is_none() && config.keep_free.is_none()
         {

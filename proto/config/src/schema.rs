@@ -29,7 +29,7 @@ pub(crate) const SECTIONS: &[Section] = &[
     },
     Section {
         name: "outage",
-        keys: &["policy", "max_backlog", "keep_free", "disk"],
+        keys: &["policy", "max_backlog", "keep_free", "disk", "patience"],
     },
     Section {
         name: "backup",

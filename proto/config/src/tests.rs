@@ -122,6 +122,7 @@ fn the_defaults_are_the_documented_ones() {
     );
     assert_eq!(config.outage.policy, OutagePolicy::Hold);
     assert_eq!((config.outage.max_backlog, config.outage.keep_free), (None, None));
+    assert_eq!(config.outage.patience, Duration::from_secs(60));
     assert_eq!(config.pulse.interval, Duration::from_secs(5));
     assert_eq!(config.heal.interval, Duration::from_secs(900));
     assert_eq!(config.admin.listen.unwrap().to_string(), "127.0.0.1:9187");

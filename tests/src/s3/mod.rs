@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 pub use faults::{Damage, Faults, Operation, Strike};
 pub use serve::{Counters, KeyPair, Rights};
 pub use state::{S3Snapshot, Stored};
 
+use crate::process::Threads;
 use serve::Endpoint;
 use state::{Condition, Shared};
 
@@ -37,7 +37,8 @@ pub struct S3Server {
     faults: Faults,
     counters: Arc<Counters>,
     stop: CancellationToken,
-    runtime: Option<Runtime>,
+    /// Dropped after the signal to stop.
+    _runtime: Threads,
 }
 
 impl std::fmt::Debug for S3Server {
@@ -86,11 +87,7 @@ impl S3Server {
         snapshot: S3Snapshot,
     ) -> anyhow::Result<Self> {
         anyhow::ensure!(!keys.is_empty(), "an endpoint needs a key pair");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("s3-endpoint")
-            .enable_all()
-            .build()?;
+        let runtime = Threads::start(2, "s3-endpoint")?;
         let (shared, faults, counters) = (
             Shared::new(snapshot),
             Faults::default(),
@@ -113,7 +110,7 @@ impl S3Server {
             faults,
             counters,
             stop,
-            runtime: Some(runtime),
+            _runtime: runtime,
         })
     }
 
@@ -227,8 +224,5 @@ impl S3Server {
 impl Drop for S3Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }

@@ -1,0 +1,261 @@
+//! Random fault schedules: a primary under load, an agent, two regions, and everything that can go wrong with them,
+//! in an order that a seed decides; at a random moment the machine is lost.
+//!
+//! Owns: which faults there are, their order and length, and the verdict. The oracle is the rig's: the witness at
+//! every status message, and restores from the copies of the regions at the highest position ever reported, from each
+//! region alone and from both, compared with the ledger. Scheduling is repeatable by seed as far as
+//! processes are: the same faults in the same order, not the same interleaving.
+
+mod frozen;
+mod site;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+pub use frozen::{Frozen, both_regions_frozen};
+use site::Soaked;
+
+use crate::dice::Dice;
+use crate::ledger::{Expect, LedgerLog};
+use crate::postgres::{PgCluster, PgVersion};
+use crate::s3::S3Server;
+use crate::site::{REGIONS, RestoreSite};
+use crate::witness::Seen;
+
+/// Restoring and starting one copy, on a busy machine.
+const RESTORE_LIMIT: Duration = Duration::from_secs(180);
+
+/// What one schedule went through and proved.
+#[derive(Clone, Debug, Default)]
+pub struct Passed {
+    /// Server, segment size and policy.
+    pub setting: String,
+    /// The faults in order.
+    pub faults: Vec<&'static str>,
+    /// Acknowledged commits.
+    pub commits: usize,
+    /// Those of them that were reported as stored, and were all found in every restore that had to hold them.
+    pub promised: usize,
+}
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    KillAgent,
+    StopAgent,
+    KillPrimary,
+    FreezeRegion,
+    RefuseRegion,
+    Errors,
+    LostReplies,
+    SeverStream,
+    FreezeStream,
+    Backup,
+    SwitchSegment,
+    Checkpoint,
+    Promote,
+    Quiet,
+}
+
+/// Frequent ones are listed more than once.
+const FAULTS: [Fault; 18] = [
+    Fault::KillAgent,
+    Fault::KillAgent,
+    Fault::KillAgent,
+    Fault::StopAgent,
+    Fault::KillPrimary,
+    Fault::FreezeRegion,
+    Fault::FreezeRegion,
+    Fault::RefuseRegion,
+    Fault::Errors,
+    Fault::Errors,
+    Fault::LostReplies,
+    Fault::SeverStream,
+    Fault::FreezeStream,
+    Fault::Backup,
+    Fault::SwitchSegment,
+    Fault::Checkpoint,
+    Fault::Promote,
+    Fault::Quiet,
+];
+
+/// Runs the schedule of a seed for about `length`, then loses the machine and restores. Whatever the failure was
+/// about is kept in `keep`.
+///
+/// # Errors
+/// A loss, a gap, a false success, or a program that hung.
+pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed> {
+    let mut dice = Dice::seeded(seed);
+    let mut soaked = Soaked::start(&mut dice).await?;
+    let mut passed = Passed {
+        setting: soaked.setting.clone(),
+        ..Passed::default()
+    };
+    let judged = async {
+        let began = Instant::now();
+        while began.elapsed() < length {
+            let fault = dice.one(&FAULTS);
+            passed.faults.push(
+                strike(&mut soaked, fault, &mut dice)
+                    .await
+                    .with_context(|| format!("{fault:?}"))?,
+            );
+            tokio::time::sleep(dice.millis(50, 1500)).await;
+        }
+        let (log, seen) = soaked.lose_the_machine(&mut dice).await?;
+        passed.commits = log.entries.len();
+        passed.promised = promised(&log, &seen);
+        verdict(&soaked, &log, &seen).await
+    }
+    .await;
+    match judged {
+        Ok(()) => Ok(passed),
+        Err(error) => {
+            let kept = soaked.keep(keep, seed);
+            let faults = passed.faults.join(", ");
+            Err(error.context(format!(
+                "seed {seed} ({}; {faults}); kept in {kept}",
+                passed.setting
+            )))
+        }
+    }
+}
+
+fn promised(log: &LedgerLog, seen: &Seen) -> usize {
+    let promised = log
+        .entries
+        .iter()
+        .filter(|entry| entry.after.is_some_and(|after| after <= seen.flush));
+    promised.count()
+}
+
+/// One fault, from its beginning to its end.
+async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'static str> {
+    let region = usize::try_from(dice.below(2)).unwrap_or(0);
+    let faults = soaked.site.regions[region].faults().clone();
+    Ok(match fault {
+        Fault::KillAgent => {
+            soaked.agent_dies();
+            tokio::time::sleep(dice.millis(0, 1500)).await;
+            soaked.agent_starts()?;
+            "agent killed"
+        }
+        Fault::StopAgent => {
+            soaked.agent.signal(Signal::SIGSTOP);
+            tokio::time::sleep(dice.millis(200, 9000)).await;
+            soaked.agent.signal(Signal::SIGCONT);
+            "agent stopped"
+        }
+        Fault::KillPrimary => {
+            soaked.primary_crashes().await?;
+            "primary killed"
+        }
+        Fault::FreezeRegion => {
+            faults.freeze();
+            tokio::time::sleep(dice.millis(300, 6000)).await;
+            faults.thaw();
+            "region frozen"
+        }
+        Fault::RefuseRegion => {
+            faults.refuse(true);
+            tokio::time::sleep(dice.millis(300, 5000)).await;
+            faults.refuse(false);
+            "region down"
+        }
+        Fault::Errors => {
+            faults.fail_every(2 + dice.below(4), dice.one(&[500, 503, 409, 200]));
+            tokio::time::sleep(dice.millis(500, 5000)).await;
+            faults.clear();
+            "error storm"
+        }
+        Fault::LostReplies => {
+            faults.lose_replies(1 + dice.below(5));
+            "lost replies"
+        }
+        Fault::SeverStream => {
+            soaked.site.tap.sever();
+            "stream severed"
+        }
+        Fault::FreezeStream => {
+            soaked.site.tap.freeze(true);
+            tokio::time::sleep(dice.millis(100, 4000)).await;
+            soaked.site.tap.freeze(false);
+            "stream frozen"
+        }
+        Fault::Backup => {
+            soaked.backup_begins()?;
+            "backup begun"
+        }
+        Fault::SwitchSegment => {
+            soaked.asks("SELECT pg_switch_wal()").await;
+            "segment switched"
+        }
+        Fault::Checkpoint => {
+            soaked.asks("CHECKPOINT").await;
+            "checkpoint"
+        }
+        Fault::Promote => match soaked.promote().await? {
+            true => "standby promoted",
+            false => "quiet",
+        },
+        Fault::Quiet => {
+            tokio::time::sleep(dice.millis(500, 2500)).await;
+            "quiet"
+        }
+    })
+}
+
+/// Restores what the regions held at the last promise, and compares.
+async fn verdict(soaked: &Soaked, log: &LedgerLog, seen: &Seen) -> Result<()> {
+    let version = soaked.site.primary.version();
+    let copies = [
+        S3Server::serve(seen.regions[0].clone()).await?,
+        S3Server::serve(seen.regions[1].clone()).await?,
+    ];
+    let [north, south] = [(REGIONS[0], &copies[0]), (REGIONS[1], &copies[1])];
+    let all = soaked.needed == 2;
+    for (what, regions, must) in [
+        ("north alone", vec![north], all),
+        ("south alone", vec![south], all),
+        ("both", vec![north, south], true),
+    ] {
+        let restored = restore(version, &regions, log, seen.flush, must);
+        let restored = tokio::time::timeout(RESTORE_LIMIT, restored).await;
+        restored
+            .context("the restore does not end")
+            .and_then(|result| result)
+            .context(what)?;
+    }
+    Ok(())
+}
+
+/// One restore. Where the region did not have to hold everything, it may be refused; if it succeeds, what it
+/// restored is still a gapless beginning of the story.
+async fn restore(
+    version: PgVersion,
+    regions: &[(&str, &S3Server)],
+    log: &LedgerLog,
+    flush: u64,
+    must: bool,
+) -> Result<()> {
+    let place = RestoreSite::new(version, regions)?;
+    let run = place.run("data", &[]).await?;
+    if run.code != 0 {
+        let refused = [1, 3, 4].contains(&run.code);
+        ensure!(!must && refused, "exit code {}:\n{}", run.code, run.said());
+        return Ok(());
+    }
+    let mut cluster = PgCluster::adopt(version, &place.data("data"))?;
+    cluster.start_again().await?;
+    place.until_writable(&cluster).await?;
+    let expect = if must {
+        Expect::held_through(flush)
+    } else {
+        Expect::default()
+    };
+    log.check(&cluster, expect).await?;
+    Ok(())
+}
