@@ -279,7 +279,7 @@ async fn fault_15_a_gap_that_holds_a_promotion() -> Result<()> {
 /// in an idle stretch is no hole.
 #[tokio::test]
 async fn fault_53_and_57_a_hole_is_refused_and_an_idle_stretch_is_not() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 1).await?;
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 1).await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     ledger.grow(20).await?;
