@@ -130,3 +130,60 @@ impl Encoder {
         frame
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    fn plain() -> Bytes {
+        Bytes::from(b"nothing to see here; ".repeat(5000))
+    }
+
+    #[test]
+    fn what_is_quick_is_done_when_it_is_handed_in_and_without_threads_everything_is() {
+        let budget = Budget::new(1 << 20);
+        for encoder in [
+            Encoder::new(Codec::None, 2),
+            Encoder::new(Codec::Lz4, 2),
+            Encoder::without_threads(Codec::Zstd),
+        ] {
+            let pending = encoder.start(plain(), budget.charge(plain().len() as u64));
+            let encoded = pending
+                .now_or_never()
+                .expect("no runtime is needed")
+                .expect("compressed");
+            assert_eq!(encoded.frame, encoder.encode(&plain()).unwrap());
+            assert_eq!(budget.used(), encoded.frame.bytes.len() as u64);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn threads_give_the_same_frames() {
+        let budget = Budget::new(1 << 20);
+        let (threads, here) = (
+            Encoder::new(Codec::Zstd, 2),
+            Encoder::without_threads(Codec::Zstd),
+        );
+        let pending: Vec<_> = (0..8)
+            .map(|_| threads.start(plain(), budget.charge(plain().len() as u64)))
+            .collect();
+        for pending in pending {
+            assert_eq!(pending.await.unwrap().frame, here.encode(&plain()).unwrap());
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_is_an_error_where_it_is_awaited() {
+        let budget = Budget::new(1 << 20);
+        let pending = Encoder::new(Codec::Lz4, 2).start(Bytes::new(), budget.charge(0));
+        assert!(matches!(
+            pending.now_or_never(),
+            Some(Err(AgentError::Encode { .. }))
+        ));
+    }
+}

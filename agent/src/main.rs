@@ -86,7 +86,7 @@ async fn command(
                 new_lineage,
                 take_over,
             };
-            run::run(config, options, cancel).await?;
+            Box::pin(run::run(config, options, cancel)).await?;
             tracing::info!("stopped");
             Ok(Exit::Done)
         }

@@ -6,6 +6,7 @@ Owns: who is the synchronous standby, the load, and the figures. Prints them, ju
 
 import re
 import statistics
+import time
 
 from place import KEY, SECRET, metric, wait
 
@@ -49,7 +50,13 @@ class Sync:
         agent = site.spawn(f"agent-{delay}", *site.agent(config, "run"))
         wait(lambda: metric(port, "highwater_lag_bytes") == 0, 60, "the agent is current")
         self.name("highwater")
+        # A start is no part of the steady state: how long it holds a commit up is told by itself.
+        first = self.commit()
+        site.end(agent)
+        agent = site.spawn(f"agent-{delay}-again", *site.agent(config, "run"))
+        again = self.commit()
         self.row(f"Highwater, two regions, {delay} ms")
+        print(f"  the first commit waited {first:.2f} s, the first one after a restart of the agent {again:.2f} s", flush=True)
         self.name("")
         site.end(agent)
         site.sql(f"SELECT pg_drop_replication_slot('highwater_{delay}')")
@@ -61,6 +68,12 @@ class Sync:
         site.sql("SELECT pg_reload_conf()")
         query = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
         wait(lambda: site.sql(query) == ("1" if standby else "0"), 30, f"the synchronous standby is {standby or 'nobody'}")
+
+    def commit(self):
+        """Seconds that one commit takes now."""
+        began = time.monotonic()
+        self.site.sql("CREATE TABLE IF NOT EXISTS waits (at timestamptz); INSERT INTO waits VALUES (now())")
+        return time.monotonic() - began
 
     def row(self, what):
         print(f"{what:34}", end="", flush=True)

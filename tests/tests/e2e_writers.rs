@@ -254,14 +254,20 @@ async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
     let standby = builder().standby_of(&site.primary).await?;
     site.all_durable().await?;
     let tap = FeedbackTap::start(&standby).await?;
-    standby.promote().await?;
-    // Both servers live. As long as the first one's agent does too, nobody takes its place.
     let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    rival.says("streaming", SOON).await?;
+    // The standby is promoted and both servers live: while the first one's agent does too, the other waits its turn.
+    standby.promote().await?;
+    rival.says("this archive is in use", SOON).await?;
     let sleeper_pid = format!("pid {}", sleeper.pid());
-    refused(&mut rival, 1, &[&sleeper_pid, "timeline 1", "--take-over"]).await?;
+    ensure!(
+        rival.is_running() && rival.last_words().contains(&sleeper_pid),
+        "{}",
+        rival.last_words()
+    );
+    ensure!(sleeper.is_running(), "{}", sleeper.last_words());
 
     sleeper.signal(Signal::SIGSTOP);
-    let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
     site.archived(2, flushed(&standby).await?)
         .await
         .with_context(|| rival.last_words())?;

@@ -272,11 +272,11 @@ impl Receiver {
         self.context.claims.enter(line, view.in_recovery).await
     }
 
-    /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits
-    /// until its server has joined the others.
+    /// Errors that a new connection will not cure. Where every node has an agent, one whose server is not the
+    /// cluster's primary, or not yet the only one, waits until that is settled.
     fn is_final(&self, error: &AgentError) -> bool {
         match error {
-            AgentError::Fenced { .. } => self.context.standby == Standby::Refuse,
+            AgentError::Fenced { .. } | AgentError::InUse { .. } => self.context.standby == Standby::Refuse,
             AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
             _ => matches!(
                 error.kind(),
@@ -367,7 +367,11 @@ impl Receiver {
                 next: "The stream goes on from there without comparing it".into(),
             });
         }
-        self.bridge(resume).await
+        let cancel = self.context.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => Err(AgentError::Cancelled),
+            bridged = self.bridge(resume) => bridged,
+        }
     }
 
     /// Whether the segment that is gone may be the archived one before the end: then the next session begins right

@@ -15,6 +15,7 @@ pub mod judge;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,7 +84,8 @@ pub struct Claims {
     state: State,
     clock: Clock,
     interval: Duration,
-    take_over: bool,
+    /// Only for the first claim: later ones ask like everybody.
+    take_over: AtomicBool,
     held: watch::Sender<Held>,
     /// Regions that did not answer at the start and have not since: nobody waits for them.
     away: Mutex<BTreeSet<usize>>,
@@ -110,7 +112,7 @@ impl Claims {
             state,
             clock,
             interval,
-            take_over,
+            take_over: AtomicBool::new(take_over),
             held,
             away: Mutex::default(),
         }
@@ -213,7 +215,7 @@ impl Claims {
             let newest = newest(&told);
             let alone = self.is_alone(&told, newest).await?;
             if let Entry::Ask(holder) = entry(&self.me.instance, line, newest, alone)
-                && !self.take_over
+                && !self.take_over.load(Ordering::Relaxed)
                 && silent.as_ref() != Some(&holder)
             {
                 self.must_be_silent(&told, line.timeline, &holder).await?;
@@ -232,6 +234,7 @@ impl Claims {
             };
             if self.place(&claim, &told).await? {
                 log_claim(&claim, newest);
+                self.take_over.store(false, Ordering::Relaxed);
                 self.hold(Some(claim));
                 return Ok(());
             }
@@ -305,15 +308,16 @@ impl Claims {
         } else {
             ""
         };
-        AgentError::refused(
-            format!(
+        AgentError::InUse {
+            what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
                  {timeline}{other}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
                 pulse.wal_end, pulse.timeline
             ),
-            "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that one \
-             first, or start this agent with `run --take-over`",
-        )
+            next: "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that \
+                   one first, or start this agent with `run --take-over`"
+                .into(),
+        }
     }
 
     /// With each pulse: whether the claim still holds in that region. A region that was away when the claim was

@@ -147,7 +147,12 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
     assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
-    rig.agent("copy", true).enter(line(2), false).await.unwrap();
+    let copy = rig.agent("copy", true);
+    copy.enter(line(2), false).await.unwrap();
+    assert!(
+        !copy.take_over.load(Ordering::Relaxed),
+        "it would take over for ever"
+    );
     assert_eq!(rig.newest(1).await, Some((2, "copy".to_owned())));
 }
 

@@ -7,7 +7,7 @@ use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::program::Running;
 use highwater_tests::site::{BUCKET, PATIENCE, Site};
-use highwater_tests::{Ledger, PgCluster, archive};
+use highwater_tests::{Ledger, PgCluster, Program, archive};
 
 use crate::support::{VERSION, backups, from_region, leave};
 
@@ -15,12 +15,9 @@ use crate::support::{VERSION, backups, from_region, leave};
 const SLOW: &str = "[backup]\nmax_rate = \"6MiB\"\npack_size = \"1MiB\"\n";
 
 /// Starts a backup and waits until its first packs are stored.
-async fn half_way(site: &Site) -> Result<Running> {
-    let toml = site.config() + SLOW;
-    let backup = highwater_tests::Program::agent()?
-        .config(&toml)?
-        .arg("backup")
-        .start()?;
+async fn half_way(site: &Site, config: &str) -> Result<Running> {
+    let toml = config.to_owned() + SLOW;
+    let backup = Program::agent()?.config(&toml)?.arg("backup").start()?;
     let before = packs(site);
     let begun = || async { (packs(site) > before + 1).then_some(()) };
     eventually("the first packs", PATIENCE, begun)
@@ -38,7 +35,7 @@ fn packs(site: &Site) -> usize {
 async fn fault_25_a_backup_whose_source_is_cut_off_or_promoted_is_not_visible() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
     let agent = site.start_agent().await?;
-    let backup = half_way(&site).await?;
+    let backup = half_way(&site, &site.config()).await?;
     site.primary
         .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE state = 'backup'")
         .await?;
@@ -55,12 +52,16 @@ async fn fault_25_a_backup_whose_source_is_cut_off_or_promoted_is_not_visible() 
 
     let mut standby = PgCluster::builder(VERSION).standby_of(&site.primary).await?;
     site.tap.redirect(&standby);
-    let agent = site.start_agent().await?;
+    let beside = site
+        .config()
+        .replacen("[cluster]\n", "[cluster]\nstandby = \"stream\"\n", 1);
+    let mut agent = Program::agent()?.config(&beside)?.arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
     // A standby's backup begins at its last restart point, which must lie in WAL that is archived.
     site.primary.sql("CREATE TABLE t (i int); CHECKPOINT").await?;
     site.all_durable().await?;
     standby.sql("CHECKPOINT").await?;
-    let backup = half_way(&site).await?;
+    let backup = half_way(&site, &beside).await?;
     standby.promote().await?;
     let failed = backup.finish(PATIENCE).await?;
     ensure!(
@@ -83,7 +84,7 @@ async fn fault_26_wal_recycled_during_a_backup_is_in_the_archive() -> Result<()>
     let site = Site::start(small, 1).await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
-    let mut backup = half_way(&site).await?;
+    let mut backup = half_way(&site, &site.config()).await?;
     let first = site
         .primary
         .value("SELECT pg_walfile_name(pg_current_wal_lsn())")

@@ -12,3 +12,4 @@ mod security;
 mod storage;
 mod stream;
 mod support;
+mod table;

@@ -124,8 +124,7 @@ async fn fault_52_an_outage_in_the_middle_of_replay_stops_it_and_it_goes_on_late
 /// before a backup is consistent is refused, and a moment in an idle stretch is reached.
 #[tokio::test]
 async fn fault_55_fault_56_fault_57_targets_before_and_after_what_happened() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
-    site.settings += "[pulse]\ninterval = \"1s\"\n";
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(30).await?;

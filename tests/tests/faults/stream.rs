@@ -9,7 +9,6 @@ use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, Witness};
-use nix::sys::signal::Signal;
 
 use crate::support::{VERSION, both_hold, copy_holds, from_region, leave};
 
@@ -122,33 +121,6 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     Ok(())
 }
 
-/// An agent that hangs holds the slot: the second one says who does, waits, and opens no other slot.
-#[tokio::test]
-async fn fault_12_a_busy_slot_names_its_holder_and_is_waited_for() -> Result<()> {
-    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
-    let mut frozen = site.start_agent().await?;
-    site.all_durable().await?;
-    frozen.signal(Signal::SIGSTOP);
-    let holder = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'highwater'";
-    let holder = site.primary.value(holder).await?;
-    let mut second = site.agent()?.arg("run").start()?;
-    second.says(&format!("PID {holder}"), PATIENCE).await?;
-    let slots = site
-        .primary
-        .value("SELECT count(*) FROM pg_replication_slots")
-        .await?;
-    ensure!(
-        slots == "1" && second.is_running(),
-        "{slots} slots:\n{}",
-        second.last_words()
-    );
-    frozen.kill9();
-    site.primary.sql("CREATE TABLE after (i int)").await?;
-    site.all_durable().await.with_context(|| second.last_words())?;
-    leave(second).await?;
-    Ok(())
-}
-
 /// PostgreSQL stops while no region answers: it asks again after every answer, tens of thousands of times a second
 /// if it gets one each time. The agent's calm answers keep that down, and it lets the server go.
 #[tokio::test]
@@ -247,7 +219,7 @@ async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_o
     site.settings += "[durability]\npolicy = \"any\"\n";
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 1).await?;
-    let connections = site.tap.connections();
+    let connection = site.tap.last_feedback().map(|message| message.connection);
     site.regions[1].faults().fail_always(Some(403));
     ledger.grow(20).await?;
     agent.says("AccessDenied", PATIENCE).await?;
@@ -259,7 +231,8 @@ async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_o
     ensure!(line.contains(REGIONS[1]), "the region is not named: {line}");
     let messages = site.tap.feedback().len();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    ensure!(site.tap.connections() == connections, "the stream broke off");
+    let now = site.tap.last_feedback().map(|message| message.connection);
+    ensure!(now == connection, "the stream broke off");
     ensure!(site.tap.feedback().len() > messages + 2, "no status messages");
     // Loud once per attempt of a series that slows down, not once per object.
     let loud = agent.stderr().matches("AccessDenied").count();
