@@ -66,7 +66,7 @@ pub struct Options {
 /// Runs the agent until `cancel`, which stores the last bytes first.
 pub async fn run(config: Config, options: Options, cancel: CancellationToken) -> Result<()> {
     let surroundings = Surroundings::of(&config).await?;
-    run_in(config, options, surroundings, cancel).await
+    Box::pin(run_in(config, options, surroundings, cancel)).await
 }
 
 /// The same, in surroundings that the caller brings.

@@ -369,6 +369,7 @@ impl Receiver {
         }
         let cancel = self.context.cancel.clone();
         tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(AgentError::Cancelled),
             bridged = self.bridge(resume) => bridged,
         }

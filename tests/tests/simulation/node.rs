@@ -115,6 +115,14 @@ impl Node {
         self.kept_from = self.kept_from.max(needed - needed % segment);
     }
 
+    /// Somebody drops the slot, and the next checkpoint removes what it kept.
+    pub(crate) fn lose_slot(&mut self, end: u64, segment: u64) {
+        self.slot = None;
+        self.saved_slot = None;
+        self.checkpoint = end;
+        self.kept_from = self.kept_from.max(end - end % segment);
+    }
+
     /// The server process dies and starts again.
     pub(crate) fn crash(&mut self) {
         self.slot = self.saved_slot;

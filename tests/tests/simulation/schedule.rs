@@ -251,29 +251,30 @@ impl Schedule {
         });
     }
 
-    /// A checkpoint, a flood of questions, a crash and restart, a while of nobody there, a step of the agent's clock.
+    /// A checkpoint, a flood of questions, a crash and restart, a while of nobody there, a slot that is lost together
+    /// with the WAL that it kept, a step of the agent's clock.
     fn trouble_at_the_server(&mut self) {
-        let what = self.rng.range(0..5);
+        let what = self.rng.range(0..11);
         let step = self.rng.range(0..7200);
         let clock = &self.agent.clock;
         self.sim.change(|world| match what {
-            0 => {
+            0 | 1 => {
                 let (end, segment) = (world.end(), world.segment());
                 world.node.checkpoint(end, segment);
                 world.gone_before = world.gone_before.max(world.node.kept_from);
                 let kept = world.node.kept_from;
                 world.note(format!("checkpoint, WAL is kept from {}", lsn(kept)));
             }
-            1 => {
+            2 | 3 => {
                 world.flood = !world.flood;
                 world.note("flood");
             }
-            2 => {
+            4 | 5 => {
                 world.note("server crashes and starts again");
                 world.disconnect();
                 world.node.crash();
             }
-            3 => {
+            6 | 7 => {
                 world.power = if world.power == Power::Down {
                     Power::Up
                 } else {
@@ -282,6 +283,14 @@ impl Schedule {
                 let power = world.power;
                 world.note(format!("server: {power:?}"));
                 world.disconnect();
+            }
+            8 => {
+                world.disconnect();
+                let (end, segment) = (world.end(), world.segment());
+                world.node.lose_slot(end, segment);
+                let kept = world.node.kept_from;
+                world.gone_before = world.gone_before.max(kept);
+                world.note(format!("slot lost, WAL is kept from {}", lsn(kept)));
             }
             _ => clock.set(Time::from_unix_micros((1_700_000_000 + step as i64) * 1_000_000)),
         });

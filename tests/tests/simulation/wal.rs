@@ -119,7 +119,7 @@ impl Version {
     fn record(&mut self, manager: u8, info: u8, body: &[u8]) {
         let padded = self.bytes.len().next_multiple_of(8);
         self.bytes.resize(padded, 0);
-        if self.end() % PAGE == 0 {
+        if self.end().is_multiple_of(PAGE) {
             self.page_header(0);
         }
         let start = self.end();
@@ -144,7 +144,7 @@ impl Version {
 
     fn emit(&mut self, mut record: &[u8]) {
         while !record.is_empty() {
-            if self.end() % PAGE == 0 {
+            if self.end().is_multiple_of(PAGE) {
                 self.page_header(record.len() as u32);
             }
             let room = (PAGE - self.end() % PAGE) as usize;
@@ -156,7 +156,7 @@ impl Version {
 
     fn page_header(&mut self, remaining: u32) {
         let address = self.end();
-        let long = address % self.segment == 0;
+        let long = address.is_multiple_of(self.segment);
         let flags = if remaining > 0 { CONTINUES } else { 0 } | if long { LONG } else { 0 };
         self.bytes.extend_from_slice(&MAGIC.to_le_bytes());
         self.bytes.extend_from_slice(&flags.to_le_bytes());

@@ -33,6 +33,7 @@ pub(crate) fn rows(names: &[&str], row: Option<&[Option<Vec<u8>>]>) -> Vec<u8> {
     out
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
 pub(crate) fn text(value: impl ToString) -> Option<Vec<u8>> {
     Some(value.to_string().into_bytes())
 }
