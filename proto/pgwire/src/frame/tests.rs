@@ -92,7 +92,7 @@ async fn a_dropped_read_loses_nothing() {
     let (mut reader, mut peer) = pair();
     let bytes = encode(&[(b'd', vec![7; 300]), (b'Z', vec![b'I'])]);
     for byte in bytes {
-        let idle = tokio::time::timeout(std::time::Duration::ZERO, reader.next("test")).await;
+        let idle = tokio::time::timeout(Duration::ZERO, reader.next("test")).await;
         if let Ok(frame) = idle {
             assert_eq!(frame.unwrap().unwrap().body.len(), 300);
         }
