@@ -117,7 +117,7 @@ async fn fault_43_credentials_that_expire_are_renewed_in_time() -> Result<()> {
     let secret = site.regions[0].secret_key();
     let script = site.primary.dir().write(
         "keys.sh",
-        &format!(
+        format!(
             "end=$(($(date +%s) + 14))\n\
              printf '{{\"Version\":1,\"AccessKeyId\":\"UNTIL%s\",\"SecretAccessKey\":\"{secret}\",\"Expiration\":\"%s\"}}' \
              \"$end\" \"$(date -u -d @$end +%Y-%m-%dT%H:%M:%SZ)\"\n"
