@@ -51,18 +51,18 @@ pub struct StatusDocument<'a> {
 
 /// Why the agent does not keep its promise now; `None` when it does.
 pub fn not_ready(snapshot: &Snapshot, now: Time) -> Option<String> {
+    if let Some(given_up) = snapshot.given_up.as_ref().filter(|given_up| given_up.is_felt) {
+        return Some(format!(
+            "recovery point breached: {} ({}); the archive has not been current since",
+            given_up.reason, given_up.at
+        ));
+    }
     match &snapshot.connection {
         Connection::Streaming | Connection::Throttled => {}
         Connection::Starting => return Some("not streaming yet: the archive is being read".into()),
         Connection::Reconnecting(why) => return Some(format!("not streaming, connecting again: {why}")),
         Connection::Stopping => return Some("stopping: the last bytes are being stored".into()),
         Connection::Stopped(why) => return Some(format!("stopped: {why}")),
-    }
-    if let Some(given_up) = snapshot.given_up.as_ref().filter(|given_up| given_up.is_felt) {
-        return Some(format!(
-            "recovery point breached: {} ({}); the archive has not been current since",
-            given_up.reason, given_up.at
-        ));
     }
     let lag = metrics::lag_seconds(snapshot, now);
     if lag > BREACHED_AFTER.as_secs_f64() {
@@ -219,6 +219,7 @@ mod tests {
     use highwater_format::Lsn;
 
     use super::*;
+    use crate::state::GivenUp;
 
     fn at(text: &str) -> Time {
         text.parse().unwrap()
@@ -267,6 +268,20 @@ mod tests {
         let (code, text) = fetch(address, "/readyz").await.unwrap();
         assert_eq!(code, 503);
         assert!(text.contains("61 s") && text.contains("512 bytes"), "{text}");
+
+        let given_up = |snapshot: &mut Snapshot| {
+            streaming(snapshot);
+            snapshot.given_up = Some(GivenUp {
+                times: 1,
+                at: at("2026-11-20T11:59:00Z"),
+                reason: "the slot was given up".into(),
+                is_felt: true,
+            });
+        };
+        let (address, _cancel) = served(given_up, "2026-11-20T12:00:00Z").await;
+        let (code, text) = fetch(address, "/readyz").await.unwrap();
+        assert_eq!(code, 503);
+        assert!(text.contains("given up"), "{text}");
 
         let gone = |snapshot: &mut Snapshot| snapshot.connection = Connection::Reconnecting("refused".into());
         let (address, _cancel) = served(gone, "2026-11-20T12:00:00Z").await;

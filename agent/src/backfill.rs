@@ -229,6 +229,10 @@ async fn next_timeline(
         let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else {
             continue;
         };
+        if from.lsn < switch {
+            // The rest of this timeline is missing in the source too: the next one is not to be counted before it.
+            continue;
+        }
         write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
         let position = Position {
             timeline,

@@ -100,6 +100,14 @@ pub enum AgentError {
         /// Who it is.
         holder: String,
     },
+    /// Another agent writes the archive for another timeline, and its server is alive.
+    #[error("{what}. {next}")]
+    InUse {
+        /// Who it is.
+        what: String,
+        /// What to do about it.
+        next: String,
+    },
     /// The archive belongs to another cluster.
     #[error(
         "region {region}: the archive of this cluster name belongs to system identifier {theirs}, the server is {ours}. \
@@ -159,7 +167,7 @@ impl AgentError {
             },
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
             Self::OtherCluster { .. } | Self::Fenced { .. } => Kind::Damage,
-            Self::Refused { .. } => Kind::Refused,
+            Self::Refused { .. } | Self::InUse { .. } => Kind::Refused,
             Self::Trouble { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,
             Self::Cancelled => Kind::Cancelled,

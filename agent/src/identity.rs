@@ -98,3 +98,7 @@ fn compare(store: &dyn Store, ours: &Identity, theirs: &Identity) -> Result<()> 
         )
     })
 }
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

@@ -1,7 +1,10 @@
 //! Where a region's WAL ends, when some of it is on record as lost.
 
+use std::sync::Arc;
+
 use highwater_format::{ClusterName, Gap, SystemId, Time};
-use highwater_store::{MemoryStore, Object, PutMode};
+
+use highwater_store::{FaultyStore, MemoryStore, Object, PutMode};
 
 use super::*;
 
@@ -88,6 +91,32 @@ async fn i5_a_region_counts_past_a_gap_only_with_the_record() {
         archive.pulse(stored).await;
         assert_eq!(archive.end().await, (1, 11), "pulse at {stored}");
     }
+}
+
+/// A listing that lags does not show the newest keys; what the pulse claims is looked for by name.
+#[tokio::test]
+async fn fault_38_segments_that_a_listing_hides_are_found_by_name() {
+    let archive = Archive::new();
+    archive.segments(1, 3..9).await;
+    archive.pulse(9).await;
+    let store = FaultyStore::new(Arc::new(archive.store));
+    for number in 6..9 {
+        let name = SegmentName {
+            timeline: TimelineId::FIRST,
+            number,
+        };
+        store.hide(archive.layout.segment(name, size()));
+    }
+    let end = position(&store, &archive.layout, size()).await.unwrap().unwrap();
+    assert_eq!(end.lsn, Lsn(9 * MIB));
+    // What is really gone is not found, whatever the pulse claims.
+    let gone = SegmentName {
+        timeline: TimelineId::FIRST,
+        number: 7,
+    };
+    store.delete(&archive.layout.segment(gone, size())).await.unwrap();
+    let end = position(&store, &archive.layout, size()).await.unwrap().unwrap();
+    assert_eq!(end.lsn, Lsn(7 * MIB));
 }
 
 #[tokio::test]

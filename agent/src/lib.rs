@@ -41,6 +41,7 @@ pub mod segmenter;
 pub mod server;
 pub mod slot;
 mod sql;
+mod start;
 pub mod state;
 pub mod status;
 pub mod surroundings;

@@ -6,11 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use highwater_config::Config;
-use highwater_format::{Identity, SegmentSize, TimelineId};
+use highwater_format::{Identity, SegmentSize};
 use highwater_pgwire::{ConnInfo, Connection};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -28,15 +27,16 @@ use crate::outage::{GiveUp, Watcher};
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
-use crate::resume::{Resume, ServerView, resume};
+use crate::resume::Resume;
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
+use crate::start::{self, Beginning};
 use crate::surroundings::Surroundings;
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
 use crate::writer::Claims;
-use crate::{admin, agree, branches, identity, inventory, pulse, server};
+use crate::{admin, agree, branches, identity, inventory, pulse, server, slot};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -144,10 +144,10 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         regions,
         me,
     } = surroundings;
-    let (connection, identity) = first_contact(&conninfo).await?;
+    let (connection, identity, slot_keeps) = first_contact(&conninfo, &config.cluster.slot).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
-    let positions = read_regions(&archive).await?;
+    let positions = read_regions(&archive, slot_keeps).await?;
     let claims = Claims::new(
         me,
         &archive,
@@ -167,7 +167,10 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         view,
         resume,
         histories,
-    } = beginning(config, &conninfo, &identity, &claims, furthest, connection).await?;
+    } = start::beginning(
+        config, &conninfo, &identity, &claims, &state, furthest, connection,
+    )
+    .await?;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -209,69 +212,15 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     })
 }
 
-/// Where the stream begins, and the right to write it.
-struct Beginning {
-    connection: Connection,
-    view: ServerView,
-    resume: Resume,
-    histories: Vec<(TimelineId, Bytes)>,
-}
-
-/// Asks the server where to begin, and the archive whether this agent may. Waits for a standby that has yet to
-/// receive what is archived; a connection that was lost while the regions were read is made again.
-async fn beginning(
-    config: &Config,
-    conninfo: &ConnInfo,
-    identity: &Identity,
-    claims: &Claims,
-    furthest: Option<Position>,
-    connection: Connection,
-) -> Result<Beginning> {
-    let mut open = Some(connection);
-    loop {
-        let attempt = async {
-            let mut connection = match open.take() {
-                Some(connection) => connection,
-                None => server::connect(conninfo).await?,
-            };
-            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
-            server::refuse_standby(&view, config.cluster.standby)?;
-            let resume = resume(furthest, &view, identity.segment_size);
-            let resume = match resume {
-                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
-                other => other?,
-            };
-            claims.enter(view.timeline, view.in_recovery).await?;
-            let histories = leading_histories(&mut connection, &view, &resume).await?;
-            Ok(Beginning {
-                connection,
-                view,
-                resume,
-                histories,
-            })
-        };
-        match attempt.await {
-            Ok(begun) => return Ok(begun),
-            Err(error) => wait_or_fail(error, "not streaming yet").await?,
-        }
-    }
-}
-
-/// A refusal that also names the writer of the archive.
-async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
-    match claims.newest_holder().await {
-        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
-        None => AgentError::Refused { what, next },
-    }
-}
-
-/// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
-async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
+/// Connects for the first time, and asks whether the slot keeps WAL already. A server that is not up yet is waited
+/// for; one that says no is not.
+async fn first_contact(conninfo: &ConnInfo, slot: &str) -> Result<(Connection, Identity, bool)> {
     loop {
         let attempt = async {
             let mut connection = server::connect(conninfo).await?;
             let identity = server::identity(&mut connection).await?;
-            Ok((connection, identity))
+            let slot_keeps = slot::keeps(&mut connection, conninfo, slot).await?;
+            Ok((connection, identity, slot_keeps))
         };
         match attempt.await {
             Ok(contact) => return Ok(contact),
@@ -290,7 +239,10 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
 }
 
 /// Reads every region; those that do not answer join later, as long as one does.
-async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>> {
+///
+/// Where those that answer hold nothing and no slot has kept WAL, nobody but the others knows where the archive ends:
+/// beginning anew beside one that holds WAL would leave a hole between the two that nobody has recorded.
+async fn read_regions(archive: &Archive, slot_keeps: bool) -> Result<Vec<Option<Option<Position>>>> {
     loop {
         let read = read_all(archive).await;
         let mut positions = Vec::with_capacity(read.len());
@@ -309,6 +261,14 @@ async fn read_regions(archive: &Archive) -> Result<Vec<Option<Option<Position>>>
         match failure {
             Some(error) if positions.iter().all(Option::is_none) => {
                 wait_or_fail(error, "no region can be read").await?;
+            }
+            Some(error) if !slot_keeps && positions.iter().flatten().all(Option::is_none) => {
+                tracing::error!(
+                    %error,
+                    "the archive begins when this region has been read once: the others hold nothing, and there is no \
+                     slot yet that would say how far it was archived. If it is gone for good, take it out of the configuration"
+                );
+                tokio::time::sleep(START_PAUSE).await;
             }
             _ => return Ok(positions),
         }
@@ -356,19 +316,6 @@ fn late(region: &Region) -> AgentError {
 async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
     identity::admit(&*region.quick, archive).await?;
     inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
-}
-
-/// The history files of everything up to the timeline that is streamed first. When that timeline follows
-/// an archived one its own history goes through the pipeline instead, after the rest of the old one.
-async fn leading_histories(
-    connection: &mut Connection,
-    view: &ServerView,
-    resume: &Resume,
-) -> Result<Vec<(TimelineId, Bytes)>> {
-    let mut files = server::histories(connection, view.timeline).await?;
-    let last = resume.after.map_or(resume.timeline, |after| after.timeline);
-    files.retain(|(timeline, _)| *timeline <= last);
-    Ok(files)
 }
 
 impl Started {

@@ -190,8 +190,8 @@ impl Scheduled {
                 seen = self.read().await.unwrap_or(seen);
                 read_at = now;
             }
-            // Beside a standby it is the primary's agent that takes them.
-            let elsewhere = self.state.snapshot().standby;
+            // Beside a standby it is the primary's agent that takes them, and one that was fenced takes none.
+            let elsewhere = self.state.snapshot().writer_epoch == 0;
             let wait = wait(self.schedule.as_ref(), &seen, not_before, now);
             if !wait.is_zero() || elsewhere {
                 let due = if elsewhere {

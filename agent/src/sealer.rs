@@ -144,7 +144,7 @@ impl Sealer {
                 let mut parts = self.frames(frames).await?;
                 if !rest.is_empty() {
                     let charge = self.budget.charge(rest.len() as u64);
-                    parts.push(await_frame(self.encoder.start(rest, charge)).await?.frame);
+                    parts.push(self.encoder.start(rest, charge).await?.frame);
                 }
                 self.seal(Kind::Tail, range, parts, commits, stamp, Vec::new())
                     .await?;
@@ -205,7 +205,7 @@ impl Sealer {
         for number in numbers {
             let slot = self.slots.get_mut(number).ok_or_else(|| missing_frame(number))?;
             if let Slot::Pending(pending) = slot {
-                let encoded = await_frame(pending).await?;
+                let encoded = pending.await?;
                 *slot = Slot::Done(encoded);
             }
             if let Slot::Done(encoded) = slot {
@@ -277,14 +277,6 @@ impl Sealer {
             .update(|snapshot| snapshot.sealed = snapshot.sealed.max(range.end));
         Ok(())
     }
-}
-
-async fn await_frame(
-    pending: impl Future<Output = std::result::Result<Result<Encoded>, tokio::task::JoinError>>,
-) -> Result<Encoded> {
-    pending
-        .await
-        .map_err(|error| AgentError::Bug(format!("compressing a frame: {error}")))?
 }
 
 fn missing_frame(number: usize) -> AgentError {

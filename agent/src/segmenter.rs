@@ -104,7 +104,7 @@ impl Segmenter {
             received: start,
             sealed: sealed.max(start),
             unsealed_since: None,
-            frame: BytesMut::with_capacity(FRAME_SIZE),
+            frame: BytesMut::new(),
             frames: Vec::new(),
             frame_commits: CommitSpan::default(),
             open_commits: CommitSpan::default(),
@@ -143,6 +143,8 @@ impl Segmenter {
         if self.received == self.object_start {
             self.object_since = now;
         }
+        // Only now: whoever compressed the last frame where it was cut has let go of its memory, which is taken again.
+        self.frame.reserve(FRAME_SIZE - self.frame.len());
         self.frame.extend_from_slice(data);
         self.received = self.received + data.len() as u64;
         self.frame_commits.merge(commits);
@@ -262,7 +264,6 @@ impl Segmenter {
     fn finish_frame(&mut self, now: Duration, out: &mut Vec<Cut>) {
         let start = self.frame_start();
         let plain = self.frame.split().freeze();
-        self.frame.reserve(FRAME_SIZE);
         out.push(Cut::Frame { plain });
         self.frames.push(self.frame_commits);
         let commits = std::mem::take(&mut self.frame_commits);

@@ -252,6 +252,9 @@ impl Uploader {
         let mut uploads: FuturesOrdered<Upload> = FuturesOrdered::new();
         let mut oldest = from;
         let mut barrier = false;
+        // Whoever lists the region takes its first object of a timeline for the beginning: it is stored before any
+        // that follows it.
+        let mut opens = true;
         let mut behind = false;
         let mut in_flight = 0;
         let (mut taken, mut waiting_since) = (position, Instant::now());
@@ -276,7 +279,8 @@ impl Uploader {
                             break;
                         }
                         taken = taken.max(item.what.end());
-                        barrier = first_alone;
+                        barrier = first_alone || opens;
+                        opens = first_alone;
                         from = number + 1;
                         if uploads.is_empty() {
                             waiting_since = Instant::now();

@@ -231,19 +231,6 @@ impl Window {
         inner.forget(self.share);
     }
 
-    /// Whether every item is stored in at least `regions` of the regions that take part.
-    pub fn is_stored_in(&self, regions: usize) -> bool {
-        let inner = self.lock();
-        let end = inner.end();
-        inner
-            .passed
-            .iter()
-            .flatten()
-            .filter(|passed| **passed >= end)
-            .count()
-            >= regions
-    }
-
     /// WAL items of `timeline` that reach into `range`, for comparing what the server sends again.
     pub fn overlapping(&self, timeline: TimelineId, range: LsnRange) -> Vec<Arc<Item>> {
         let reaches = |item: &&Arc<Item>| match item.what {

@@ -85,7 +85,7 @@ def measure(command, account, log, environment, directory, until=None, accept=(0
                     os.kill(pid, signal.SIGKILL)
                     break
                 else:
-                    time.sleep(0.02)
+                    time.sleep(0.05)  # asking is work for the command, too
             text = answers.read()
     except BaseException:
         if pid:

@@ -364,7 +364,11 @@ async fn a_standby_can_be_backed_up() -> Result<()> {
         .await?;
     let standby = PgCluster::builder(PgVersion::V15).standby_of(&primary).await?;
     let regions = Regions::start().await?;
-    let _agent = running(&regions, &standby, "").await?;
+    let beside = regions
+        .agent(&standby, "")?
+        .env("HIGHWATER_CLUSTER_STANDBY", "stream");
+    let mut agent = beside.arg("run").start()?;
+    agent.says("streaming", START).await?;
     // The standby's last restart point must lie in WAL that the agent has seen.
     primary.sql("INSERT INTO t VALUES (1); CHECKPOINT").await?;
     let caught_up = || async {

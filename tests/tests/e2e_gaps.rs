@@ -182,6 +182,8 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
         site.stored_ends(),
         lsn::show(site.tap.highest_flush())
     );
+    let status = site.agent()?.arg("status").output().await?.expect_code(1)?;
+    ensure!(status.stdout.contains("OPEN"), "{}", status.stdout);
     agent.kill9();
     south.clear();
 
@@ -195,6 +197,31 @@ async fn i5_a_crash_between_record_and_stream_leaves_one_record() -> Result<()> 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     log.check(&place.recovered("latest", &[]).await?, Expect::everything())
         .await?;
+    Ok(())
+}
+
+/// A region that was away while the gap was recorded gets the record like the WAL, when it catches up.
+#[tokio::test]
+async fn i5_a_region_that_was_away_gets_the_record_too() -> Result<()> {
+    let Story { mut site, ledger, .. } = until_wal_is_lost(PgVersion::V15, Loss::Dropped).await?;
+    site.settings += "[durability]\npolicy = \"any\"\n";
+    let south = site.regions[1].faults();
+    south.refuse(true);
+    let agent = site.start_agent().await?;
+    ledger.grow(20).await?;
+    drop(ledger.stop().await);
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    ensure!(records(&site)?[0].len() == 1 && records(&site)?[1].is_empty());
+    south.refuse(false);
+    let filled = || async {
+        let wal = archive::wal(&site.snapshots()[1], BUCKET, site.segment_size());
+        let (_, newest) = *wal.get(&1)?.runs().last()?;
+        (newest >= end).then_some(())
+    };
+    eventually("the region to catch up", PATIENCE, filled)
+        .await
+        .with_context(|| agent.last_words())?;
+    one_gap(&site, Loss::Dropped.cause())?;
     Ok(())
 }
 
@@ -252,8 +279,7 @@ async fn fault_15_a_gap_that_holds_a_promotion() -> Result<()> {
 /// in an idle stretch is no hole.
 #[tokio::test]
 async fn fault_53_and_57_a_hole_is_refused_and_an_idle_stretch_is_not() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 1).await?;
-    site.settings += "[pulse]\ninterval = \"1s\"\n";
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 1).await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     ledger.grow(20).await?;

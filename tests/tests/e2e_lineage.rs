@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use highwater_format::{Lsn, Object};
 use highwater_tests::ledger::{Expect, LedgerLog, Pace};
 use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
 use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, Stop, archive, lsn};
@@ -72,6 +73,24 @@ async fn promotion_while_streaming_from_the_standby(version: PgVersion) -> Resul
         stored.iter().all(|after| *after <= old_end),
         "the old timeline ends at {}",
         lsn::show(old_end)
+    );
+    // A standby's clock proves nothing about the primary, and no reader may take it for that.
+    let proves = |timeline: &str| -> Result<Vec<bool>> {
+        let snapshot = &site.snapshots()[0];
+        let tails = archive::keys_with(snapshot, BUCKET, &format!("/wal/{timeline}/tail/"));
+        let stored = tails.iter().filter_map(|key| snapshot.get(BUCKET, key));
+        let stored =
+            stored.map(|stored| Ok(Object::open(stored.bytes.clone())?.header().server_end != Lsn::MAX));
+        stored.collect()
+    };
+    let (first, second) = (proves("00000001")?, proves("00000002")?);
+    ensure!(
+        first.contains(&false),
+        "the standby's agent stored nothing of timeline 1"
+    );
+    ensure!(
+        !second.is_empty() && !second.contains(&false),
+        "the primary's agent stores as a standby's"
     );
     // Beside the standby it had no say; the promotion made it the writer.
     ensure!(

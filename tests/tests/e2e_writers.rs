@@ -133,6 +133,119 @@ async fn fault_18_old_primary_revived() -> Result<()> {
     Ok(())
 }
 
+/// Two standbys are promoted, each to timeline 2, from different places. The first one's history is archived: the
+/// second one is refused with both, whether the first lives or not.
+#[tokio::test]
+async fn fault_18_two_promotions_to_the_same_timeline() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let first_agent = site.start_agent().await?;
+    let mut second = builder().standby_of(&site.primary).await?;
+    second.stop(Stop::Fast).await?;
+    site.primary.sql("CREATE TABLE later ()").await?;
+    let mut first = builder().standby_of(&site.primary).await?;
+    site.all_durable().await?;
+    drop(first_agent);
+    site.primary.stop(Stop::Fast).await?;
+    first.promote().await?;
+    let first_agent = site.agent_at(&first.connection_string())?.arg("run").start()?;
+    site.archived(2, flushed(&first).await?)
+        .await
+        .with_context(|| first_agent.last_words())?;
+    second.start_again().await?;
+    second.promote().await?;
+    let second_agent = || {
+        site.agent_at(&second.connection_string())
+            .and_then(|agent| agent.arg("run").start())
+    };
+    let switch = |server: &PgCluster| -> Result<String> {
+        let history = std::fs::read_to_string(server.data_dir().join("pg_wal/00000002.history"))?;
+        Ok(history
+            .split_whitespace()
+            .nth(1)
+            .context("no switch point")?
+            .to_owned())
+    };
+    let (pid, before) = (format!("pid {}", first_agent.pid()), site.snapshots());
+    let (ours, theirs) = (switch(&second)?, switch(&first)?);
+    refused(
+        &mut second_agent()?,
+        4,
+        &[&pid, &ours, &theirs, "Nothing was replaced"],
+    )
+    .await?;
+    // Silence does not make it right.
+    drop(first_agent);
+    first.kill9();
+    refused(&mut second_agent()?, 4, &[&ours, &theirs, "Nothing was replaced"]).await?;
+    nothing_was_replaced(&before, &site)
+}
+
+/// One agent beside every node, as under Patroni: whichever node is promoted, its agent becomes the writer, and the
+/// other one goes on beside the standby that its node has become. No agent is told anything or started again.
+#[tokio::test]
+async fn one_agent_beside_every_node_follows_failovers() -> Result<()> {
+    let mut site = Site::start(builder(), 1).await?;
+    let mut a = site.agent_at(&site.tap.connection_string())?.arg("run").start()?;
+    a.says("streaming", SOON).await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    ledger.grow(20).await?;
+    site.backup().await?;
+    let mut node_b = builder().standby_of(&site.primary).await?;
+    let tap_b = FeedbackTap::start(&node_b).await?;
+    let mut b = site.agent_at(&tap_b.connection_string())?.arg("run").start()?;
+    b.says("streaming", SOON).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+
+    // A crash, and the old primary comes back as one before anybody makes it a standby: its agent waits.
+    site.all_durable().await?;
+    site.primary.kill9();
+    node_b.promote().await?;
+    let ledger = Ledger::resume(&node_b, Pace::default(), log).await?;
+    ledger.grow(20).await?;
+    b.says("claimed the archive", SOON).await?;
+    site.archived(2, flushed(&node_b).await?)
+        .await
+        .with_context(|| b.last_words())?;
+    site.primary.start_again().await?;
+    a.says("another one has taken its place", SOON).await?;
+    site.primary.kill9();
+    let mut node_a = builder().standby_of(&node_b).await?;
+    site.tap.redirect(&node_a);
+    ledger.grow(20).await?;
+    let end = flushed(&node_b).await?;
+    let before = site.tap.feedback().len();
+    let followed = || async {
+        let said = site.tap.feedback();
+        said[before..]
+            .iter()
+            .any(|feedback| feedback.flush >= end)
+            .then_some(())
+    };
+    eventually("the slot of the new standby to follow", PATIENCE, followed)
+        .await
+        .with_context(|| a.last_words())?;
+
+    // A switchover back: the primary is stopped in good order.
+    let log = ledger.stop().await;
+    node_b.stop(Stop::Fast).await?;
+    node_a.promote().await?;
+    let ledger = Ledger::resume(&node_a, Pace::default(), log).await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    site.archived(3, flushed(&node_a).await?)
+        .await
+        .with_context(|| a.last_words())?;
+    for agent in [&mut a, &mut b] {
+        ensure!(agent.is_running(), "{}", agent.last_words());
+    }
+    std::mem::swap(&mut site.primary, &mut node_a);
+    let place = RestoreSite::new(VERSION, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    let restored = place.recovered("data", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
 /// A writer that slept through the takeover stops when it wakes, and writes nothing after that.
 #[tokio::test]
 async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
@@ -141,14 +254,20 @@ async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
     let standby = builder().standby_of(&site.primary).await?;
     site.all_durable().await?;
     let tap = FeedbackTap::start(&standby).await?;
-    standby.promote().await?;
-    // Both servers live. As long as the first one's agent does too, nobody takes its place.
     let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    rival.says("streaming", SOON).await?;
+    // The standby is promoted and both servers live: while the first one's agent does too, the other waits its turn.
+    standby.promote().await?;
+    rival.says("this archive is in use", SOON).await?;
     let sleeper_pid = format!("pid {}", sleeper.pid());
-    refused(&mut rival, 1, &[&sleeper_pid, "timeline 1", "--take-over"]).await?;
+    ensure!(
+        rival.is_running() && rival.last_words().contains(&sleeper_pid),
+        "{}",
+        rival.last_words()
+    );
+    ensure!(sleeper.is_running(), "{}", sleeper.last_words());
 
     sleeper.signal(Signal::SIGSTOP);
-    let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
     site.archived(2, flushed(&standby).await?)
         .await
         .with_context(|| rival.last_words())?;

@@ -282,3 +282,37 @@ async fn fault_45_a_silent_endpoint_ends_in_bounded_time() {
     server.faults().refuse(false);
     assert_eq!(put(&patient(store), "key", "x").await.unwrap(), Put::Created);
 }
+
+/// Two writers with clients of their own race for a thousand keys, with lost replies and refusals on the way: both
+/// read the same of every key, then and later, and that is what one of them wrote.
+#[tokio::test]
+async fn i4_two_writers_race_for_a_thousand_keys() {
+    const KEYS: usize = 1000;
+    let server = server().await;
+    server.faults().fail_every(17, 503);
+    server.faults().lose_replies(5);
+    let race = |who: &'static str| {
+        let config = config(&server);
+        async move {
+            let store = patient(open(&config).await.unwrap());
+            let mut seen = Vec::with_capacity(KEYS);
+            for number in 0..KEYS {
+                let key = format!("race/{number:04}");
+                put(&store, &key, who).await.unwrap();
+                seen.push(store.get(&key).await.unwrap());
+            }
+            seen
+        }
+    };
+    let (a, b) = tokio::join!(race("the first"), race("the second"));
+    let snapshot = server.snapshot();
+    let held: Vec<_> = snapshot
+        .keys(BUCKET)
+        .iter()
+        .map(|key| snapshot.get(BUCKET, key).unwrap().bytes.clone())
+        .collect();
+    assert_eq!((held.len(), &a), (KEYS, &held));
+    assert_eq!(a, b);
+    let won = |who: &str| held.iter().filter(|bytes| *bytes == who).count();
+    assert_eq!(won("the first") + won("the second"), KEYS);
+}

@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use progress::Progress;
-pub use report::{BackupReport, MissingRegion};
+pub use report::{BackupReport, MissingRegion, Phases};
 
 use self::packs::{PackSettings, Packs};
 use self::publish::Publication;
@@ -168,11 +168,15 @@ impl<'a> BackupRun<'a> {
             segment_size: archive.identity.segment_size,
             timeline: system.timeline,
         };
+        let mut phases = Phases::default();
+        let mut since = self.began;
         prepare::confirm_stream(&self.targets, &wal, system.xlogpos, self.ctx.options.stream_wait).await?;
+        phases.stream = lap(&mut since);
         let mut stream = conn.base_backup(self.request()).await?;
         let start = stream::start(&mut stream, &self.ctx.cancel).await?;
         self.check_start(&wal, &system, start).await?;
         let begun = self.begin(start).await?;
+        phases.checkpoint = lap(&mut since);
         let id = &begun.id;
         tracing::info!(backup = %id, start = %start.lsn, timeline = %start.timeline, "base backup begins");
         let received = self.receive(&mut stream, &begun).await;
@@ -181,8 +185,10 @@ impl<'a> BackupRun<'a> {
         }
         let received = received.map_err(|error| self.voided(id, error))?;
         let publication = self.record(&begun, server_version, received)?;
+        phases.content = lap(&mut since);
         publish::publish(&self.targets, &archive.layout, &wal, &publication).await?;
-        Ok(self.report(publication.backup))
+        phases.publish = lap(&mut since);
+        Ok(self.report(publication.backup, phases))
     }
 
     fn request(&self) -> BaseBackupOptions {
@@ -356,7 +362,7 @@ impl<'a> BackupRun<'a> {
         }
     }
 
-    fn report(&self, backup: Backup) -> BackupReport {
+    fn report(&self, backup: Backup, phases: Phases) -> BackupReport {
         let missing = |(region, reason)| MissingRegion { region, reason };
         BackupReport {
             backup,
@@ -367,6 +373,13 @@ impl<'a> BackupRun<'a> {
                 .collect(),
             missing: self.targets.lost().into_iter().map(missing).collect(),
             elapsed: self.began.elapsed(),
+            phases,
         }
     }
+}
+
+/// The time since `since`, which becomes now.
+fn lap(since: &mut Instant) -> Duration {
+    let now = Instant::now();
+    now - std::mem::replace(since, now)
 }

@@ -184,8 +184,15 @@ impl Packs {
     fn encode(&mut self, frame: OpenFrame) {
         let (shared, number) = (self.shared.clone(), self.frames);
         self.frames += 1;
-        self.encoding
-            .spawn(async move { shared.encode(number, frame).await });
+        // A free slot is taken here: a task that only waits for it would be one more thread to wake for every frame.
+        match shared.compute.clone().try_acquire_owned() {
+            Ok(slot) => self
+                .encoding
+                .spawn_blocking(move || shared.compress(number, frame, slot)),
+            Err(_) => self
+                .encoding
+                .spawn(async move { shared.encode(number, frame).await }),
+        };
     }
 
     fn close_pack(&mut self) {
@@ -209,7 +216,7 @@ fn note(stored: &mut Vec<PackInfo>, result: Joined) -> Result<()> {
 }
 
 impl Shared {
-    /// Compresses one frame on the blocking pool, and gives back the memory that compression saved.
+    /// Compresses one frame on the blocking pool as soon as there is a slot.
     async fn encode(self: Arc<Self>, number: u32, open: OpenFrame) -> Result<EncodedFrame> {
         let slot = self
             .compute
@@ -217,30 +224,31 @@ impl Shared {
             .acquire_owned()
             .await
             .map_err(|_| closed("compression"))?;
-        let failed = move |source| AgentError::Encode {
+        blocking::run("compressing a frame", move || self.compress(number, open, slot)).await?
+    }
+
+    /// Compresses one frame, and gives back the memory that compression saved.
+    fn compress(&self, number: u32, open: OpenFrame, slot: OwnedSemaphorePermit) -> Result<EncodedFrame> {
+        let OpenFrame { plain, mut permit } = open;
+        let encoder = lock(&self.encoders).pop();
+        let mut encoder = match encoder {
+            Some(encoder) => encoder,
+            None => FrameEncoder::new(self.settings.header.codec),
+        };
+        let frame = encoder.encode(&plain).map_err(|source| AgentError::Encode {
             what: format!("frame {number} of a pack"),
             source,
-        };
-        let encode = move || {
-            let OpenFrame { plain, mut permit } = open;
-            let encoder = lock(&self.encoders).pop();
-            let mut encoder = match encoder {
-                Some(encoder) => encoder,
-                None => FrameEncoder::new(self.settings.header.codec),
-            };
-            let frame = encoder.encode(&plain).map_err(failed)?;
-            self.keep(plain);
-            lock(&self.encoders).push(encoder);
-            let keep = frame.bytes.len().div_ceil(UNIT);
-            drop(permit.split(permit.num_permits().saturating_sub(keep)));
-            drop(slot);
-            Ok(EncodedFrame {
-                number,
-                frame,
-                permit,
-            })
-        };
-        blocking::run("compressing a frame", encode).await?
+        })?;
+        self.keep(plain);
+        lock(&self.encoders).push(encoder);
+        let keep = frame.bytes.len().div_ceil(UNIT);
+        drop(permit.split(permit.num_permits().saturating_sub(keep)));
+        drop(slot);
+        Ok(EncodedFrame {
+            number,
+            frame,
+            permit,
+        })
     }
 
     /// Keeps a plain buffer for reuse; few, because idle ones are outside the memory bound.

@@ -17,6 +17,19 @@ pub struct MissingRegion {
     pub reason: String,
 }
 
+/// Where the time of a base backup went. Each part begins where the one before it ends.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Phases {
+    /// Until the regions held the WAL up to where the server was.
+    pub stream: Duration,
+    /// Until PostgreSQL had made its checkpoint and said where the backup begins.
+    pub checkpoint: Duration,
+    /// Until everything was received, compressed and stored.
+    pub content: Duration,
+    /// Until the regions held the WAL up to the stop position and the commit mark was set.
+    pub publish: Duration,
+}
+
 /// A base backup that is visible in at least as many regions as the policy asks for.
 #[derive(Debug, Clone, Serialize)]
 pub struct BackupReport {
@@ -28,6 +41,8 @@ pub struct BackupReport {
     pub missing: Vec<MissingRegion>,
     /// From the first connection to the last commit mark.
     pub elapsed: Duration,
+    /// Its parts.
+    pub phases: Phases,
 }
 
 impl fmt::Display for BackupReport {
@@ -57,6 +72,20 @@ impl fmt::Display for BackupReport {
             "  regions {}, after {:.1} s",
             self.regions.join(", "),
             self.elapsed.as_secs_f64()
+        )?;
+        let Phases {
+            stream,
+            checkpoint,
+            content,
+            publish,
+        } = &self.phases;
+        write!(
+            f,
+            "\n  time    {:.1} s for the WAL stream, {:.1} s for the checkpoint, {:.1} s for the content, {:.1} s to publish",
+            stream.as_secs_f64(),
+            checkpoint.as_secs_f64(),
+            content.as_secs_f64(),
+            publish.as_secs_f64()
         )?;
         for MissingRegion { region, reason } in &self.missing {
             write!(f, "\n  MISSING {region}: {reason}")?;

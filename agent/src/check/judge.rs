@@ -4,7 +4,7 @@
 //! on the first day: each failure must name the setting, the right or the file, and be mended by what is
 //! printed below it.
 
-use highwater_config::{OutageConfig, OutagePolicy};
+use highwater_config::{OutageConfig, OutagePolicy, Standby};
 
 use super::Finding;
 use super::server::{Catalog, Facts, Refusal, Slot, System};
@@ -118,10 +118,14 @@ fn recovery(facts: &Facts) -> Finding {
     let what = "recovery";
     match facts.sql.as_ref().ok().and_then(|catalog| catalog.in_recovery) {
         Some(false) => Finding::ok(what, "a primary"),
+        Some(true) if facts.standby == Standby::Refuse => Finding::fail(
+            what,
+            "a standby, or a server that is being restored: WAL arrives here later than at the primary",
+            "connect to the primary, or set standby = \"stream\" in [cluster] to run one agent beside every node",
+        ),
         Some(true) => Finding::note(
             what,
-            "a standby: WAL arrives here later than at the primary, and a promotion starts a new timeline. Stream from \
-             the primary for the best recovery point",
+            "a standby: its agent is a second stream beside the primary's, and the writer once this server is promoted",
         ),
         None => Finding::unknown(what, "whether this is a primary is not visible without SQL"),
     }

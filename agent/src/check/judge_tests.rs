@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use highwater_config::Standby;
 use highwater_format::{SystemId, TimelineId};
 
 use super::super::Verdict;
@@ -37,6 +38,7 @@ fn good() -> Facts {
             .into_iter()
             .map(|(name, value)| (name, value.to_owned()))
             .collect::<BTreeMap<_, _>>(),
+        standby: Standby::Refuse,
     }
 }
 
@@ -220,6 +222,8 @@ fn versions() {
 fn a_standby_is_said_to_be_one() {
     let mut facts = good();
     facts.sql.as_mut().unwrap().in_recovery = Some(true);
+    assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Fail);
+    facts.standby = Standby::Stream;
     assert_eq!(verdict_of(&facts, "recovery").verdict, Verdict::Note);
 }
 

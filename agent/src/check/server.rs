@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use highwater_config::Config;
+use highwater_config::{Config, Standby};
 use highwater_format::{SystemId, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode, PgError};
 use secrecy::ExposeSecret;
@@ -82,6 +82,8 @@ pub(crate) struct Facts {
     pub(crate) replication: Result<System, Refusal>,
     pub(crate) sql: Result<Catalog, Refusal>,
     pub(crate) settings: BTreeMap<&'static str, String>,
+    /// What the configuration says of a server in recovery.
+    pub(crate) standby: Standby,
 }
 
 impl Facts {
@@ -99,7 +101,7 @@ pub(crate) async fn look(config: &Config) -> Facts {
         .map(|secret| secret.expose_secret());
     let conn = match ConnInfo::resolve(text) {
         Ok(conn) => conn.with_application_name("highwater check"),
-        Err(error) => return unresolved(error),
+        Err(error) => return unresolved(error, config.cluster.standby),
     };
     let catalog = catalog(&conn).await.map_err(Refusal::from);
     let mut settings = BTreeMap::new();
@@ -110,10 +112,11 @@ pub(crate) async fn look(config: &Config) -> Facts {
         replication,
         sql: catalog,
         settings,
+        standby: config.cluster.standby,
     }
 }
 
-fn unresolved(error: PgError) -> Facts {
+fn unresolved(error: PgError, standby: Standby) -> Facts {
     let refusal = Refusal::from(error);
     Facts {
         target: Err(refusal.message.clone()),
@@ -121,6 +124,7 @@ fn unresolved(error: PgError) -> Facts {
         replication: Err(refusal.clone()),
         sql: Err(refusal),
         settings: BTreeMap::new(),
+        standby,
     }
 }
 

@@ -4,7 +4,9 @@
 //! written. Holds one object in memory, charged to the agent's budget, and begins only while there is room.
 //! Nothing is ever replaced: what is there already with other content is a conflict.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_format::coverage::{Coverage, Piece};
@@ -18,11 +20,17 @@ use super::listing::{Base, Listing};
 use crate::archived::{read_piece, verify};
 use crate::backup::wal::WalOf;
 use crate::blocking;
-use crate::budget::Charge;
+use crate::budget::Budget;
 use crate::error::{AgentError, Result};
 use crate::gap;
 use crate::region::{Region, Written, get_optional, write_once};
 use crate::uploader::Shared;
+
+/// One object counts for at most this part of the budget.
+const LARGEST_SHARE: u64 = 4;
+
+/// Between two looks at the memory while an object is copied.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -60,10 +68,21 @@ impl Copier<'_> {
         )
     }
 
-    /// Waits until there is room for one more object.
-    async fn charge(&self, bytes: u64) -> Charge {
-        self.shared.budget.room().await;
-        self.shared.budget.charge(bytes)
+    /// Does `work`, which holds an object of `bytes`, when there is room for it. It is given up when new WAL needs
+    /// the room: a region that hangs while it is being filled must not keep the stream from the others.
+    async fn holding<T>(&self, bytes: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let budget = &self.shared.budget;
+        budget.room().await;
+        // An object that is large beside the whole budget still has to get through.
+        let _charge = budget.charge(bytes.min(budget.limit() / LARGEST_SHARE));
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = crowded(budget) => Err(AgentError::Trouble {
+                what: "the memory was needed for new WAL while an object was copied".into(),
+                next: "It is copied later".into(),
+            }),
+        }
     }
 
     /// Whether another source may have what this one could not give.
@@ -161,15 +180,17 @@ impl Copier<'_> {
             )));
         };
         let (archive, size) = (&self.shared.archive, self.shared.segment_size);
-        let _charge = self.charge(piece.size).await;
-        let (key, bytes, object) = read_piece(archive, &*peer.quick, size, timeline, &piece).await?;
-        let checked = blocking::run("checking an object", move || verify(&object)).await?;
-        checked.map_err(|source| AgentError::Object {
-            region: peer.name.clone(),
-            key: key.clone(),
-            source,
-        })?;
-        self.put(&key, Object::new(bytes)).await
+        let copying = async {
+            let (key, bytes, object) = read_piece(archive, &*peer.quick, size, timeline, &piece).await?;
+            let checked = blocking::run("checking an object", move || verify(&object)).await?;
+            checked.map_err(|source| AgentError::Object {
+                region: peer.name.clone(),
+                key: key.clone(),
+                source,
+            })?;
+            self.put(&key, Object::new(bytes)).await
+        };
+        self.holding(piece.size, copying).await
     }
 
     /// The record of a hole.
@@ -244,7 +265,7 @@ impl Copier<'_> {
             match held.packs.get(&pack.number) {
                 Some(size) if *size == pack.stored_len => {}
                 Some(size) => return Err(self.other_pack(id, pack, *size)),
-                None => done(self.pack(id, pack).await?),
+                None => done(self.holding(pack.stored_len, self.pack(id, pack)).await?),
             }
         }
         if !held.manifest {
@@ -282,7 +303,6 @@ impl Copier<'_> {
     async fn pack(&self, id: &BackupId, pack: &PackInfo) -> Result<Copied> {
         let key = self.shared.archive.layout.pack(id, pack.number);
         let expect = Expect::pack(self.shared.archive.identity.system_id, id, pack.number);
-        let _charge = self.charge(pack.stored_len).await;
         let mut trouble = None;
         for peer in self.peers {
             let bytes = match peer.quick.get(&key).await {
@@ -346,6 +366,13 @@ impl Copied {
     pub(crate) fn add(&mut self, other: Copied) {
         self.objects += other.objects;
         self.bytes += other.bytes;
+    }
+}
+
+/// Returns when nothing more may be read from the server.
+async fn crowded(budget: &Budget) {
+    while budget.has_room() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -10,7 +10,6 @@ use highwater_format::{
 use highwater_store::{MemoryStore, PutMode, Store};
 
 use super::*;
-use crate::budget::Budget;
 use crate::frontier::Position;
 use crate::progress::Progress;
 use crate::region::Archive;
@@ -196,6 +195,24 @@ async fn damaged_wal_is_taken_from_another_region_or_from_its_chunks() {
     );
     assert!(!world.has(0, &key).await);
     assert_eq!(world.shared.budget.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn copying_gives_way_when_new_wal_needs_the_memory() {
+    let world = world();
+    let never = std::future::pending::<Result<()>>();
+    let budget = world.shared.budget.clone();
+    let copier = world.copier();
+    let held = copier.holding(MIB, never);
+    let fill = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(budget.used(), MIB);
+        budget.charge(64 * MIB)
+    };
+    let (gave_way, full) = tokio::join!(held, fill);
+    assert!(matches!(gave_way, Err(AgentError::Trouble { .. })));
+    assert_eq!(budget.used(), 64 * MIB, "the object is still charged");
+    drop(full);
 }
 
 #[tokio::test]

@@ -199,7 +199,7 @@ impl Healer {
         self.settle_histories(&peers).await?;
         self.settle_doubts(&peers, &ours, &theirs).await?;
         let lack = lack::compare(&ours, &theirs, position);
-        self.note(&ours, &theirs, &lack);
+        self.note(&ours, &theirs, &lack, outcome.partial);
         if !lack.steps.is_empty() {
             self.repair(&peers, &ours, lack, &mut outcome).await?;
         }

@@ -13,7 +13,7 @@ const SHOWN: usize = 3;
 
 impl Healer {
     /// Remembers and shows what a comparison found.
-    pub(super) fn note(&mut self, ours: &Held, theirs: &[Held], lack: &Lack) {
+    pub(super) fn note(&mut self, ours: &Held, theirs: &[Held], lack: &Lack, partial: bool) {
         let floor = lack::oldest_start(std::iter::once(ours).chain(theirs));
         let gone = lack::lost(&self.before, ours, floor);
         let gone_backups: Vec<_> = lack
@@ -32,7 +32,7 @@ impl Healer {
             );
         }
         self.said = words;
-        self.beyond_help = beyond_help(&gone, theirs);
+        self.beyond_help = beyond_help(&gone, theirs, partial);
         self.remember(ours);
         let lacks = if lack.is_empty() {
             self.beyond_help.clone()
@@ -94,7 +94,7 @@ impl Healer {
 }
 
 /// What is gone here and in no other region that answers.
-fn beyond_help(gone: &[(TimelineId, LsnRange)], theirs: &[Held]) -> Lacks {
+fn beyond_help(gone: &[(TimelineId, LsnRange)], theirs: &[Held], partial: bool) -> Lacks {
     let mut nowhere = Vec::new();
     for (timeline, range) in gone {
         let wal = theirs.iter().filter_map(|held| held.wal.get(timeline));
@@ -107,10 +107,13 @@ fn beyond_help(gone: &[(TimelineId, LsnRange)], theirs: &[Held]) -> Lacks {
     Lacks {
         wal_bytes: nowhere.iter().map(|(_, range)| range.len()).sum(),
         lost: true,
-        detail: Some(format!(
-            "has lost WAL {}, which no other region holds: take a base backup",
-            ranges(&nowhere)
-        )),
+        detail: Some(match partial {
+            true => format!("has lost WAL {}; not all other regions answer", ranges(&nowhere)),
+            false => format!(
+                "has lost WAL {}, which no other region holds: take a base backup",
+                ranges(&nowhere)
+            ),
+        }),
         ..Lacks::default()
     }
 }

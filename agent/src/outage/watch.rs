@@ -131,23 +131,26 @@ impl Watcher {
         }
     }
 
+    /// Free space of the disk; none if none was named or it cannot be seen.
+    fn free(&self) -> Option<u64> {
+        let disk = self.config.disk.as_deref()?;
+        free_space(disk)
+            .inspect_err(|error| {
+                tracing::warn!(disk = %disk.display(), %error, "the free space of outage.disk cannot be read");
+            })
+            .ok()
+    }
+
     /// Shows what was seen. True: the slot is to be given up.
     fn take(&self, judge: &mut Judge, row: Option<Row>, at: Duration) -> bool {
         let Some(row) = row else {
             self.state.update_quietly(|snapshot| snapshot.slot = None);
             return false;
         };
-        let free = self.config.disk.as_deref().and_then(|disk| match free_space(disk) {
-            Ok(free) => Some(free),
-            Err(error) => {
-                tracing::warn!(disk = %disk.display(), %error, "the free space of outage.disk cannot be read");
-                None
-            }
-        });
         let look = Look {
             at,
             held: row.held.unwrap_or(0),
-            room: row.safe.into_iter().chain(free).min(),
+            room: row.safe.into_iter().chain(self.free()).min(),
         };
         let why = judge.take(look);
         let outlook = judge.outlook();
@@ -160,13 +163,7 @@ impl Watcher {
                 seconds_until_full: outlook.full_in.map(|left| left.as_secs()),
             });
         });
-        match why {
-            Some(why) => {
-                self.give_up.ask(why);
-                true
-            }
-            None => false,
-        }
+        why.map(|why| self.give_up.ask(why)).is_some()
     }
 }
 

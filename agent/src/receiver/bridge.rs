@@ -171,13 +171,15 @@ impl Receiver {
     /// long, and the slot holds WAL meanwhile: the outage policy goes on.
     async fn until_durable(&mut self, behind: Position) -> Result<()> {
         let mut durable = self.context.shared.progress.subscribe();
-        let (cancel, give_up) = (self.context.cancel.clone(), self.context.give_up.clone());
+        let give_up = self.context.give_up.clone();
         loop {
+            let stored = async {
+                let reached = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind));
+                reached.await.map(drop)
+            };
             tokio::select! {
-                () = cancel.cancelled() => return Err(AgentError::Cancelled),
-                stored = durable.wait_for(|at| at.is_some_and(|at| at.position() >= behind)) => {
-                    return stored.map(drop).map_err(|_| AgentError::Cancelled);
-                }
+                biased;
+                stored = stored => return stored.map_err(|_| AgentError::Cancelled),
                 () = give_up.when_asked() => {
                     if let Err(error) = self.give_up_if_asked().await {
                         tracing::warn!(%error, "the slot cannot be given up yet, trying again");

@@ -43,6 +43,9 @@ pub(super) struct Flush {
     pub(super) history: History,
     /// The least that may be said; below it nothing is.
     pub(super) floor: Lsn,
+    /// Nothing is said before all WAL up to here has come: until then it may turn out that the server is not the one
+    /// that is archived.
+    pub(super) compared: Lsn,
 }
 
 impl Flush {
@@ -51,7 +54,7 @@ impl Flush {
         let allowed = durable.map_or(Lsn::ZERO, |durable| durable.reportable(&self.history));
         // The archive may be ahead of this stream, which begins at an object's start.
         let allowed = allowed.min(received);
-        if allowed < self.floor {
+        if allowed < self.floor || received < self.compared {
             return Lsn::ZERO;
         }
         self.floor = allowed;
@@ -137,7 +140,9 @@ mod tests {
         let mut flush = Flush {
             history: History::root(TimelineId::FIRST),
             floor: Lsn(100),
+            compared: Lsn(110),
         };
+        assert_eq!(flush.report(durable(150), Lsn(109)), Lsn::ZERO);
         assert_eq!(flush.report(None, Lsn(200)), Lsn::ZERO);
         assert_eq!(flush.report(durable(90), Lsn(200)), Lsn::ZERO);
         assert_eq!(flush.report(durable(150), Lsn(120)), Lsn(120));

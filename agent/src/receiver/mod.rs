@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::Standby;
-use highwater_format::{Identity, Lsn, LsnRange};
+use highwater_format::{History, Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -37,6 +37,7 @@ use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
 use crate::writer::Claims;
+use crate::writer::judge::Line;
 use overlap::Overlap;
 use stream::{Ended, Stream};
 
@@ -137,11 +138,24 @@ impl Receiver {
                 .update(|snapshot| snapshot.connection = state::Connection::Reconnecting(reason));
             tokio::select! {
                 biased;
-                () = self.context.cancel.cancelled() => return Ok(()),
+                () = self.context.cancel.cancelled() => return self.give_grace().await,
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(BACKOFF.1);
         }
+    }
+
+    /// Told to stop while nothing is streamed: what earlier streams have sealed is given its time all the same.
+    async fn give_grace(&self) -> Result<()> {
+        let Some(sealed) = self.sealed else {
+            return Ok(());
+        };
+        let mut durable = self.context.shared.progress.subscribe();
+        let reached = durable.wait_for(|at| at.is_some_and(|at| at.position() >= sealed));
+        if tokio::time::timeout(GRACE, reached).await.is_err() {
+            tracing::warn!(%sealed, "stopping before the last bytes are durable: PostgreSQL keeps them for the slot");
+        }
+        Ok(())
     }
 
     /// One connection, until it ends.
@@ -153,7 +167,7 @@ impl Receiver {
                 let cancel = self.context.cancel.clone();
                 tokio::select! {
                     biased;
-                    () = cancel.cancelled() => return Ok(()),
+                    () = cancel.cancelled() => return self.give_grace().await,
                     prepared = self.prepare() => prepared?,
                 }
             }
@@ -161,7 +175,7 @@ impl Receiver {
         let claims = self.context.claims.clone();
         tokio::select! {
             biased;
-            ended = self.stream(connection, resume) => return ended,
+            ended = self.stream(connection, resume) => ended,
             error = claims.fenced() => {
                 // What was received but not sealed is given up with the session.
                 self.sealed = None;
@@ -178,7 +192,7 @@ impl Receiver {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
             let history = server::history_of(&mut connection, resume.timeline).await?;
-            let overlap = self.overlap(&mut resume).await?;
+            let overlap = self.overlap(&mut resume, &history).await?;
             self.send(Work::Begin(resume.timeline)).await?;
             let started = connection
                 .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
@@ -193,10 +207,13 @@ impl Receiver {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, history, overlap);
                     let ended = stream.run(reader, writer, floor).await;
-                    self.sealed = Some(Position {
+                    let reached = Position {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
-                    });
+                    };
+                    // A timeline of which nothing was sealed begins once more, with what it shares with the one before.
+                    let untouched = resume.after.filter(|_| reached.lsn == resume.sealed);
+                    self.sealed = Some(untouched.unwrap_or(reached));
                     if self.got_on(&resume) {
                         self.removed = false;
                         // What was wrong with the slot may still be why the next segment is gone.
@@ -219,7 +236,7 @@ impl Receiver {
             let cancel = self.context.cancel.clone();
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Ok(()),
+                () = cancel.cancelled() => return self.give_grace().await,
                 entered = self.enter(&view) => entered?,
             }
         }
@@ -227,9 +244,9 @@ impl Receiver {
 
     /// Connects and finds out where to go on.
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
-        let context = &self.context;
-        let mut connection = server::connect(&context.conninfo).await?;
+        let mut connection = server::connect(&self.context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
+        self.context.claims.compare(&view.history).await?;
         let shared = &self.context.shared;
         let archived = self.sealed.or_else(|| shared.progress.furthest());
         let resume = resume(archived, &view, shared.segment_size)?;
@@ -251,14 +268,15 @@ impl Receiver {
     /// Makes sure that what this server sends may be stored.
     async fn enter(&self, view: &ServerView) -> Result<()> {
         server::refuse_standby(view, self.context.standby)?;
-        self.context.claims.enter(view.timeline, view.in_recovery).await
+        let line = Line::of(&view.history);
+        self.context.claims.enter(line, view.in_recovery).await
     }
 
-    /// Errors that a new connection will not cure. Where every node has an agent, one that was left behind waits
-    /// until its server has joined the others.
+    /// Errors that a new connection will not cure. Where every node has an agent, one whose server is not the
+    /// cluster's primary, or not yet the only one, waits until that is settled.
     fn is_final(&self, error: &AgentError) -> bool {
         match error {
-            AgentError::Fenced { .. } => self.context.standby == Standby::Refuse,
+            AgentError::Fenced { .. } | AgentError::InUse { .. } => self.context.standby == Standby::Refuse,
             AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
             _ => matches!(
                 error.kind(),
@@ -270,12 +288,15 @@ impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
     /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
     /// something to compare.
-    async fn overlap(&self, resume: &mut Resume) -> Result<Overlap> {
+    async fn overlap(&self, resume: &mut Resume, history: &History) -> Result<Overlap> {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
+        if let Some(after) = resume.after {
+            return self.common_start(resume, after, history).await;
+        }
         let (sealed, size) = (resume.sealed, self.context.shared.segment_size);
-        if resume.start == sealed && resume.after.is_none() && !self.removed {
+        if resume.start == sealed && !self.removed {
             let start = object_start(size, sealed.saturating_sub(1));
             let range = LsnRange { start, end: sealed };
             if let Ok(overlap) = Overlap::load(&self.context.shared, resume.timeline, range).await {
@@ -288,6 +309,22 @@ impl Receiver {
             end: sealed,
         };
         Overlap::load(&self.context.shared, resume.timeline, range).await
+    }
+
+    /// A timeline's first segment begins with what the server had on the timeline before, and so must the archive.
+    /// A server that was rolled back and then promoted is found out here.
+    async fn common_start(&self, resume: &Resume, after: Position, history: &History) -> Result<Overlap> {
+        let left = history
+            .switch_of(after.timeline)
+            .map_or(resume.start, |switch| switch.min(after.lsn));
+        let range = LsnRange {
+            start: resume.start,
+            end: left.max(resume.start),
+        };
+        // Where the archive has a gap there is nothing to compare with.
+        let held = Overlap::load_if_held(&self.context.shared, after.timeline, range).await?;
+        let nothing = || Overlap::nothing(resume.timeline, resume.start);
+        Ok(held.unwrap_or_else(nothing).withholding())
     }
 
     /// Whether the stream brought anything that the archive did not have.
@@ -330,7 +367,11 @@ impl Receiver {
                 next: "The stream goes on from there without comparing it".into(),
             });
         }
-        self.bridge(resume).await
+        let cancel = self.context.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => Err(AgentError::Cancelled),
+            bridged = self.bridge(resume) => bridged,
+        }
     }
 
     /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
@@ -393,7 +434,10 @@ impl Receiver {
     fn switch(&self, resume: &Resume, next: NextTimeline) -> Resume {
         let after = Position {
             timeline: resume.timeline,
-            lsn: self.sealed.map_or(resume.sealed, |at| at.lsn),
+            lsn: self
+                .sealed
+                .filter(|at| at.timeline == resume.timeline)
+                .map_or(resume.sealed, |at| at.lsn),
         };
         tracing::info!(from = %resume.timeline, to = %next.timeline, at = %next.switch, received = %after.lsn, "timeline switch");
         let start = object_start(self.context.shared.segment_size, next.switch);

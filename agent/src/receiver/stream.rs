@@ -141,6 +141,7 @@ impl<'a> Stream<'a> {
             flush: Flush {
                 history: self.history.clone(),
                 floor,
+                compared: self.overlap.end(),
             },
             durable: self.context.shared.progress.subscribe(),
             received: watcher,
@@ -209,12 +210,14 @@ impl<'a> Stream<'a> {
             } => {
                 self.server_end = self.server_end.max(server_end);
                 self.intake.stamp(self.stamp(server_time, server_end));
-                self.overlap.compare(&data)?;
-                self.intake.push(&data, self.context.now()).await?;
+                let bytes = data.len() as u64;
+                for cleared in self.overlap.pass(data)? {
+                    self.intake.push(&cleared, self.context.now()).await?;
+                }
                 signals.received.send_replace(self.intake.received());
                 let received = self.intake.received();
                 self.context.shared.state.update_quietly(|snapshot| {
-                    snapshot.received_bytes += data.len() as u64;
+                    snapshot.received_bytes += bytes;
                     snapshot.received = received;
                     snapshot.server_end = server_end;
                     snapshot.server_time = Some(server_time);

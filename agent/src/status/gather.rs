@@ -17,8 +17,8 @@ use crate::frontier::Position;
 use crate::region::{self, Region};
 use crate::sql;
 use crate::state::State;
+use crate::writer::claim::newest_of;
 use crate::writer::judge::rank;
-use crate::writer::newest_of;
 use crate::{admin, branches, gap, identity, inventory, outage, run, server};
 
 /// What one region told.

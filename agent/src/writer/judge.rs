@@ -2,7 +2,8 @@
 //!
 //! Epochs order the claims; the timeline tells friend from foe. Writers on the same timeline store the same bytes
 //! and are harmless to each other: should they differ after all, write-once finds it. Writers on different
-//! timelines are not: one of them streams from a server that the other's has left behind.
+//! timelines are not: one of them streams from a server that the other's has left behind. Two promotions that took
+//! the same number are different timelines, told apart by where they began.
 //!
 //! Rules: nobody begins another timeline than the newest claim's while that claim's side shows signs of life; and
 //! whoever finds a newer claim on another timeline than its own has been left behind and stops. No clock: an
@@ -10,12 +11,36 @@
 
 use std::collections::BTreeMap;
 
-use highwater_format::{Lsn, Pulse, Time, TimelineId, Writer};
+use highwater_format::{History, Lsn, Pulse, Time, TimelineId, Writer};
 
 /// The order of claims. Two writers that could not see each other's region may hold the same epoch: then all agree
 /// on the one with the higher timeline, or name.
 pub fn rank(claim: &Writer) -> (u64, TimelineId, &str) {
     (claim.epoch, claim.timeline, &claim.instance)
+}
+
+/// One timeline, told apart from another promotion of the same number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Line {
+    /// Its number.
+    pub timeline: TimelineId,
+    /// Where it left its parent; `0/0` if it has none.
+    pub begins: Lsn,
+}
+
+impl Line {
+    /// The timeline that a server's history is of.
+    pub fn of(history: &History) -> Self {
+        Self {
+            timeline: history.timeline,
+            begins: history.begin_of(history.timeline).unwrap_or(Lsn::ZERO),
+        }
+    }
+
+    /// Whether a claim is of this timeline.
+    pub fn is_of(self, claim: &Writer) -> bool {
+        claim.timeline == self.timeline && claim.begins.is_none_or(|begins| begins == self.begins)
+    }
 }
 
 /// What stands between an agent and a timeline that it wants to write.
@@ -27,11 +52,11 @@ pub enum Entry {
     Ask(Writer),
 }
 
-/// Decides on `timeline`, with the newest claim of any region. `alone` says that nobody but `me` was seen to write.
-pub fn entry(me: &str, timeline: TimelineId, newest: Option<&Writer>, alone: bool) -> Entry {
+/// Decides on `line`, with the newest claim of any region. `alone` says that nobody but `me` was seen to write.
+pub fn entry(me: &str, line: Line, newest: Option<&Writer>, alone: bool) -> Entry {
     match newest {
         None => Entry::Free,
-        Some(claim) if claim.timeline == timeline => Entry::Free,
+        Some(claim) if line.is_of(claim) => Entry::Free,
         Some(claim) if claim.instance == me && alone => Entry::Free,
         Some(claim) => Entry::Ask(claim.clone()),
     }
@@ -48,42 +73,84 @@ pub enum Standing {
 
 /// Judges the newest claim of a region against a writer's own.
 pub fn standing(own: &Writer, newest: &Writer) -> Standing {
-    if rank(newest) <= rank(own) || newest.timeline == own.timeline {
+    // A claim whose creation was given up may arrive later: nobody takes its own place.
+    if newest.instance == own.instance {
+        return Standing::Holds;
+    }
+    let line = Line {
+        timeline: own.timeline,
+        begins: own.begins.or(newest.begins).unwrap_or(Lsn::ZERO),
+    };
+    if rank(newest) <= rank(own) || line.is_of(newest) {
         Standing::Holds
     } else {
         Standing::Fenced(newest.clone())
     }
 }
 
-/// Watches pulses for signs of life from other timelines than one.
+/// Watches pulses for signs of life from other timelines than one, and from one rival.
 ///
-/// A pulse counts as alive when what the *server* says in it changes: an agent whose server is gone goes on
-/// writing pulses, with the same time and place in them.
+/// A sign of life is what the *server* says in a pulse: an agent whose server is gone goes on writing pulses, with
+/// the same time and place in them. One change proves nothing: in a failover the last words of the dead primary
+/// are still on their way. Two do.
 #[derive(Debug)]
 pub struct Watch {
     timeline: TimelineId,
     me: String,
-    seen: BTreeMap<(usize, String), (Time, Lsn)>,
+    rival: String,
+    seen: BTreeMap<(usize, String), Seen>,
 }
 
+#[derive(Debug)]
+struct Seen {
+    said: (Time, Lsn),
+    changes: u32,
+}
+
+/// What a pulse says about its writer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sign {
+    /// Nothing new, or nothing that matters here.
+    None,
+    /// Something new; it may have been the last.
+    Changed,
+    /// Its server is alive.
+    Alive,
+}
+
+/// Changes that prove life.
+const PROOF: u32 = 2;
+
 impl Watch {
-    /// Watches for others than `me` that write another timeline than `timeline`.
-    pub fn new(me: &str, timeline: TimelineId) -> Self {
+    /// Watches for others than `me` that write another timeline than `timeline`, and for `rival` on any.
+    pub fn new(me: &str, timeline: TimelineId, rival: &str) -> Self {
         Self {
             timeline,
             me: me.to_owned(),
+            rival: rival.to_owned(),
             seen: BTreeMap::new(),
         }
     }
 
-    /// Takes the pulse as it is in a region now. True: its writer is alive.
-    pub fn observe(&mut self, region: usize, pulse: &Pulse) -> bool {
-        if pulse.instance == self.me || pulse.timeline == self.timeline {
-            return false;
+    /// Takes the pulse as it is in a region now.
+    pub fn observe(&mut self, region: usize, pulse: &Pulse) -> Sign {
+        let companion = pulse.timeline == self.timeline && pulse.instance != self.rival;
+        if pulse.instance == self.me || companion {
+            return Sign::None;
         }
-        let now = (pulse.server_time, pulse.wal_end);
-        let before = self.seen.insert((region, pulse.instance.clone()), now);
-        before.is_some_and(|before| before != now)
+        let said = (pulse.server_time, pulse.wal_end);
+        let first = Seen { said, changes: 0 };
+        let seen = self.seen.entry((region, pulse.instance.clone())).or_insert(first);
+        if seen.said == said {
+            return Sign::None;
+        }
+        seen.said = said;
+        seen.changes += 1;
+        if seen.changes < PROOF {
+            Sign::Changed
+        } else {
+            Sign::Alive
+        }
     }
 }
 

@@ -18,6 +18,15 @@ fn claim(epoch: u64, instance: &str, timeline: u32) -> Writer {
         pid: 1,
         timeline: id(timeline),
         claimed_at: Time::UNIX_EPOCH,
+        begins: None,
+    }
+}
+
+/// A timeline that begins at `0/<hundred times its number>`.
+fn line(number: u32) -> Line {
+    Line {
+        timeline: id(number),
+        begins: Lsn(0x100 * u64::from(number)),
     }
 }
 
@@ -37,16 +46,16 @@ fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
 #[test]
 fn the_same_timeline_is_free_and_another_is_asked_for() {
     let (one, two) = (claim(1, "a", 1), claim(2, "b", 2));
-    assert_eq!(entry("x", id(1), None, true), Entry::Free);
-    assert_eq!(entry("x", id(1), Some(&one), false), Entry::Free);
+    assert_eq!(entry("x", line(1), None, true), Entry::Free);
+    assert_eq!(entry("x", line(1), Some(&one), false), Entry::Free);
     assert_eq!(
-        entry("a", id(2), Some(&one), true),
+        entry("a", line(2), Some(&one), true),
         Entry::Free,
         "its own, and it is alone"
     );
-    assert_eq!(entry("a", id(2), Some(&one), false), Entry::Ask(one.clone()));
-    assert_eq!(entry("x", id(2), Some(&one), true), Entry::Ask(one));
-    assert_eq!(entry("x", id(1), Some(&two), true), Entry::Ask(two));
+    assert_eq!(entry("a", line(2), Some(&one), false), Entry::Ask(one.clone()));
+    assert_eq!(entry("x", line(2), Some(&one), true), Entry::Ask(one));
+    assert_eq!(entry("x", line(1), Some(&two), true), Entry::Ask(two));
 }
 
 #[test]
@@ -57,6 +66,8 @@ fn only_a_newer_claim_of_another_timeline_fences() {
         claim(9, "a", 2),
         claim(5, "me", 2),
         claim(5, "a", 1),
+        // One of its own that it had given up.
+        claim(6, "me", 3),
     ] {
         assert_eq!(standing(&own, &harmless), Standing::Holds, "{harmless:?}");
     }
@@ -66,26 +77,52 @@ fn only_a_newer_claim_of_another_timeline_fences() {
 }
 
 #[test]
+fn two_promotions_of_the_same_number_are_different_timelines() {
+    let there = |epoch, begins| Writer {
+        begins: Some(Lsn(begins)),
+        ..claim(epoch, "a", 2)
+    };
+    assert_eq!(entry("x", line(2), Some(&there(1, 0x200)), false), Entry::Free);
+    let rival = there(1, 0x180);
+    assert_eq!(
+        entry("x", line(2), Some(&rival), false),
+        Entry::Ask(rival.clone())
+    );
+    assert_eq!(
+        standing(&there(1, 0x200), &there(2, 0x180)),
+        Standing::Fenced(there(2, 0x180))
+    );
+    assert_eq!(standing(&there(1, 0x200), &there(2, 0x200)), Standing::Holds);
+    assert_eq!(standing(&claim(1, "x", 2), &there(2, 0x200)), Standing::Holds);
+    assert_eq!(standing(&there(1, 0x200), &claim(2, "x", 2)), Standing::Holds);
+    // Such a rival's pulses are on our own timeline.
+    let mut watch = Watch::new("me", id(2), "rival");
+    let mut sign = |instance, micros| watch.observe(0, &pulse(instance, 2, micros));
+    let signs = [1, 2, 3].map(|micros| (sign("rival", micros), sign("companion", micros)));
+    let last = (Sign::Alive, Sign::None);
+    assert_eq!(
+        signs,
+        [(Sign::None, Sign::None), (Sign::Changed, Sign::None), last]
+    );
+}
+
+#[test]
 fn life_is_a_pulse_of_another_timeline_that_changes() {
-    let mut watch = Watch::new("me", id(2));
-    assert!(
-        !watch.observe(0, &pulse("a", 1, 5)),
-        "the first look says nothing"
-    );
-    assert!(
-        !watch.observe(0, &pulse("a", 1, 5)),
-        "an agent without its server"
-    );
-    assert!(!watch.observe(1, &pulse("a", 1, 4)), "each region has its own");
-    for _ in 0..2 {
-        assert!(!watch.observe(0, &pulse("b", 2, 7)), "a companion");
-        assert!(
-            !watch.observe(0, &pulse("me", 1, 8)),
-            "what we left there ourselves"
-        );
+    let mut watch = Watch::new("me", id(2), "a");
+    let mut sign =
+        |region, instance, timeline, micros| watch.observe(region, &pulse(instance, timeline, micros));
+    assert_eq!(sign(0, "a", 1, 5), Sign::None, "the first look says nothing");
+    assert_eq!(sign(0, "a", 1, 5), Sign::None, "an agent without its server");
+    assert_eq!(sign(1, "a", 1, 4), Sign::None, "each region has its own");
+    for moment in 7..10 {
+        assert_eq!(sign(0, "b", 2, moment), Sign::None, "a companion");
+        let left = sign(0, "me", 1, moment);
+        assert_eq!(left, Sign::None, "what we left there ourselves");
     }
-    assert!(!watch.observe(0, &pulse("b", 2, 9)));
-    assert!(watch.observe(0, &pulse("a", 1, 6)));
+    assert_eq!(sign(0, "a", 1, 6), Sign::Changed, "perhaps its last words");
+    assert_eq!(sign(1, "a", 1, 6), Sign::Changed);
+    assert_eq!(sign(0, "a", 1, 6), Sign::None);
+    assert_eq!(sign(0, "a", 1, 8), Sign::Alive);
 }
 
 /// One agent of the model: the timeline of its server, its claim, whether it was told to stop.

@@ -9,19 +9,17 @@
 //! beside a standby never claims and never writes a pulse: what it stores is what the primary's agent stores, and
 //! its server cannot say what the primary has committed.
 
+pub mod claim;
 pub mod judge;
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
-use highwater_format::{Key, Layout, Pulse, TimelineId, Writer, records};
-use highwater_store::{Object, Put, PutMode, Store, list_all};
+use highwater_format::{History, Layout, Pulse, TimelineId, Writer};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,7 +28,8 @@ use crate::error::{AgentError, Kind, Result};
 use crate::inventory;
 use crate::region::{Archive, Region, get_optional};
 use crate::state::State;
-use judge::{Entry, Standing, Watch, entry, rank, standing};
+use claim::{GRACE, ask, create, descent, name, newest_of, older_claim};
+use judge::{Entry, Line, Sign, Standing, Watch, entry, rank, standing};
 
 /// The other side of a timeline is silent when its pulses did not change for so many of our own intervals.
 const SILENT_FOR: u32 = 3;
@@ -40,12 +39,6 @@ const LOOKS: u32 = 4;
 
 /// Lost races for an epoch in a row before the attempt is given up; another connection tries again.
 const ROUNDS: u32 = 16;
-
-/// How long other regions are waited for once one has answered.
-const GRACE: Duration = Duration::from_secs(3);
-
-/// Older claims that are read to find out whose pulse it is.
-const OLDER: usize = 20;
 
 /// How this process names itself in claims and pulses.
 #[derive(Clone, Debug)]
@@ -91,7 +84,8 @@ pub struct Claims {
     state: State,
     clock: Clock,
     interval: Duration,
-    take_over: bool,
+    /// Only for the first claim: later ones ask like everybody.
+    take_over: AtomicBool,
     held: watch::Sender<Held>,
     /// Regions that did not answer at the start and have not since: nobody waits for them.
     away: Mutex<BTreeSet<usize>>,
@@ -118,7 +112,7 @@ impl Claims {
             state,
             clock,
             interval,
-            take_over,
+            take_over: AtomicBool::new(take_over),
             held,
             away: Mutex::default(),
         }
@@ -144,14 +138,14 @@ impl Claims {
         held.claim.is_some() && held.fenced.is_none()
     }
 
-    /// Asks to write what a server on `timeline` sends: before the first byte of every connection and timeline.
-    pub async fn enter(&self, timeline: TimelineId, standby: bool) -> Result<()> {
+    /// Asks to write what a server on `line` sends: before the first byte of every connection and timeline.
+    pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
         } else {
             let own = self.held.borrow().claim.clone();
-            match own.filter(|own| own.timeline == timeline) {
-                None => self.claim(timeline).await?,
+            match own.filter(|own| line.is_of(own)) {
+                None => self.claim(line).await?,
                 Some(own) => self.still_holds(own).await?,
             }
         }
@@ -159,28 +153,72 @@ impl Claims {
         Ok(())
     }
 
+    /// Makes sure that the archive does not know the server's timeline with another history. Positions mean nothing
+    /// before that: the same number stands for two different timelines then.
+    pub async fn compare(&self, history: &History) -> Result<()> {
+        let timeline = history.timeline;
+        let claimed = |held: &Held| {
+            held.claim
+                .as_ref()
+                .is_some_and(|own| Line::of(history).is_of(own))
+        };
+        if timeline == TimelineId::FIRST || claimed(&self.held.borrow()) {
+            return Ok(());
+        }
+        let key = self.layout.history(timeline);
+        let read = self.ask_all(|region| {
+            let key = key.clone();
+            async move { get_optional(&*region.quick, &key).await }
+        });
+        for (region, content) in read.await? {
+            let Some(theirs) = content.and_then(|content| History::parse(timeline, &content).ok()) else {
+                continue;
+            };
+            if theirs.entries != history.entries {
+                return Err(AgentError::Conflict {
+                    region: region.name.clone(),
+                    key,
+                    ours: descent(history),
+                    theirs: descent(&theirs),
+                });
+            }
+        }
+        Ok(())
+    }
+
     async fn still_holds(&self, own: Writer) -> Result<()> {
-        let told = self.read().await?;
-        if let Some(newest) = newest(&told)
-            && let Standing::Fenced(holder) = standing(&own, newest)
-        {
-            return Err(fenced(own.timeline, holder));
+        // While no region answers nothing can be stored either; the next pulse that gets through looks again.
+        let told = tokio::time::timeout(GRACE, self.read()).await;
+        let told = told.ok().and_then(Result::ok).unwrap_or_default();
+        let holder = match newest(&told) {
+            Some(newest) => standing(&own, newest),
+            None => self
+                .held
+                .borrow()
+                .fenced
+                .clone()
+                .map_or(Standing::Holds, Standing::Fenced),
+        };
+        if let Standing::Fenced(holder) = holder {
+            let error = fenced(own.timeline, &holder);
+            self.fence(&own, holder);
+            return Err(error);
         }
         self.hold(Some(own));
         Ok(())
     }
 
-    async fn claim(&self, timeline: TimelineId) -> Result<()> {
+    async fn claim(&self, line: Line) -> Result<()> {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
             let newest = newest(&told);
             let alone = self.is_alone(&told, newest).await?;
-            if let Entry::Ask(holder) = entry(&self.me.instance, timeline, newest, alone)
-                && !self.take_over
+            if let Entry::Ask(holder) = entry(&self.me.instance, line, newest, alone)
+                && !self.take_over.load(Ordering::Relaxed)
                 && silent.as_ref() != Some(&holder)
             {
-                self.must_be_silent(&told, timeline, &holder).await?;
+                self.must_be_silent(&told, line.timeline, &holder).await?;
                 // Meanwhile somebody else may have claimed: look again.
                 silent = Some(holder);
                 continue;
@@ -190,17 +228,22 @@ impl Claims {
                 instance: self.me.instance.clone(),
                 host: self.me.host.clone(),
                 pid: self.me.pid,
-                timeline,
+                timeline: line.timeline,
                 claimed_at: self.clock.now(),
+                begins: Some(line.begins),
             };
             if self.place(&claim, &told).await? {
                 log_claim(&claim, newest);
+                self.take_over.store(false, Ordering::Relaxed);
                 self.hold(Some(claim));
                 return Ok(());
             }
         }
         Err(AgentError::Trouble {
-            what: format!("{ROUNDS} attempts to claim timeline {timeline} were overtaken by other agents"),
+            what: format!(
+                "{ROUNDS} attempts to claim timeline {} were overtaken by other agents",
+                line.timeline
+            ),
             next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
         })
     }
@@ -228,16 +271,19 @@ impl Claims {
             holder = %name(holder), ours = %timeline, seconds = patience.as_secs(),
             "the newest writer is on another timeline: making sure that it is silent"
         );
-        let (until, mut watch) = (Instant::now() + patience, Watch::new(&self.me.instance, timeline));
+        let (mut changed, mut watch) = (
+            Instant::now(),
+            Watch::new(&self.me.instance, timeline, &holder.instance),
+        );
         loop {
-            let pulses = self.pulses(told).await?;
-            if let Some((region, pulse)) = pulses
-                .iter()
-                .find(|(region, pulse)| watch.observe(region.index, pulse))
-            {
-                return Err(self.in_use(region, pulse, holder, timeline).await);
+            for (region, pulse) in self.pulses(told).await? {
+                match watch.observe(region.index, &pulse) {
+                    Sign::None => {}
+                    Sign::Changed => changed = Instant::now(),
+                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, timeline).await),
+                }
             }
-            if Instant::now() >= until {
+            if changed.elapsed() >= patience {
                 tracing::warn!(holder = %name(holder), "it is silent: going on in its place");
                 return Ok(());
             }
@@ -257,15 +303,21 @@ impl Claims {
             _ if pulse.instance == newest.instance => name(newest),
             _ => format!("instance {}", pulse.instance),
         };
-        AgentError::refused(
-            format!(
+        let other = if pulse.timeline == timeline {
+            ", begun elsewhere"
+        } else {
+            ""
+        };
+        AgentError::InUse {
+            what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
-                 {timeline}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
+                 {timeline}{other}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
                 pulse.wal_end, pulse.timeline
             ),
-            "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that one \
-             first, or start this agent with `run --take-over`",
-        )
+            next: "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that \
+                   one first, or start this agent with `run --take-over`"
+                .into(),
+        }
     }
 
     /// With each pulse: whether the claim still holds in that region. A region that was away when the claim was
@@ -278,21 +330,29 @@ impl Claims {
         let newest = newest_of(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
         match newest {
-            None => self.create(store, &own, encode(&own)?).await,
+            None => create(store, &self.layout, &own).await,
             Some(newest) => match standing(&own, &newest) {
                 Standing::Holds => Ok(true),
                 Standing::Fenced(holder) => {
-                    self.held.send_if_modified(|held| {
-                        let ours = held.claim.as_ref() == Some(&own);
-                        let changed = ours && held.fenced.as_ref() != Some(&holder);
-                        if ours {
-                            held.fenced = Some(holder);
-                        }
-                        changed
-                    });
+                    self.fence(&own, holder);
                     Ok(false)
                 }
             },
+        }
+    }
+
+    /// Notes who has taken the place of `own`, unless that is not held any more.
+    fn fence(&self, own: &Writer, holder: Writer) {
+        let changed = self.held.send_if_modified(|held| {
+            let ours = held.claim.as_ref() == Some(own);
+            let changed = ours && held.fenced.as_ref() != Some(&holder);
+            if ours {
+                held.fenced = Some(holder);
+            }
+            changed
+        });
+        if changed {
+            self.state.update(|snapshot| snapshot.writer_epoch = 0);
         }
     }
 
@@ -305,7 +365,7 @@ impl Claims {
                 fenced: Some(holder),
             } = &*held.borrow_and_update()
             {
-                return fenced(own.timeline, holder.clone());
+                return fenced(own.timeline, holder);
             }
             if held.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -348,10 +408,9 @@ impl Claims {
 
     /// Creates the claim in every region that answered. False: another process has that epoch somewhere.
     async fn place(&self, claim: &Writer, told: &Told) -> Result<bool> {
-        let document = encode(claim)?;
         let (mut placed, mut failure) = (false, None);
         for (region, _) in told {
-            match self.create(&*region.quick, claim, document.clone()).await {
+            match create(&*region.quick, &self.layout, claim).await {
                 Ok(true) => placed = true,
                 Ok(false) => return Ok(false),
                 Err(error) if is_of_the_region(&error) => {
@@ -367,26 +426,18 @@ impl Claims {
         }
     }
 
-    async fn create(&self, store: &dyn Store, claim: &Writer, document: Bytes) -> Result<bool> {
-        let key = self.layout.writer(claim.epoch);
-        let put = store
-            .put(&key, Object::new(document.clone()), PutMode::Create)
-            .await?;
-        // An attempt whose answer was lost finds its own claim.
-        Ok(put == Put::Created || store.get(&key).await? == document)
+    async fn read(&self) -> Result<Told> {
+        self.ask_all(|region| async move { newest_of(&*region.quick, &self.layout, 0).await })
+            .await
     }
 
-    async fn read(&self) -> Result<Told> {
+    async fn ask_all<T, F>(&self, question: impl Fn(Arc<Region>) -> F) -> Result<Vec<(Arc<Region>, T)>>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let away = self.away().clone();
-        let asked = self
-            .regions
-            .iter()
-            .filter(|region| !away.contains(&region.index))
-            .cloned();
-        ask(asked, |region| async move {
-            newest_of(&*region.quick, &self.layout, 0).await
-        })
-        .await
+        let asked = self.regions.iter().filter(|region| !away.contains(&region.index));
+        ask(asked.cloned(), question).await
     }
 
     async fn pulses(&self, told: &Told) -> Result<Vec<(Arc<Region>, Pulse)>> {
@@ -415,112 +466,15 @@ fn newest(told: &Told) -> Option<&Writer> {
         .max_by_key(|claim| rank(claim))
 }
 
-/// Asks regions at the same time. Those that fail or are much slower than another one are left out, as long as one
-/// answers.
-async fn ask<T, F>(
-    regions: impl Iterator<Item = Arc<Region>>,
-    question: impl Fn(Arc<Region>) -> F,
-) -> Result<Vec<(Arc<Region>, T)>>
-where
-    F: Future<Output = Result<T>>,
-{
-    let mut asked: FuturesUnordered<_> = regions
-        .map(|region| {
-            let answer = question(region.clone());
-            async move { (region, answer.await) }
-        })
-        .collect();
-    let (mut told, mut failure, mut limit) = (Vec::new(), None, None);
-    loop {
-        tokio::select! {
-            answer = asked.next() => match answer {
-                None => break,
-                Some((region, Ok(answer))) => {
-                    limit.get_or_insert_with(|| Instant::now() + GRACE);
-                    told.push((region, answer));
-                }
-                Some((region, Err(error))) => {
-                    tracing::debug!(region = region.name, %error, "its claims cannot be read");
-                    failure = Some(error);
-                }
-            },
-            () = tokio::time::sleep_until(limit.unwrap_or_else(Instant::now)), if limit.is_some() => break,
-        }
-    }
-    told.sort_by_key(|(region, _)| region.index);
-    match failure {
-        Some(error) if told.is_empty() => Err(error),
-        _ => Ok(told),
-    }
-}
-
 fn is_of_the_region(error: &AgentError) -> bool {
     matches!(error.kind(), Kind::Retry | Kind::Operator)
 }
 
-fn encode(claim: &Writer) -> Result<Bytes> {
-    let document = records::encode(claim).map_err(|source| AgentError::Encode {
-        what: "a writer claim".into(),
-        source,
-    })?;
-    Ok(document.into())
-}
-
-/// The claim with the highest epoch above `after`.
-pub async fn newest_of(store: &dyn Store, layout: &Layout, after: u64) -> Result<Option<Writer>> {
-    match epochs(store, layout, after).await?.last() {
-        Some(epoch) => read_claim(store, layout, *epoch).await,
-        None => Ok(None),
-    }
-}
-
-/// The newest claim of a process that may not be the newest of all.
-async fn older_claim(store: &dyn Store, layout: &Layout, instance: &str) -> Result<Option<Writer>> {
-    for epoch in epochs(store, layout, 0).await?.into_iter().rev().take(OLDER) {
-        let claim = read_claim(store, layout, epoch).await?;
-        if claim.as_ref().is_some_and(|claim| claim.instance == instance) {
-            return Ok(claim);
-        }
-    }
-    Ok(None)
-}
-
-/// The claimed epochs above `after`, ascending.
-async fn epochs(store: &dyn Store, layout: &Layout, after: u64) -> Result<Vec<u64>> {
-    let listed = list_all(store, &layout.writer_dir(), Some(&layout.writer(after))).await?;
-    let epoch = |key: &str| match layout.parse(key) {
-        Some(Key::Writer(epoch)) => Some(epoch),
-        _ => None,
-    };
-    Ok(listed.iter().filter_map(|meta| epoch(&meta.key)).collect())
-}
-
-async fn read_claim(store: &dyn Store, layout: &Layout, epoch: u64) -> Result<Option<Writer>> {
-    let key = layout.writer(epoch);
-    let Some(bytes) = get_optional(store, &key).await? else {
-        return Ok(None);
-    };
-    let claim = records::decode(&bytes).map_err(|source| AgentError::Object {
-        region: store.region().to_owned(),
-        key,
-        source,
-    });
-    claim.map(Some)
-}
-
-/// Who a claim is of, for people.
-fn name(claim: &Writer) -> String {
-    format!(
-        "{} (pid {}, instance {}) writes timeline {} since {}, epoch {}",
-        claim.host, claim.pid, claim.instance, claim.timeline, claim.claimed_at, claim.epoch
-    )
-}
-
-fn fenced(timeline: TimelineId, holder: Writer) -> AgentError {
+fn fenced(timeline: TimelineId, holder: &Writer) -> AgentError {
     AgentError::Fenced {
         timeline,
         theirs: holder.timeline,
-        holder: name(&holder),
+        holder: name(holder),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Claims over regions in memory, with a clock that the test moves by waiting.
 
-use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time};
+use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time, records};
 use highwater_store::{
-    ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Operation, RetryPolicy, Retrying, Rule,
+    ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Object, Operation, PutMode, RetryPolicy,
+    Retrying, Rule, Store,
 };
 
+use super::claim::{epochs, read_claim};
 use super::*;
 use crate::region::{Written, write_once};
 
@@ -12,6 +14,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 fn id(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
+}
+
+fn line(number: u32) -> Line {
+    Line {
+        timeline: id(number),
+        begins: Lsn(0x100 * u64::from(number)),
+    }
 }
 
 /// Two regions, which may be made to fail.
@@ -91,9 +100,9 @@ async fn the_first_and_every_companion_claim_at_once() {
     let rig = Rig::new();
     let began = Instant::now();
     let (a, b) = (rig.agent("a", false), rig.agent("b", false));
-    a.enter(id(1), false).await.unwrap();
+    a.enter(line(1), false).await.unwrap();
     rig.pulse("a", 1, 1).await;
-    b.enter(id(1), false).await.unwrap();
+    b.enter(line(1), false).await.unwrap();
     assert_eq!(began.elapsed(), Duration::ZERO);
     for region in [0, 1] {
         assert_eq!(rig.newest(region).await, Some((2, "b".to_owned())));
@@ -102,7 +111,7 @@ async fn the_first_and_every_companion_claim_at_once() {
         assert!(claims.look(&rig.archive.regions[0]).await.unwrap() && claims.is_writer());
     }
     // A new connection to the same server claims nothing anew.
-    a.enter(id(1), false).await.unwrap();
+    a.enter(line(1), false).await.unwrap();
     assert_eq!(rig.newest(0).await, Some((2, "b".to_owned())));
 }
 
@@ -110,17 +119,21 @@ async fn the_first_and_every_companion_claim_at_once() {
 #[tokio::test(start_paused = true)]
 async fn another_timeline_is_refused_while_the_holder_lives() {
     let rig = Rig::new();
-    rig.agent("production", false).enter(id(1), false).await.unwrap();
+    rig.agent("production", false)
+        .enter(line(1), false)
+        .await
+        .unwrap();
     rig.pulse("production", 1, 1).await;
     let copy = rig.agent("copy", false);
     let beat = async {
-        tokio::time::sleep(INTERVAL).await;
-        rig.pulse("production", 1, 2).await;
-        std::future::pending::<()>().await;
+        for moment in 2.. {
+            tokio::time::sleep(INTERVAL).await;
+            rig.pulse("production", 1, moment).await;
+        }
     };
     let refused = tokio::select! {
         () = beat => unreachable!(),
-        result = copy.enter(id(2), false) => result.unwrap_err(),
+        result = copy.enter(line(2), false) => result.unwrap_err(),
     };
     let text = refused.to_string();
     assert_eq!(refused.kind(), Kind::Refused);
@@ -134,8 +147,56 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
     assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
-    rig.agent("copy", true).enter(id(2), false).await.unwrap();
+    let copy = rig.agent("copy", true);
+    copy.enter(line(2), false).await.unwrap();
+    assert!(
+        !copy.take_over.load(Ordering::Relaxed),
+        "it would take over for ever"
+    );
     assert_eq!(rig.newest(1).await, Some((2, "copy".to_owned())));
+}
+
+/// Two standbys are promoted at once, each to timeline 2: one of them writes.
+#[tokio::test(start_paused = true)]
+async fn of_two_promotions_of_the_same_number_one_writes() {
+    let rig = Rig::new();
+    rig.agent("first", false).enter(line(2), false).await.unwrap();
+    let beat = async {
+        for moment in 1.. {
+            rig.pulse("first", 2, moment).await;
+            tokio::time::sleep(INTERVAL).await;
+        }
+    };
+    let second = rig.agent("second", false);
+    let elsewhere = Line {
+        begins: Lsn(0x1ff),
+        ..line(2)
+    };
+    let refused = tokio::select! {
+        () = beat => unreachable!(),
+        result = second.enter(elsewhere, false) => result.unwrap_err(),
+    };
+    assert_eq!(refused.kind(), Kind::Refused);
+    assert!(refused.to_string().contains("begun elsewhere"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_timeline_with_another_history_is_a_conflict() {
+    let rig = Rig::new();
+    let history = |text: &str| History::parse(id(2), text.as_bytes()).unwrap();
+    let ours = history("1\t0/500\tx\n");
+    let claims = rig.agent("a", false);
+    claims.compare(&ours).await.unwrap();
+    let key = rig.archive.layout.history(id(2));
+    for (file, same) in [("# restored\n1\t0/500\tx\n", true), ("1\t0/400\tx\n", false)] {
+        let object = Object::new(file.as_bytes().to_vec());
+        rig.stores[1].put(&key, object, PutMode::Overwrite).await.unwrap();
+        let compared = claims.compare(&ours).await;
+        assert_eq!(compared.is_ok(), same, "{compared:?}");
+        let Err(error) = compared else { continue };
+        let text = error.to_string();
+        assert!(text.contains("at 0/500") && text.contains("at 0/400"), "{text}");
+    }
 }
 
 /// A failover: the old primary's agent may go on beating, but its server has nothing new to say.
@@ -143,12 +204,18 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
 async fn a_silent_holder_is_followed() {
     let rig = Rig::new();
     let old = rig.agent("old", false);
-    old.enter(id(1), false).await.unwrap();
+    old.enter(line(1), false).await.unwrap();
     rig.pulse("old", 1, 5).await;
     let new = rig.agent("new", false);
     let began = Instant::now();
-    new.enter(id(2), false).await.unwrap();
-    assert!(began.elapsed() >= INTERVAL * SILENT_FOR, "{:?}", began.elapsed());
+    let last_words = async {
+        tokio::time::sleep(INTERVAL / 2).await;
+        rig.pulse("old", 1, 6).await;
+    };
+    let (entered, ()) = tokio::join!(new.enter(line(2), false), last_words);
+    entered.unwrap();
+    let least = INTERVAL * SILENT_FOR + INTERVAL / 2;
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
 
     // The old one finds out with its next pulse, or when its server is back.
     assert!(old.is_writer());
@@ -158,11 +225,11 @@ async fn a_silent_holder_is_followed() {
         matches!(&fenced, AgentError::Fenced { holder, .. } if holder.contains("host-of-new")),
         "{fenced}"
     );
-    assert_eq!(kind(old.enter(id(1), false).await), Kind::Damage);
+    assert_eq!(kind(old.enter(line(1), false).await), Kind::Damage);
     // Rejoined as a standby it has no say, and no pulse; with the new timeline it is a companion.
-    old.enter(id(2), true).await.unwrap();
+    old.enter(line(2), true).await.unwrap();
     assert!(!old.look(&rig.archive.regions[1]).await.unwrap());
-    old.enter(id(2), false).await.unwrap();
+    old.enter(line(2), false).await.unwrap();
     assert!(old.is_writer() && new.look(&rig.archive.regions[0]).await.unwrap());
 }
 
@@ -170,14 +237,14 @@ async fn a_silent_holder_is_followed() {
 async fn an_agent_that_was_alone_follows_its_server_at_once() {
     let rig = Rig::new();
     let only = rig.agent("only", false);
-    only.enter(id(1), false).await.unwrap();
+    only.enter(line(1), false).await.unwrap();
     rig.pulse("only", 1, 1).await;
     let began = Instant::now();
-    only.enter(id(2), false).await.unwrap();
+    only.enter(line(2), false).await.unwrap();
     assert_eq!(began.elapsed(), Duration::ZERO);
     // Beside another one it asks first, even if its own claim is the newest.
     rig.pulse("other", 2, 2).await;
-    only.enter(id(3), false).await.unwrap();
+    only.enter(line(3), false).await.unwrap();
     assert!(began.elapsed() >= INTERVAL * SILENT_FOR);
 }
 
@@ -187,7 +254,7 @@ async fn a_region_that_was_away_gets_the_claim_later() {
     let failing = Rule::times(100, Fault::FailBefore(ErrorKind::Retry));
     rig.stores[1].inject(failing);
     let claims = rig.agent("a", false);
-    claims.enter(id(1), false).await.unwrap();
+    claims.enter(line(1), false).await.unwrap();
     rig.stores[1].heal();
     assert_eq!(rig.newest(1).await, None);
     assert!(claims.look(&rig.archive.regions[1]).await.unwrap());
@@ -201,8 +268,14 @@ async fn without_any_region_nothing_is_claimed() {
         store.inject(Rule::times(9, Fault::FailBefore(ErrorKind::Retry)));
     }
     let claims = rig.agent("a", false);
-    assert_eq!(kind(claims.enter(id(1), false).await), Kind::Retry);
+    assert_eq!(kind(claims.enter(line(1), false).await), Kind::Retry);
     assert!(!claims.is_writer());
+    rig.stores.iter().for_each(|store| store.heal());
+    claims.enter(line(1), false).await.unwrap();
+    // A claim that is held survives an outage: the server may connect again before the regions do.
+    rig.stores.iter().for_each(|store| store.freeze());
+    claims.enter(line(1), false).await.unwrap();
+    assert!(claims.is_writer());
 }
 
 /// The answer to the creation is lost: the claim that is found is our own.
@@ -228,7 +301,7 @@ async fn a_lost_answer_is_no_rival() {
         archive,
     };
     let claims = shaky.agent("a", false);
-    claims.enter(id(1), false).await.unwrap();
+    claims.enter(line(1), false).await.unwrap();
     assert_eq!(rig.newest(0).await, Some((1, "a".to_owned())));
 }
 
@@ -237,7 +310,7 @@ async fn a_lost_answer_is_no_rival() {
 async fn i8_an_epoch_is_claimed_once() {
     let rig = Rig::new();
     let agents: Vec<_> = (0..12).map(|n| rig.agent(&format!("a{n}"), false)).collect();
-    let claims = agents.iter().map(|agent| agent.enter(id(1), false));
+    let claims = agents.iter().map(|agent| agent.enter(line(1), false));
     for result in futures::future::join_all(claims).await {
         result.unwrap();
     }

@@ -121,7 +121,8 @@ impl Document for Gap {
     }
 }
 
-/// Who writes from an epoch on. The highest epoch is the writer; each epoch is claimed once.
+/// Who writes from an epoch on; each epoch is claimed once. A higher epoch fences those on other timelines; on the
+/// same one writers store the same bytes and may go on together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     /// Rises by one with every claim, from 1.
@@ -136,6 +137,10 @@ pub struct Writer {
     pub timeline: TimelineId,
     /// When it claimed the epoch.
     pub claimed_at: Time,
+    /// Where that timeline left its parent; `0/0` for one without. Two promotions may take the same number, and this
+    /// tells them apart. Claims of early agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<Lsn>,
 }
 
 impl Document for Writer {

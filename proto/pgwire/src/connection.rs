@@ -108,6 +108,7 @@ impl Connection {
 
     pub(crate) fn assemble(mut reader: FrameReader, writer: FrameWriter, session: Session) -> Connection {
         reader.set_limit(LIMIT_QUERY);
+        reader.set_gathering(false);
         Connection {
             reader,
             writer,

@@ -132,7 +132,6 @@ pub(crate) async fn until_wal_is_lost(version: PgVersion, loss: Loss) -> Result<
     if matches!(loss, Loss::Idle) {
         site.primary.sql("CREATE ROLE archiver LOGIN REPLICATION").await?;
         site.user = "archiver".into();
-        site.settings += "[pulse]\ninterval = \"1s\"\n";
     }
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;

@@ -161,6 +161,7 @@ pub(crate) fn writer() -> Writer {
         pid: 17,
         timeline: timeline(1),
         claimed_at: time("2026-11-20T14:00:00Z"),
+        begins: None,
     }
 }
 

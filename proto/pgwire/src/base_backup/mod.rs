@@ -91,6 +91,7 @@ impl Connection {
         let command = options.command(typed)?;
         self.send_query(&command, "BASE_BACKUP").await?;
         self.reader.set_limit(LIMIT_COPY);
+        self.reader.set_gathering(true);
         let progress = Progress::new(typed, options.manifest != ManifestOption::None);
         Ok(BaseBackup {
             connection: self,

@@ -93,7 +93,7 @@ async fn a_dropped_read_loses_nothing() {
     let (mut reader, mut peer) = pair();
     let bytes = encode(&[(b'd', vec![7; 300]), (b'Z', vec![b'I'])]);
     for byte in bytes {
-        let idle = tokio::time::timeout(std::time::Duration::ZERO, reader.next("test")).await;
+        let idle = tokio::time::timeout(Duration::ZERO, reader.next("test")).await;
         if let Ok(frame) = idle {
             assert_eq!(frame.unwrap().unwrap().body.len(), 300);
         }
@@ -162,4 +162,27 @@ async fn messages_stay_what_they_are_while_blocks_are_used_again() {
     }
     sender.await.unwrap();
     assert!(reader.spares.len() > 1);
+}
+
+#[tokio::test]
+async fn gathering_waits_once_after_a_read_that_outran_the_stream() {
+    let (mut reader, mut peer) = pair();
+    reader.set_gathering(true);
+    let mut sizes = Vec::new();
+    for length in [8 * 1024, 100, 30 * 1024, 1] {
+        let bytes = encode(&[(b'd', vec![7; length])]);
+        AsyncWriteExt::write_all(&mut peer, &bytes).await.unwrap();
+        sizes.push(reader.next("test").await.unwrap().unwrap().body.len());
+        assert_eq!(reader.trickles, length > 4 * 1024, "{length}");
+    }
+    assert_eq!(sizes, [8 * 1024, 100, 30 * 1024, 1]);
+    // Nothing arrives: the wait is not repeated by whoever asks again.
+    AsyncWriteExt::write_all(&mut peer, &encode(&[(b'd', vec![7; 8 * 1024])]))
+        .await
+        .unwrap();
+    reader.next("test").await.unwrap();
+    for _ in 0..2 {
+        let idle = tokio::time::timeout(Duration::ZERO, reader.next("test")).await;
+        assert!(idle.is_err() && !reader.trickles);
+    }
 }

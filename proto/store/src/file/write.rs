@@ -23,6 +23,11 @@ const STALE: Duration = Duration::from_secs(3600);
 /// Owner writes, group reads: a restore may run under another account of the same group.
 const MODE: u32 = 0o640;
 
+/// How much is given to the kernel at once. It sizes the page cache's folios by the write: one call for a whole object
+/// takes them from the largest runs of free memory, which a virtual machine has given back to its host and gets again
+/// one page fault at a time. Measured there: 1.5 ms per MB, against 0.3.
+const WRITE_SIZE: usize = 64 * 1024;
+
 pub(super) fn put(root: &Root, key: &str, bytes: &[u8], mode: PutMode) -> Result<Put, Failure> {
     let target = root.path().join(key);
     // A taken key is refused before its bytes are written; the link below decides races.
@@ -64,7 +69,9 @@ struct Temporary {
 impl Temporary {
     fn write(root: &Root, bytes: &[u8]) -> Result<Self, Failure> {
         let mut tmp = Self::create(&tmp_dir(root)?, root)?;
-        tmp.file.write_all(bytes).at(&tmp.path)?;
+        for piece in bytes.chunks(WRITE_SIZE) {
+            tmp.file.write_all(piece).at(&tmp.path)?;
+        }
         tmp.file.sync_all().at(&tmp.path)?;
         Ok(tmp)
     }

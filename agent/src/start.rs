@@ -1,0 +1,106 @@
+//! Where the first stream begins, and the right to store it.
+//!
+//! Owns the order of the questions: is the server one that may be archived, does the archive know its timeline as the
+//! same one, where does the archive end, may this agent write. Nothing is stored before all are answered. Does not own
+//! the answers ([`crate::resume`], [`crate::writer`]).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use highwater_config::Config;
+use highwater_format::{Identity, TimelineId};
+use highwater_pgwire::{ConnInfo, Connection};
+
+use crate::error::{AgentError, Kind, Result};
+use crate::frontier::Position;
+use crate::resume::{Resume, ServerView, resume};
+use crate::server;
+use crate::state::{Connection::Reconnecting, State};
+use crate::writer::Claims;
+use crate::writer::judge::Line;
+
+/// Pause between attempts: a standby that lags is often seconds behind.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Of the attempts in a row, one in thirty is logged.
+const SAY_EVERY: u32 = 30;
+
+/// Where the stream begins, and the right to write it.
+pub(crate) struct Beginning {
+    pub(crate) connection: Connection,
+    pub(crate) view: ServerView,
+    pub(crate) resume: Resume,
+    /// History files that every region must have before anything of the stream.
+    pub(crate) histories: Vec<(TimelineId, Bytes)>,
+}
+
+/// Asks until it is known. Waits for a standby that has yet to receive what is archived; a connection that was lost
+/// while the regions were read is made again.
+pub(crate) async fn beginning(
+    config: &Config,
+    conninfo: &ConnInfo,
+    identity: &Identity,
+    claims: &Claims,
+    state: &State,
+    furthest: Option<Position>,
+    connection: Connection,
+) -> Result<Beginning> {
+    let (mut open, mut attempts) = (Some(connection), 0_u32);
+    loop {
+        let attempt = async {
+            let mut connection = match open.take() {
+                Some(connection) => connection,
+                None => server::connect(conninfo).await?,
+            };
+            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
+            server::refuse_standby(&view, config.cluster.standby)?;
+            claims.compare(&view.history).await?;
+            let resume = match resume(furthest, &view, identity.segment_size) {
+                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
+                other => other?,
+            };
+            claims.enter(Line::of(&view.history), view.in_recovery).await?;
+            let histories = leading_histories(&mut connection, &view, &resume).await?;
+            Ok(Beginning {
+                connection,
+                view,
+                resume,
+                histories,
+            })
+        };
+        match attempt.await {
+            Ok(begun) => return Ok(begun),
+            Err(error) if error.kind() == Kind::Retry => {
+                if attempts % SAY_EVERY == 0 {
+                    tracing::warn!(%error, "not streaming yet, trying again");
+                }
+                attempts += 1;
+                let reason = error.to_string();
+                state.update(|snapshot| snapshot.connection = Reconnecting(reason));
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(claims.name_rival(error).await),
+        }
+    }
+}
+
+/// A refusal that also names the writer of the archive.
+async fn held_by(claims: &Claims, what: String, next: String) -> AgentError {
+    match claims.newest_holder().await {
+        Some(holder) => AgentError::refused(format!("{what}. Its writer: {holder}"), next),
+        None => AgentError::Refused { what, next },
+    }
+}
+
+/// The history files of everything up to the timeline that is streamed first. When that timeline follows
+/// an archived one its own history goes through the pipeline instead, after the rest of the old one.
+async fn leading_histories(
+    connection: &mut Connection,
+    view: &ServerView,
+    resume: &Resume,
+) -> Result<Vec<(TimelineId, Bytes)>> {
+    let mut files = server::histories(connection, view.timeline).await?;
+    let last = resume.after.map_or(resume.timeline, |after| after.timeline);
+    files.retain(|(timeline, _)| *timeline <= last);
+    Ok(files)
+}

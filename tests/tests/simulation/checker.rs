@@ -1,0 +1,211 @@
+//! The oracle: what a region really holds, worked out from its raw objects and from the bytes that servers sent.
+//!
+//! Shares no code with the agent's own view (inventory, coverage, frontier). Every object is decoded when it
+//! is stored and compared with the model; what a region holds of a line of descent is the unbroken run from
+//! the archive's first byte on, ends before the first byte that differs, and does not enter a timeline whose
+//! history file the region lacks.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use highwater_format::{Key, Layout, LsnRange, Object, SegmentSize};
+
+use crate::node::Line;
+use crate::wal::Version;
+
+#[derive(Debug)]
+struct Piece {
+    timeline: u32,
+    start: u64,
+    end: u64,
+    /// None: a gap that was recorded, which counts as held.
+    plain: Option<Vec<u8>>,
+}
+
+impl Piece {
+    /// Up to where this equals `version`, looking no further than `limit`.
+    fn equals_to(&self, version: &Version, limit: u64) -> u64 {
+        let end = self.end.min(limit).max(self.start);
+        let ours = self.plain.as_deref().unwrap_or_default();
+        let ours = &ours[..(end - self.start) as usize];
+        let theirs = version.slice(self.start, end);
+        if self.start >= version.start && ours == theirs {
+            return end;
+        }
+        let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+        self.start + same as u64
+    }
+}
+
+/// What of one line a region holds, brought up to date piece by piece.
+#[derive(Debug)]
+struct Reached {
+    line: Line,
+    seen: usize,
+    /// First byte that differs from the line's.
+    differs: u64,
+    /// Runs that are held, by start; none touches another.
+    runs: BTreeMap<u64, u64>,
+}
+
+impl Reached {
+    fn add(&mut self, mut start: u64, mut end: u64) {
+        while let Some((&first, &last)) = self.runs.range(..=end).next_back() {
+            if last < start {
+                break;
+            }
+            self.runs.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        if start < end {
+            self.runs.insert(start, end);
+        }
+    }
+
+    /// The end of the run that holds `at`; `at` itself if it is not held.
+    fn end_of_run(&self, at: u64) -> u64 {
+        let run = self.runs.range(..=at).next_back();
+        run.map_or(at, |(_, end)| (*end).max(at)).min(self.differs)
+    }
+}
+
+/// Everything one region was seen to store.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    pieces: Vec<Piece>,
+    histories: BTreeMap<u32, Bytes>,
+    reached: Option<Reached>,
+}
+
+/// What the objects are judged by.
+pub(crate) struct Model<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) size: SegmentSize,
+    pub(crate) versions: &'a [Version],
+    /// Of every timeline that ever was.
+    pub(crate) histories: &'a BTreeMap<u32, Vec<u8>>,
+    /// No server has the WAL before this any more.
+    pub(crate) gone_before: u64,
+}
+
+impl Holdings {
+    /// Takes in an object that was stored now. The error is the invariant that it breaks.
+    pub(crate) fn store(&mut self, model: &Model<'_>, key: &str, bytes: &Bytes) -> Result<(), String> {
+        let (timeline, range) = match model.layout.parse(key) {
+            Some(Key::History(timeline)) => return self.store_history(model, timeline.get(), bytes),
+            Some(Key::Segment(name)) => {
+                let resolved = name
+                    .resolve(model.size)
+                    .ok_or("a segment's name makes no sense")?;
+                (resolved.timeline, resolved.range(model.size))
+            }
+            Some(Key::Tail(timeline, range)) => (timeline, range),
+            Some(Key::Gap(timeline, range)) => return self.store_gap(model, timeline.get(), range),
+            _ => return Ok(()),
+        };
+        let object = Object::open(bytes.clone()).map_err(|error| format!("I3: {key}: {error}"))?;
+        let header = object.header();
+        if header.timeline != timeline || header.range() != range {
+            return Err(format!(
+                "I3: {key} calls itself {} on {}",
+                header.range(),
+                header.timeline
+            ));
+        }
+        let plain = object.plain().map_err(|error| format!("I3: {key}: {error}"))?;
+        if plain.len() as u64 != range.len() {
+            return Err(format!("I3: {key} holds {} bytes", plain.len()));
+        }
+        let piece = Piece {
+            timeline: timeline.get(),
+            start: range.start.0,
+            end: range.end.0,
+            plain: Some(plain),
+        };
+        let mut sent = model
+            .versions
+            .iter()
+            .filter(|version| version.timeline == piece.timeline);
+        if !sent.any(|version| piece.equals_to(version, u64::MAX) == piece.end) {
+            return Err(format!("I3: {key} holds bytes that no server ever sent"));
+        }
+        if model.histories.contains_key(&piece.timeline) && !self.histories.contains_key(&piece.timeline) {
+            return Err(format!("I7: {key} is stored before its timeline's history"));
+        }
+        self.pieces.push(piece);
+        Ok(())
+    }
+
+    fn store_history(&mut self, model: &Model<'_>, timeline: u32, bytes: &Bytes) -> Result<(), String> {
+        if model.histories.get(&timeline).map(Vec::as_slice) != Some(&bytes[..]) {
+            return Err(format!(
+                "I3: the history of timeline {timeline} is not the server's"
+            ));
+        }
+        self.histories.insert(timeline, bytes.clone());
+        Ok(())
+    }
+
+    /// A gap may be recorded only where the server has no WAL any more.
+    fn store_gap(&mut self, model: &Model<'_>, timeline: u32, range: LsnRange) -> Result<(), String> {
+        if range.start.0 >= model.gone_before || range.end.0 > model.gone_before {
+            return Err(format!(
+                "I5: a gap {range} is recorded, and the server has that WAL"
+            ));
+        }
+        self.pieces.push(Piece {
+            timeline,
+            start: range.start.0,
+            end: range.end.0,
+            plain: None,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Up to where a restore from this region alone would get on `line`, beginning at `from`.
+    pub(crate) fn reach(&mut self, versions: &[Version], line: &Line, from: u64) -> u64 {
+        let reach = self.update(versions, line).end_of_run(from);
+        let children = line.ancestors.iter().skip(1).map(|at| at.timeline);
+        let children = children.chain([line.timeline]);
+        let lacking = line.ancestors.iter().zip(children);
+        lacking
+            .filter(|(_, child)| !self.histories.contains_key(child))
+            .map(|(before, _)| before.switch)
+            .fold(reach, u64::min)
+    }
+
+    /// The first byte on `line` that an object here contradicts.
+    pub(crate) fn differs(&mut self, versions: &[Version], line: &Line) -> Option<u64> {
+        let at = self.update(versions, line).differs;
+        (at < u64::MAX).then_some(at)
+    }
+
+    fn update(&mut self, versions: &[Version], line: &Line) -> &Reached {
+        let fits = |known: &Reached| known.line == *line;
+        let mut known = self.reached.take().filter(fits).unwrap_or_else(|| Reached {
+            line: line.clone(),
+            seen: 0,
+            differs: u64::MAX,
+            runs: BTreeMap::new(),
+        });
+        for piece in &self.pieces[known.seen..] {
+            let Some((version, switch)) = line.part(piece.timeline) else {
+                continue;
+            };
+            let end = match &piece.plain {
+                Some(_) => piece.equals_to(&versions[version], switch),
+                None => piece.end.min(switch),
+            };
+            if end < piece.end.min(switch) {
+                known.differs = known.differs.min(end);
+            }
+            known.add(piece.start, end);
+        }
+        known.seen = self.pieces.len();
+        self.reached.insert(known)
+    }
+}

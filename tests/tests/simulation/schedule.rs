@@ -1,0 +1,414 @@
+//! One schedule: a server, some regions and an agent, to which things happen; then nothing more happens, and all must
+//! come to agree.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_agent::error::Kind;
+use highwater_config::Policy;
+use highwater_format::Time;
+use tokio::time::sleep;
+
+use crate::agent::{Agent, config};
+use crate::node::Node;
+use crate::region::{SimRegion, Weather};
+use crate::rng::Rng;
+use crate::wal::Cut;
+use crate::wire::lsn;
+use crate::world::{Power, Sim, World};
+
+/// Within this time after the last fault everything is stored everywhere and reported.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What a schedule is mostly about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Theme {
+    Storage,
+    Crashes,
+    Server,
+    Lineage,
+    Rollback,
+}
+
+/// How a schedule went.
+pub(crate) struct Outcome {
+    pub(crate) log: Vec<String>,
+    /// The invariant that was broken.
+    pub(crate) broken: Option<String>,
+    pub(crate) statuses: u64,
+}
+
+/// Runs the schedule of one seed, in virtual time.
+pub(crate) fn run(theme: Theme, seed: u64) -> Outcome {
+    runtime().block_on(async {
+        let mut schedule = Schedule::new(theme, seed);
+        schedule.play().await;
+        let mut world = schedule.sim.lock();
+        Outcome {
+            log: std::mem::take(&mut world.log),
+            broken: world.broken.take(),
+            statuses: world.statuses,
+        }
+    })
+}
+
+/// One thread, and a clock that moves on when everybody waits.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+}
+
+pub(crate) struct Schedule {
+    theme: Theme,
+    pub(crate) sim: Arc<Sim>,
+    rng: Rng,
+    pub(crate) regions: Vec<Arc<SimRegion>>,
+    pub(crate) agent: Agent,
+    /// Earlier states of the server, to go back to.
+    snapshots: Vec<(Node, Cut)>,
+    /// The server has lost or contradicts something that the agent may know of: it may refuse to go on.
+    may_refuse: bool,
+    /// How often the agent refused.
+    refusals: u32,
+    events: u32,
+    /// Some region has refused calls.
+    denied: bool,
+}
+
+impl Schedule {
+    pub(crate) fn new(theme: Theme, seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ (theme as u64) << 56);
+        let segment = rng.pick(&[1, 1, 1, 2]) << 20;
+        let count = rng.pick(&[1, 2, 2, 2, 3]);
+        let policy = match rng.range(0..4) {
+            0 => Policy::Any,
+            1 if count == 3 => Policy::Count(2.try_into().unwrap()),
+            _ => Policy::All,
+        };
+        let needed = policy.needed(count);
+        let world = World::new(rng.fork(), segment, count, needed);
+        let sim = Sim::new(world);
+        let regions: Vec<_> = (0..count)
+            .map(|index| SimRegion::new(sim.clone(), index, rng.fork()))
+            .collect();
+        let config = config(count, policy, &mut rng);
+        sim.lock().note(format!(
+            "seed {seed} {theme:?}: {count} regions, {policy:?}, segment {segment}, {:?}",
+            config.wal
+        ));
+        let agent = Agent::new(sim.clone(), config, regions.clone(), rng.next());
+        Self {
+            theme,
+            sim,
+            regions,
+            agent,
+            snapshots: Vec::new(),
+            may_refuse: false,
+            refusals: 0,
+            denied: false,
+            events: rng.range(5..25) as u32,
+            rng,
+        }
+    }
+
+    async fn play(&mut self) {
+        let first = self.rng.range(0..1_500_000);
+        self.sim.change(|world| world.write(first));
+        if self.theme == Theme::Lineage && self.rng.chance(300) {
+            self.promote(false);
+        }
+        self.agent.start();
+        for _ in 0..self.events {
+            if self.is_over() {
+                return;
+            }
+            self.happen();
+            let pause = self.rng.pick(&[1, 20, 300, 1500, 6000]);
+            let pause = self.rng.millis(0..pause);
+            self.wait(pause).await;
+        }
+        self.settle().await;
+    }
+
+    fn is_over(&self) -> bool {
+        self.sim.lock().broken.is_some()
+    }
+
+    /// Lets time pass, and looks after the agent.
+    async fn wait(&mut self, time: Duration) {
+        sleep(time).await;
+        let Some(ended) = self.agent.ended().await else {
+            if !self.agent.is_running() && self.refusals < 3 && self.rng.chance(600) {
+                self.agent.start();
+            }
+            return;
+        };
+        match ended {
+            Some(Kind::Damage | Kind::Refused) if self.may_refuse => self.refusals += 1,
+            // No region could be read at the start, and somebody has to act.
+            Some(Kind::Operator) if self.denied => {}
+            Some(kind) => self
+                .sim
+                .lock()
+                .fail(format!("the agent ended without a reason ({kind:?})")),
+            None => {}
+        }
+    }
+
+    /// One event, after which the agent may be anywhere.
+    fn happen(&mut self) {
+        let weights: [u64; 12] = match self.theme {
+            //                wr sw  wx fr th cr st cn sh dn pr rb
+            Theme::Storage => [30, 4, 25, 10, 8, 8, 3, 5, 2, 2, 1, 0],
+            Theme::Crashes => [30, 4, 14, 5, 6, 30, 6, 4, 2, 2, 2, 0],
+            Theme::Server => [30, 4, 8, 3, 4, 6, 3, 20, 8, 8, 4, 0],
+            Theme::Lineage => [30, 4, 10, 5, 5, 10, 3, 5, 3, 3, 20, 0],
+            Theme::Rollback => [30, 4, 10, 4, 5, 10, 3, 5, 3, 3, 6, 12],
+        };
+        let mut draw = self.rng.range(0..weights.iter().sum());
+        let event = weights.iter().position(|weight| match draw < *weight {
+            true => true,
+            false => {
+                draw -= weight;
+                false
+            }
+        });
+        match event {
+            Some(0) => self.write(),
+            Some(1) => self.sim.change(|world| {
+                let version = world.node.line.version;
+                world.versions[version].switch();
+                let end = world.end();
+                world.note(format!("segment switch, server at {}", lsn(end)));
+            }),
+            Some(2) => self.turn_weather(),
+            Some(3) => self.freeze(true),
+            Some(4) => self.freeze(false),
+            Some(5) => self.crash(),
+            Some(6) => self.agent.stop(),
+            Some(7) => self.sim.lock().drop_connections(),
+            Some(8) => self.shut_down(),
+            Some(9) => self.trouble_at_the_server(),
+            Some(10) => {
+                let elsewhere = self.rng.chance(500);
+                self.promote(elsewhere);
+            }
+            _ => self.roll_back(),
+        }
+    }
+
+    fn write(&mut self) {
+        let most = self.rng.pick(&[200, 9000, 100_000, 1_200_000]);
+        let bytes = self.rng.range(0..most);
+        self.sim.change(|world| world.write(bytes));
+        if self.rng.chance(300) {
+            let world = self.sim.lock();
+            let cut = world.current().cuts.last().copied();
+            let node = world.node.clone();
+            drop(world);
+            self.snapshots.extend(cut.map(|cut| (node, cut)));
+        }
+    }
+
+    fn turn_weather(&mut self) {
+        let index = self.rng.index(self.regions.len());
+        let weather = match self.rng.chance(600) {
+            true => Weather::foul(&mut self.rng),
+            false => Weather::fair(),
+        };
+        self.denied |= weather.denied > 0;
+        self.sim.lock().note(format!("r{index}: {weather:?}"));
+        self.regions[index].set(weather);
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        let index = self.rng.index(self.regions.len());
+        self.sim.lock().note(format!("r{index} frozen: {frozen}"));
+        self.regions[index].freeze(frozen);
+    }
+
+    /// The agent dies: now, or at some store call.
+    fn crash(&mut self) {
+        if self.rng.chance(300) {
+            return self.agent.kill();
+        }
+        let calls = self.rng.range(0..60);
+        self.sim.lock().crash_in = Some(calls);
+    }
+
+    /// A fast shutdown, or the end of one.
+    fn shut_down(&mut self) {
+        self.sim.change(|world| {
+            world.power = match world.power {
+                Power::Up => Power::Stopping,
+                _ => Power::Up,
+            };
+            let power = world.power;
+            world.note(format!("server: {power:?}"));
+        });
+    }
+
+    /// A checkpoint, a flood of questions, a crash and restart, a while of nobody there, a step of the agent's clock.
+    fn trouble_at_the_server(&mut self) {
+        let what = self.rng.range(0..5);
+        let step = self.rng.range(0..7200);
+        let clock = &self.agent.clock;
+        self.sim.change(|world| match what {
+            0 => {
+                let (end, segment) = (world.end(), world.segment());
+                world.node.checkpoint(end, segment);
+                world.gone_before = world.gone_before.max(world.node.kept_from);
+                let kept = world.node.kept_from;
+                world.note(format!("checkpoint, WAL is kept from {}", lsn(kept)));
+            }
+            1 => {
+                world.flood = !world.flood;
+                world.note("flood");
+            }
+            2 => {
+                world.note("server crashes and starts again");
+                world.disconnect();
+                world.node.crash();
+            }
+            3 => {
+                world.power = if world.power == Power::Down {
+                    Power::Up
+                } else {
+                    Power::Down
+                };
+                let power = world.power;
+                world.note(format!("server: {power:?}"));
+                world.disconnect();
+            }
+            _ => clock.set(Time::from_unix_micros((1_700_000_000 + step as i64) * 1_000_000)),
+        });
+    }
+
+    /// Promotion of this server, or of a standby `elsewhere` that may lag and has no slot.
+    fn promote(&mut self, elsewhere: bool) {
+        let rng = &mut self.rng;
+        self.sim.change(|world| {
+            let old = world.node.line.version;
+            let begun = world.node.line.ancestors.last().map_or(0, |at| at.switch);
+            let from = begun.max(world.node.kept_from).max(world.node.checkpoint);
+            let possible: Vec<Cut> = world.versions[old]
+                .cuts
+                .iter()
+                .filter(|cut| cut.at > from)
+                .copied()
+                .collect();
+            let Some(newest) = possible.last().copied() else {
+                return;
+            };
+            let lag = rng.chance(400) && elsewhere;
+            let cut = if lag {
+                possible[rng.index(possible.len())]
+            } else {
+                newest
+            };
+            let highest = world.histories.keys().last().copied().unwrap_or(1);
+            let timeline = highest.max(world.node.line.timeline) + rng.pick(&[1, 1, 1, 2, 4]);
+            let new = world.node.promote(&world.versions, cut, timeline, rng);
+            world.versions.push(new);
+            let history = world.node.line.history();
+            world.histories.insert(timeline, history);
+            if elsewhere {
+                world.disconnect();
+                world.node.slot = None;
+                world.node.saved_slot = None;
+                world.power = Power::Up;
+            }
+            world.note(format!(
+                "promotion to {timeline} at {}, elsewhere: {elsewhere}",
+                lsn(cut.at)
+            ));
+            let few = rng.range(0..3000);
+            world.write(few);
+        });
+    }
+
+    /// An older state of the server is put in its place, and goes on differently.
+    fn roll_back(&mut self) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let (node, cut) = self.snapshots[self.rng.index(self.snapshots.len())].clone();
+        self.snapshots.clear();
+        self.may_refuse = true;
+        let rng = &mut self.rng;
+        self.sim.change(|world| {
+            world.disconnect();
+            let old = &world.versions[node.line.version];
+            let new = old.branch(old.timeline, cut, rng);
+            world.node = node;
+            world.node.line.version = world.versions.len();
+            world.node.crash();
+            world.versions.push(new);
+            world.note(format!("server rolled back to {}", lsn(cut.at)));
+            let some = rng.range(0..300_000);
+            world.write(some);
+        });
+    }
+
+    /// No more faults: everything must be stored everywhere and reported, or the agent must have a good reason.
+    async fn settle(&mut self) {
+        for region in &self.regions {
+            region.set(Weather::fair());
+            region.freeze(false);
+        }
+        self.sim.change(|world| {
+            world.note("no more faults");
+            world.power = Power::Up;
+            world.flood = false;
+            world.crash_in = None;
+            world.write(500);
+        });
+        let mut left = PATIENCE;
+        while !self.is_over() {
+            if !self.agent.is_running() {
+                match self.refusals {
+                    0..3 => self.agent.start(),
+                    _ => return self.judge_refusal(),
+                }
+            }
+            if self.sim.lock().is_settled() {
+                return self.sim.lock().note("settled");
+            }
+            if left.is_zero() {
+                let mut world = self.sim.lock();
+                let line = world.node.line.clone();
+                let held: Vec<_> = world.reaches(&line).into_iter().map(lsn).collect();
+                let (end, slot) = (lsn(world.end()), world.node.slot.flatten().map(lsn));
+                return world.fail(format!(
+                    "liveness: the server is at {end}, slot {slot:?}, held {held:?}"
+                ));
+            }
+            let pause = Duration::from_millis(500).min(left);
+            left -= pause;
+            self.wait(pause).await;
+        }
+    }
+
+    /// The agent refuses again and again: it may, if what it refuses has been there.
+    fn judge_refusal(&self) {
+        let mut world = self.sim.lock();
+        let diverged = world.diverged();
+        world.note(format!("refused for good, diverged: {diverged}"));
+    }
+}
+
+impl World {
+    fn drop_connections(&mut self) {
+        self.note("connections are lost");
+        self.disconnect();
+    }
+
+    /// Whether every region holds all the server has, and the server was told.
+    fn is_settled(&mut self) -> bool {
+        let (line, end) = (self.node.line.clone(), self.end());
+        self.node.slot == Some(Some(end)) && self.reaches(&line).iter().all(|reach| *reach == end)
+    }
+}
