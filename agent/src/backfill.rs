@@ -72,10 +72,13 @@ async fn try_origin(
             lsn: run.map_or(furthest.lsn, |run| run.start),
         }
     };
-    tracing::warn!(
-        region = region.name, from = source.name, %at,
-        "the region holds no WAL: it counts for what comes after this position, and what is older is copied from the others"
-    );
+    // At the first start of an archive there is nothing older.
+    if at != shared.origin {
+        tracing::warn!(
+            region = region.name, from = source.name, %at,
+            "the region holds no WAL: it counts for what comes after this position, and what is older is copied from the others"
+        );
+    }
     Ok(at)
 }
 
