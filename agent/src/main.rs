@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the command where the sockets' events arrive. On the thread that only waits for the runtime every message of
-/// the server would cost two switches between threads, a tenth of the CPU time of archiving.
+/// the server would cost two more switches between threads.
 async fn on_a_worker(command: impl Future<Output = Result<Exit>> + Send + 'static) -> Result<Exit> {
     tokio::spawn(command)
         .await
