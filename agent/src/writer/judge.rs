@@ -71,6 +71,12 @@ pub enum Standing {
     Fenced(Writer),
 }
 
+/// The epoch to claim anew where the newest claim is a stray one of `own`'s process, whose creation was given up and
+/// took effect all the same: others would take it for what is written.
+pub fn above_a_stray(own: &Writer, newest: &Writer) -> Option<u64> {
+    (newest.instance == own.instance && newest.epoch > own.epoch).then_some(newest.epoch + 1)
+}
+
 /// Judges the newest claim of a region against a writer's own.
 pub fn standing(own: &Writer, newest: &Writer) -> Standing {
     // A claim whose creation was given up may arrive later: nobody takes its own place.

@@ -88,12 +88,16 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
         entry("x", line(2), Some(&rival), false),
         Entry::Ask(rival.clone())
     );
+    let theirs = |begins| Writer {
+        instance: "b".to_owned(),
+        ..there(2, begins)
+    };
     assert_eq!(
-        standing(&there(1, 0x200), &there(2, 0x180)),
-        Standing::Fenced(there(2, 0x180))
+        standing(&there(1, 0x200), &theirs(0x180)),
+        Standing::Fenced(theirs(0x180))
     );
-    assert_eq!(standing(&there(1, 0x200), &there(2, 0x200)), Standing::Holds);
-    assert_eq!(standing(&claim(1, "x", 2), &there(2, 0x200)), Standing::Holds);
+    assert_eq!(standing(&there(1, 0x200), &theirs(0x200)), Standing::Holds);
+    assert_eq!(standing(&claim(1, "x", 2), &theirs(0x200)), Standing::Holds);
     assert_eq!(standing(&there(1, 0x200), &claim(2, "x", 2)), Standing::Holds);
     // Such a rival's pulses are on our own timeline.
     let mut watch = Watch::new("me", id(2), "rival");
@@ -131,6 +135,7 @@ struct Agent {
     name: String,
     timeline: TimelineId,
     claim: Option<Writer>,
+    tried: u64,
     fenced: bool,
 }
 
@@ -148,7 +153,11 @@ fn newest(regions: &[Region], reach: usize) -> Option<&Writer> {
 
 /// Claims the next epoch in the regions that are reached, one after the other; a lost race ends the attempt.
 fn try_claim(agent: &mut Agent, regions: &mut [Region], reach: usize) {
-    let epoch = newest(regions, reach).map_or(0, |claim| claim.epoch) + 1;
+    let epoch = newest(regions, reach)
+        .map_or(0, |claim| claim.epoch)
+        .max(agent.tried)
+        + 1;
+    agent.tried = epoch;
     let ours = claim(epoch, &agent.name, agent.timeline.get());
     for (index, region) in regions.iter_mut().enumerate() {
         if reach & (1 << index) == 0 {
@@ -172,7 +181,7 @@ proptest! {
     ) {
         let mut regions = vec![Region::new(), Region::new()];
         let mut agents: Vec<Agent> = (0..4)
-            .map(|n| Agent { name: format!("agent{n}"), timeline: id(1), claim: None, fenced: false })
+            .map(|n| Agent { name: format!("agent{n}"), timeline: id(1), claim: None, tried: 0, fenced: false })
             .collect();
         for (who, what, reach, timeline) in steps {
             let agent = &mut agents[who];
@@ -187,12 +196,22 @@ proptest! {
                 }
             }
         }
-        let Some(last) = newest(&regions, 3).cloned() else { return Ok(()) };
-        for agent in &mut agents {
-            if let Some(own) = &agent.claim {
-                agent.fenced |= standing(own, &last) != Standing::Holds;
+        // Looks until nothing changes: each may find a stray claim of its own, once.
+        for _ in 0..=agents.len() {
+            for agent in agents.iter_mut().filter(|agent| !agent.fenced) {
+                let (Some(own), Some(last)) = (&agent.claim, newest(&regions, 3)) else { continue };
+                match above_a_stray(own, last) {
+                    Some(epoch) => {
+                        let epoch = epoch.max(agent.tried + 1);
+                        let again = Writer { epoch, ..own.clone() };
+                        regions.iter_mut().for_each(|region| drop(region.insert(epoch, again.clone())));
+                        (agent.claim, agent.tried) = (Some(again), epoch);
+                    }
+                    None => agent.fenced = standing(own, last) != Standing::Holds,
+                }
             }
         }
+        let Some(last) = newest(&regions, 3).cloned() else { return Ok(()) };
         for agent in agents.iter().filter(|agent| agent.claim.is_some() && !agent.fenced) {
             let own = agent.claim.as_ref().unwrap();
             prop_assert_eq!(own.timeline, last.timeline, "{:?} beside {:?}", own, last);

@@ -15,11 +15,12 @@ pub mod judge;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use highwater_format::{History, Layout, Pulse, TimelineId, Writer};
+use highwater_store::Store;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -29,7 +30,7 @@ use crate::inventory;
 use crate::region::{Archive, Region, get_optional};
 use crate::state::State;
 use claim::{GRACE, ask, create, descent, name, newest_of, older_claim};
-use judge::{Entry, Line, Sign, Standing, Watch, entry, rank, standing};
+use judge::{Entry, Line, Sign, Standing, Watch, above_a_stray, entry, rank, standing};
 
 /// The other side of a timeline is silent when its pulses did not change for so many of our own intervals.
 const SILENT_FOR: u32 = 3;
@@ -84,6 +85,8 @@ pub struct Claims {
     state: State,
     clock: Clock,
     interval: Duration,
+    /// The highest epoch that was ever tried: two claims of one process never have the same.
+    tried: AtomicU64,
     /// Only for the first claim: later ones ask like everybody.
     take_over: AtomicBool,
     held: watch::Sender<Held>,
@@ -112,6 +115,7 @@ impl Claims {
             state,
             clock,
             interval,
+            tried: AtomicU64::new(0),
             take_over: AtomicBool::new(take_over),
             held,
             away: Mutex::default(),
@@ -224,7 +228,7 @@ impl Claims {
                 continue;
             }
             let claim = Writer {
-                epoch: newest.map_or(0, |newest| newest.epoch) + 1,
+                epoch: self.next_epoch(newest.map_or(1, |newest| newest.epoch + 1)),
                 instance: self.me.instance.clone(),
                 host: self.me.host.clone(),
                 pid: self.me.pid,
@@ -246,6 +250,13 @@ impl Claims {
             ),
             next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
         })
+    }
+
+    /// At least `epoch`, and higher than any that was tried before.
+    fn next_epoch(&self, epoch: u64) -> u64 {
+        let epoch = epoch.max(self.tried.load(Ordering::Relaxed) + 1);
+        self.tried.store(epoch, Ordering::Relaxed);
+        epoch
     }
 
     fn hold(&self, claim: Option<Writer>) {
@@ -329,6 +340,9 @@ impl Claims {
         let store = &*region.quick;
         let newest = newest_of(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
+        if let Some(epoch) = newest.as_ref().and_then(|newest| above_a_stray(&own, newest)) {
+            return self.claim_above(store, &own, epoch).await;
+        }
         match newest {
             None => create(store, &self.layout, &own).await,
             Some(newest) => match standing(&own, &newest) {
@@ -339,6 +353,26 @@ impl Claims {
                 }
             },
         }
+    }
+
+    /// Claims what is held again, above a stray claim. The other regions get it with their next look.
+    async fn claim_above(&self, store: &dyn Store, own: &Writer, epoch: u64) -> Result<bool> {
+        let again = Writer {
+            epoch: self.next_epoch(epoch),
+            claimed_at: self.clock.now(),
+            ..own.clone()
+        };
+        if !create(store, &self.layout, &again).await? {
+            return Ok(false);
+        }
+        self.held.send_if_modified(|held| {
+            let ours = held.claim.as_ref() == Some(own);
+            if ours {
+                held.claim = Some(again);
+            }
+            ours
+        });
+        Ok(true)
     }
 
     /// Notes who has taken the place of `own`, unless that is not held any more.

@@ -261,6 +261,32 @@ async fn a_region_that_was_away_gets_the_claim_later() {
     assert_eq!(rig.newest(1).await, Some((1, "a".to_owned())));
 }
 
+/// A creation that was given up took effect after all: the claim that is held is placed above it, everywhere.
+#[tokio::test(start_paused = true)]
+async fn a_stray_claim_of_its_own_is_claimed_over() {
+    let rig = Rig::new();
+    let claims = rig.agent("a", false);
+    claims.enter(line(2), false).await.unwrap();
+    let held = claims.held.borrow().claim.clone().unwrap();
+    let stray = Writer {
+        epoch: 2,
+        timeline: id(1),
+        ..held
+    };
+    assert!(
+        create(&*rig.stores[0], &rig.archive.layout, &stray)
+            .await
+            .unwrap()
+    );
+    for region in [0, 1] {
+        assert!(claims.look(&rig.archive.regions[region]).await.unwrap());
+        assert_eq!(rig.newest(region).await, Some((3, "a".to_owned())));
+    }
+    assert!(claims.is_writer());
+    let newest = newest_of(&*rig.stores[1], &rig.archive.layout, 0).await.unwrap();
+    assert_eq!(newest.unwrap().timeline, id(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_any_region_nothing_is_claimed() {
     let rig = Rig::new();
