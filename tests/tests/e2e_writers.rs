@@ -519,7 +519,7 @@ async fn a_standby_that_lags_is_waited_for() -> Result<()> {
     standby.start_again().await?;
     let tap = FeedbackTap::start(&standby).await?;
     let mut second = site.agent_at(&tap.connection_string())?.arg("run").start()?;
-    second.says("the archive holds", SOON).await?;
+    second.says("is a standby that has WAL up to", SOON).await?;
     ensure!(second.is_running() && tap.highest_flush() == 0);
     standby
         .sql(&format!(

@@ -297,13 +297,18 @@ fn wal_of(region: &S3Server, target: u64) -> Result<(u64, Vec<u8>)> {
     Ok((first, whole))
 }
 
+/// Whether nothing is left to taking turns.
+fn everything() -> bool {
+    std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all")
+}
+
 /// Strikes at request 1, 2, ... until a run is not hit any more; several runs at a time. Returns how many requests
 /// were struck.
 async fn sweep<F>(operation: impl Fn(u64, Blow) -> F) -> Result<u64>
 where
     F: Future<Output = Result<bool>>,
 {
-    let everything = std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all");
+    let everything = everything();
     let blows = |nth: u64| {
         let strike = match nth / 2 % 2 {
             0 => Strike::HoldBefore,
@@ -478,6 +483,12 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
             let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
             let target = bench.write(1).await?;
             let agent = run.streams_to(target, Blow::Errors).await?;
+            if !everything() {
+                // What the running stream asks meanwhile is the other sweeps'.
+                run.regions
+                    .iter()
+                    .for_each(|region| region.faults().only_keys("/base/"));
+            }
             run.strike(nth, blow);
             let mut backup = run.agent("backup")?.start()?;
             let ended = || async {
@@ -495,8 +506,11 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
             let backups = run.backups(0).len();
             ensure!((2..=3).contains(&backups), "{backups} backups");
             run.judge(agent, target).await?;
-            for region in 0..2 {
-                run.plans(region, target).await?;
+            // A backup that was struck and is visible all the same.
+            if backups == 3 || run.backups(1).len() == 3 || nth == 1 {
+                for region in 0..2 {
+                    run.plans(region, target).await?;
+                }
             }
             if nth == 1 || !struck {
                 run.restores(usize::from(nth == 1)).await?;
@@ -505,7 +519,7 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
         }
     })
     .await?;
-    ensure!(struck >= 8, "only {struck} requests were struck");
+    ensure!(struck >= 3, "only {struck} requests were struck");
     Ok(())
 }
 

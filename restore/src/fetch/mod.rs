@@ -28,6 +28,7 @@ use highwater_format::manifest::{Manifest, PackInfo};
 use highwater_format::pg_manifest::PgManifest;
 use highwater_format::records::{self, Backup};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use crate::datadir::tree::Access;
 use crate::datadir::{DataDir, FileToWrite};
@@ -202,6 +203,7 @@ pub async fn fetch(job: Job<'_>) -> Result<Fetched, FetchError> {
         memory: Arc::new(Semaphore::new(permits(job.limits.bytes))),
         most: permits(job.limits.bytes),
         progress: job.progress.clone(),
+        writers: TaskTracker::new(),
     });
     let mut result = Fetched {
         files: files.len() as u64,
@@ -209,18 +211,23 @@ pub async fn fetch(job: Job<'_>) -> Result<Fetched, FetchError> {
         ..Fetched::default()
     };
     result.stored_bytes = packs.iter().map(|pack| pack.info.stored_len).sum();
-    let mut parts = Vec::with_capacity(files.len());
     let fetched = packs.into_iter().map(|pack| {
         let expect = Expect::pack(job.layout.system_id(), &job.backup.id, pack.info.number);
         let key = job.layout.pack(&job.backup.id, pack.info.number);
         one_pack(job.sources, key, expect, Arc::new(pack), shared.clone())
     });
-    let mut fetched = stream::iter(fetched).buffer_unordered(job.limits.packs.max(1));
-    while let Some((pack_parts, fell_back)) = fetched.try_next().await? {
+    let fetched: Result<Vec<(Vec<Part>, bool)>, FetchError> = stream::iter(fetched)
+        .buffer_unordered(job.limits.packs.max(1))
+        .try_collect()
+        .await;
+    // A writer that has begun cannot be called back: who clears the directory after a failure must not meet one.
+    shared.writers.close();
+    shared.writers.wait().await;
+    let mut parts = Vec::with_capacity(files.len());
+    for (pack_parts, fell_back) in fetched? {
         parts.extend(pack_parts);
         result.fell_back += u64::from(fell_back);
     }
-    drop(fetched);
     result.plain_bytes = job.progress.written.load(Ordering::Relaxed);
     let manifest_path = job
         .into
@@ -261,6 +268,8 @@ struct Shared {
     memory: Arc<Semaphore>,
     most: usize,
     progress: Arc<Progress>,
+    /// Those who write files now.
+    writers: TaskTracker,
 }
 
 /// Memory is counted in KiB, because a semaphore's permits may be fewer than bytes.
@@ -286,7 +295,8 @@ async fn one_pack(
             .read
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let (expect, pack, shared) = (expect.clone(), pack.clone(), shared.clone());
-        let written = tokio::task::spawn_blocking(move || open_and_write(bytes, &expect, &pack, &shared));
+        let writers = shared.writers.clone();
+        let written = writers.spawn_blocking(move || open_and_write(bytes, &expect, &pack, &shared));
         written
             .await
             .map_err(|error| Reject::Fatal(FetchError::CutOff(error.to_string())))?
