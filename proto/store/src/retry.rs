@@ -91,12 +91,12 @@ impl RetryPolicy {
         }
     }
 
-    /// The whole policy: may `error`, the outcome of attempt number `attempt` (from 1), be tried again?
-    fn allows(&self, error: &StoreError, attempt: u32) -> bool {
+    /// The whole policy: may `error` be tried again? `damaged` counts the attempts whose bytes were damaged.
+    fn allows(&self, error: &StoreError, damaged: u32) -> bool {
         match error.kind() {
             ErrorKind::Retry => true,
             ErrorKind::Operator => self.waits_for_operator,
-            ErrorKind::Corrupt => error.operation() != Operation::Put && attempt <= CORRUPT_RETRIES,
+            ErrorKind::Corrupt => error.operation() != Operation::Put && damaged <= CORRUPT_RETRIES,
             ErrorKind::NotFound | ErrorKind::Config | ErrorKind::Conflict | ErrorKind::Bug => false,
         }
     }
@@ -151,7 +151,7 @@ impl Retrying {
     {
         let began = Instant::now();
         let mut waits = self.policy.waits();
-        let mut attempt = 1;
+        let (mut attempt, mut damaged) = (1, 0);
         loop {
             let error = match call().await {
                 Ok(value) => {
@@ -169,7 +169,8 @@ impl Retrying {
                 .policy
                 .budget
                 .is_none_or(|budget| began.elapsed() + wait <= budget);
-            if !in_budget || !self.policy.allows(&error, attempt) {
+            damaged += u32::from(error.kind() == ErrorKind::Corrupt);
+            if !in_budget || !self.policy.allows(&error, damaged) {
                 return Err(error);
             }
             self.observer.on_retry(&error, attempt, wait);

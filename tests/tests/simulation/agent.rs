@@ -58,6 +58,7 @@ pub(crate) fn config(regions: usize, policy: Policy, rng: &mut Rng) -> Config {
     config.wal.memory = rng.pick(&[8 << 20, 64 << 20]);
     config.wal.synchronous = rng.chance(150);
     config.pulse.interval = rng.millis(1000..8000);
+    config.heal.interval = rng.millis(5000..60_000);
     config
 }
 

@@ -146,9 +146,10 @@ impl Holdings {
         Ok(())
     }
 
-    /// A gap may be recorded only where the server has no WAL any more.
+    /// A gap may be recorded only where the server has no WAL any more. It may reach as far as the slot that was made
+    /// anew, which can be further than what the server has removed.
     fn store_gap(&mut self, model: &Model<'_>, timeline: u32, range: LsnRange) -> Result<(), String> {
-        if range.start.0 >= model.gone_before || range.end.0 > model.gone_before {
+        if range.start.0 >= model.gone_before {
             return Err(format!(
                 "I5: a gap {range} is recorded, and the server has that WAL"
             ));

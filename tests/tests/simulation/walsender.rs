@@ -112,9 +112,13 @@ impl World {
             )),
             ["CREATE_REPLICATION_SLOT", ..] => {
                 self.node.create_slot();
-                if self.is_empty() {
-                    self.promised_from = self.node.checkpoint;
-                }
+                // A slot that is made anew promises nothing of what came before it; that is filled in behind.
+                let from = self.node.checkpoint;
+                self.promised_from = if self.is_empty() {
+                    from
+                } else {
+                    self.promised_from.max(from)
+                };
                 self.note("slot created");
                 let values = [text(SLOT), text("0/0"), None, None];
                 Ok(wire::rows(

@@ -54,7 +54,7 @@ pub(crate) struct World {
     pub(crate) holdings: Vec<Holdings>,
     /// First byte of the archive: where the first stream of which anything was stored began.
     pub(crate) origin: Option<u64>,
-    /// The first slot began here: what comes before was never promised to anybody.
+    /// The newest slot began here: the server never took what comes before for safe because of what it was told.
     pub(crate) promised_from: u64,
     pub(crate) needed: usize,
     /// Some server had removed its WAL up to here.
