@@ -76,6 +76,10 @@ pub(crate) struct Schedule {
     events: u32,
     /// Some region has refused calls.
     denied: bool,
+    /// Some region has given damaged bytes.
+    corrupt: bool,
+    /// Some region has carried out writes late.
+    late: bool,
 }
 
 impl Schedule {
@@ -109,6 +113,8 @@ impl Schedule {
             may_refuse: false,
             refusals: 0,
             denied: false,
+            corrupt: false,
+            late: false,
             events: rng.range(5..25) as u32,
             rng,
         }
@@ -150,6 +156,9 @@ impl Schedule {
             Some(Kind::Damage | Kind::Refused) if self.may_refuse => self.refusals += 1,
             // No region could be read at the start, and somebody has to act.
             Some(Kind::Operator) if self.denied => {}
+            // What is damaged again and again, and pulses of the dead that arrive late, end an agent with a reason.
+            Some(Kind::Damage) if self.corrupt => {}
+            Some(Kind::Refused) if self.late => {}
             Some(kind) => self
                 .sim
                 .lock()
@@ -220,6 +229,8 @@ impl Schedule {
             false => Weather::fair(),
         };
         self.denied |= weather.denied > 0;
+        self.corrupt |= weather.corrupt > 0;
+        self.late |= weather.late > 0;
         self.sim.lock().note(format!("r{index}: {weather:?}"));
         self.regions[index].set(weather);
     }
