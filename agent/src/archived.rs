@@ -1,9 +1,12 @@
 //! Reading WAL back from the archive: to compare it with what the server sends, and to copy it between
 //! regions. Every object is verified before a byte of it is used.
 
+use std::pin::pin;
+
 use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use highwater_format::coverage::{Piece, PieceKind};
-use highwater_format::{Expect, FormatError, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
+use highwater_format::{Expect, FormatError, Header, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
 use highwater_store::Store;
 
 use crate::blocking;
@@ -39,6 +42,32 @@ pub async fn read_piece(
     Ok((key, bytes, object))
 }
 
+/// Requests in flight at once while many small objects are read: a segment may consist of hundreds of chunks, and
+/// a commit may wait for the stream that they are compared with.
+const AT_ONCE: usize = 16;
+
+/// Reads pieces from a region, several at once, and gives each in its turn with its header and its plain bytes.
+pub fn read_pieces<'a>(
+    archive: &'a Archive,
+    store: &'a dyn Store,
+    size: SegmentSize,
+    timeline: TimelineId,
+    pieces: &'a [Piece],
+) -> impl Stream<Item = Result<(&'a Piece, Header, Vec<u8>)>> {
+    let read = move |piece: &'a Piece| async move {
+        let (key, _, object) = read_piece(archive, store, size, timeline, piece).await?;
+        let header = object.header().clone();
+        let plain = blocking::run("decoding an object", move || object.plain()).await?;
+        let plain = plain.map_err(|source| AgentError::Object {
+            region: store.region().to_owned(),
+            key,
+            source,
+        })?;
+        Ok((piece, header, plain))
+    };
+    stream::iter(pieces).map(read).buffered(AT_ONCE)
+}
+
 /// Decodes every frame, so that damage is not copied.
 pub fn verify(object: &Object) -> Result<(), FormatError> {
     let mut plain = Vec::new();
@@ -63,15 +92,8 @@ pub async fn read_range(
         return Ok(None);
     };
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
-    for piece in pieces {
-        let (key, _, object) = read_piece(archive, store, size, timeline, &piece).await?;
-        let bytes = blocking::run("decoding an object", move || object.plain())
-            .await?
-            .map_err(|source| AgentError::Object {
-                region: store.region().to_owned(),
-                key,
-                source,
-            })?;
+    let mut read = pin!(read_pieces(archive, store, size, timeline, &pieces));
+    while let Some((piece, _, bytes)) = read.try_next().await? {
         append(&mut plain, range, piece.range, &bytes);
     }
     Ok((plain.len() as u64 == range.len()).then_some(plain))

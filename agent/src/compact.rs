@@ -5,13 +5,16 @@
 //! to put the segment together from its chunks for ever. So a region that (re)joins completes the segment
 //! that ends at or last before its position, from its own chunks.
 
+use std::pin::pin;
+
+use futures::TryStreamExt;
 use highwater_format::container::{FRAME_SIZE, MAX_OBJECT_PLAIN};
 use highwater_format::coverage::PieceKind;
 use highwater_format::{
     Codec, FrameEncoder, Header, Kind, LsnRange, SegmentName, SegmentSize, TimelineId, seal,
 };
 
-use crate::archived::{append, read_piece};
+use crate::archived::{append, read_pieces};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -43,15 +46,8 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
     let mut charge = shared.budget.charge(range.len());
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
     let (mut first_commit, mut last_commit, mut newest) = (None, None, None);
-    for piece in &pieces {
-        let (key, _, object) = read_piece(&shared.archive, store, size, at.timeline, piece).await?;
-        let header = object.header().clone();
-        let bytes = blocking::run("decoding an object", move || object.plain()).await?;
-        let bytes = bytes.map_err(|source| AgentError::Object {
-            region: region.name.clone(),
-            key,
-            source,
-        })?;
+    let mut read = pin!(read_pieces(&shared.archive, store, size, at.timeline, &pieces));
+    while let Some((piece, header, bytes)) = read.try_next().await? {
         append(&mut plain, range, piece.range, &bytes);
         first_commit = [first_commit, header.first_commit].into_iter().flatten().min();
         last_commit = last_commit.max(header.last_commit);

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::try_join;
 use futures::stream::FuturesOrdered;
 use highwater_format::{SegmentSize, TimelineId};
 use highwater_store::Object;
@@ -144,11 +145,11 @@ impl Uploader {
                 None => backfill::origin(&self.shared, &self.region).await?,
             };
             self.shared.progress.stored(index, position);
-            self.compact(position).await?;
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
                     self.set_state(RegionState::Ok);
-                    let reached = self.follow(from, position).await?;
+                    // Beside what follows: commits may wait for that.
+                    let (reached, ()) = try_join(self.follow(from, position), self.compact(position)).await?;
                     if reached == position {
                         tokio::time::sleep(RETRY_ATTACH).await;
                     }

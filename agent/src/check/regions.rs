@@ -74,10 +74,11 @@ async fn attempt(
         format!("{}: list, write and read work; {holds}", store.describe()),
     ));
     if !able.conditional_create {
-        findings.push(Finding::note(
+        findings.push(Finding::fail(
             &what,
-            "the store ignores conditional writes: two agents with different histories could replace each other's \
-             objects here. Make sure that only one writes",
+            "the store replaces objects although asked not to (If-None-Match): two agents with different histories could \
+             replace each other's WAL, so the agent refuses to write there",
+            "use a store that honours conditional writes; most S3-compatible servers do in a current version",
         ));
     }
     Ok(findings)
