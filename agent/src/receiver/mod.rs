@@ -11,6 +11,7 @@ mod bridge;
 mod feedback;
 mod intake;
 mod overlap;
+mod refusal;
 mod stream;
 
 use std::sync::Arc;
@@ -29,16 +30,16 @@ use crate::clock::Clock;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::outage::GiveUp;
-use crate::resume::{Resume, ServerView, lagging, resume};
+use crate::resume::{Resume, ServerView, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
-use crate::slot;
 use crate::state;
 use crate::uploader::Shared;
 use crate::writer::Claims;
 use crate::writer::judge::Line;
 use overlap::Overlap;
+use refusal::is_removed;
 use stream::{Ended, Stream};
 
 /// How long the last bytes may take to become durable when the agent is told to stop.
@@ -333,95 +334,6 @@ impl Receiver {
             .is_some_and(|at| at.timeline == resume.timeline && at.lsn > resume.sealed)
     }
 
-    /// What it means that a stream could not be had, or ended badly. Some refusals come only with its first message.
-    async fn refused(&mut self, error: AgentError, resume: &Resume) -> Result<()> {
-        let AgentError::Postgres(refusal) = &error else {
-            return Err(error);
-        };
-        if refusal.is_slot_invalidated() {
-            return Err(self.remake_slot(refusal.to_string()).await?);
-        }
-        if let Some(end) = refusal.ahead_of_server().filter(|_| self.standby) {
-            let at = Position {
-                timeline: resume.timeline,
-                lsn: resume.sealed,
-            };
-            return Err(lagging(at, end));
-        }
-        if !refusal.is_segment_removed() {
-            return Err(explain(error, resume));
-        }
-        if self.got_on(resume) {
-            return Err(AgentError::Trouble {
-                what: format!("the server removed WAL while it was being streamed: {refusal}"),
-                next: "The next connection shows whether what comes next is still there".into(),
-            });
-        }
-        if self.is_only_the_overlap(resume) {
-            self.removed = true;
-            return Err(AgentError::Trouble {
-                what: format!(
-                    "the server no longer has the WAL before {}, which is archived",
-                    resume.sealed
-                ),
-                next: "The stream goes on from there without comparing it".into(),
-            });
-        }
-        let cancel = self.context.cancel.clone();
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(AgentError::Cancelled),
-            bridged = self.bridge(resume) => bridged,
-        }
-    }
-
-    /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
-    /// after it, which is not compared.
-    fn is_only_the_overlap(&self, resume: &Resume) -> bool {
-        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
-        whole_object && resume.start < resume.sealed && !self.removed
-    }
-
-    /// A slot that the server refuses to use any more is of no use to anybody. What was archived is not touched by
-    /// making it anew; whether WAL is missing shows when the stream is asked for again.
-    async fn remake_slot(&mut self, why: String) -> Result<AgentError> {
-        let context = &self.context;
-        let mut connection = server::connect(&context.conninfo).await?;
-        slot::remake(&mut connection, &context.conninfo, &context.slot, &why).await?;
-        connection.close().await;
-        self.cause = Some(why.clone());
-        Ok(AgentError::Trouble {
-            what: format!("slot {} was made anew: {why}", context.slot),
-            next: "The stream goes on where the archive ends, as far as the server still has the WAL".into(),
-        })
-    }
-
-    /// Makes the slot anew, so that the server may remove what it held, when the outage policy wants that.
-    async fn give_up_if_asked(&mut self) -> Result<()> {
-        let Some(why) = self.context.give_up.asked() else {
-            return Ok(());
-        };
-        let why = format!("the slot was given up by outage.policy: {why}");
-        self.remake_slot(why.clone()).await?;
-        tracing::error!(
-            slot = self.context.slot,
-            "GAVE UP THE SLOT: {why}. PostgreSQL may now remove WAL that no region has; where it does, the gap is recorded \
-             and a new base backup taken as soon as storage is back"
-        );
-        let now = self.context.clock.now();
-        self.context.shared.state.update(|snapshot| {
-            let times = snapshot.given_up.as_ref().map_or(0, |before| before.times) + 1;
-            snapshot.given_up = Some(state::GivenUp {
-                times,
-                at: now,
-                reason: why,
-                is_felt: true,
-            });
-        });
-        self.context.give_up.done();
-        Ok(())
-    }
-
     async fn send(&self, work: Work) -> Result<()> {
         self.context
             .tools
@@ -468,37 +380,4 @@ impl Receiver {
         })
         .await
     }
-}
-
-fn is_removed(error: &AgentError) -> bool {
-    matches!(error, AgentError::Postgres(error) if error.is_segment_removed())
-}
-
-/// What a refusal to stream means for the archive. Some come only with the first message of a stream.
-fn explain(error: AgentError, resume: &Resume) -> AgentError {
-    let AgentError::Postgres(error) = error else {
-        return error;
-    };
-    if let Some(end) = error.ahead_of_server() {
-        let range = LsnRange {
-            start: end,
-            end: resume.sealed,
-        };
-        return AgentError::Diverged {
-            timeline: resume.timeline,
-            at: end,
-            range,
-        };
-    }
-    if error.is_not_in_history() {
-        // It did when it was asked a moment ago: it has been promoted since, or another one answers now.
-        return AgentError::Trouble {
-            what: format!(
-                "the server's history does not contain {} on timeline {} any more: {error}",
-                resume.start, resume.timeline
-            ),
-            next: "Its history is read again".into(),
-        };
-    }
-    error.into()
 }
