@@ -522,7 +522,8 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
         }
     })
     .await?;
-    ensure!(struck > 5, "only {struck} requests were struck");
+    // Packs, manifest and mark at the least.
+    ensure!(struck > 3, "only {struck} requests were struck");
     Ok(())
 }
 
