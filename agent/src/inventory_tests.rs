@@ -58,6 +58,7 @@ impl Archive {
             last_commit: None,
             instance: "x".into(),
             sequence: 1,
+            quorum: None,
         };
         self.put(self.layout.pulse(), Object::new(records::encode(&pulse).unwrap()))
             .await;

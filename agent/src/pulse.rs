@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{Lsn, Pulse, TimelineId, records};
+use highwater_format::{Lsn, Pulse, Quorum, TimelineId, records};
 use highwater_store::{Object, PutMode};
 use tokio_util::sync::CancellationToken;
 
@@ -100,5 +100,13 @@ fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Op
         last_commit: snapshot.durable_commit,
         instance: instance.to_owned(),
         sequence,
+        quorum: quorum(snapshot),
     })
+}
+
+/// What the policy asks for, so that a reader of one region knows what that region alone can prove.
+fn quorum(snapshot: &Snapshot) -> Option<Quorum> {
+    let needed = u32::try_from(snapshot.needed).ok().filter(|needed| *needed > 0)?;
+    let regions = u32::try_from(snapshot.regions.len()).ok()?;
+    Some(Quorum { needed, regions })
 }

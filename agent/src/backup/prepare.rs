@@ -177,6 +177,7 @@ mod tests {
             last_commit: None,
             instance: "test".to_owned(),
             sequence: 1,
+            quorum: None,
         };
         let object = Object::new(records::encode(&pulse).unwrap());
         store

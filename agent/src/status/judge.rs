@@ -88,6 +88,7 @@ mod tests {
             last_commit: None,
             instance: "x".into(),
             sequence: 1,
+            quorum: None,
         });
         let place = Place {
             timeline: TimelineId::FIRST,

@@ -40,6 +40,7 @@ fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
         last_commit: None,
         instance: instance.to_owned(),
         sequence: 1,
+        quorum: None,
     }
 }
 

@@ -74,6 +74,7 @@ impl Rig {
             last_commit: None,
             instance: instance.to_owned(),
             sequence: 1,
+            quorum: None,
         };
         let document = records::encode(&pulse).unwrap();
         for store in &self.stores {

@@ -173,10 +173,29 @@ pub struct Pulse {
     pub instance: String,
     /// Rises with every pulse of that process.
     pub sequence: u64,
+    /// What the durability policy asks for; absent in pulses of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorum: Option<Quorum>,
 }
 
 impl Document for Pulse {
     const KIND: &'static str = "pulse";
+}
+
+/// In how many of the regions WAL has to be before it is reported as safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quorum {
+    /// So many.
+    pub needed: u32,
+    /// Of so many that are configured.
+    pub regions: u32,
+}
+
+impl Quorum {
+    /// Whether among this many of the regions at least one holds everything that was reported.
+    pub fn is_vouched_for_by(self, regions: usize) -> bool {
+        u32::try_from(regions).is_ok_and(|regions| regions > self.regions.saturating_sub(self.needed))
+    }
 }
 
 /// A tablespace outside the data directory.

@@ -207,6 +207,7 @@ impl Archive {
             last_commit: None,
             instance: "test".to_owned(),
             sequence: 1,
+            quorum: None,
         };
         put(store, &layout().pulse(), encode(&pulse).unwrap()).await;
         let backup = backup();

@@ -109,7 +109,8 @@ impl Line {
 
     /// A break that an orderly archive shows after a crash: objects are stored in parallel, so a later one may be there
     /// while an earlier one was on its way. Nothing behind such a break was ever acknowledged to PostgreSQL, and the
-    /// pulse is the witness; without a pulse there is none and a break is a loss.
+    /// pulse is the witness; without a pulse there is none and a break is a loss. Where the durability policy is content
+    /// with fewer regions than there are, one region proves nothing: another may hold what was reported behind it.
     pub(crate) fn is_ragged_end(&self, catalog: &Catalog, regions: &[usize], end: Lsn) -> bool {
         let recorded = catalog
             .gaps(self.timeline(), regions)
@@ -120,7 +121,13 @@ impl Line {
             .history
             .begin_of(self.timeline())
             .is_some_and(|begin| end >= begin);
-        own && !recorded && self.claimed.is_some_and(|claimed| claimed <= end)
+        let pulses = regions
+            .iter()
+            .filter_map(|index| catalog.regions.get(*index)?.pulse.as_ref());
+        let vouched = pulses
+            .filter_map(|pulse| pulse.quorum)
+            .all(|quorum| quorum.is_vouched_for_by(regions.len()));
+        own && !recorded && vouched && self.claimed.is_some_and(|claimed| claimed <= end)
     }
 
     /// The latest server time at which a pulse saw the WAL end within `span`: everything before it is there.

@@ -182,6 +182,7 @@ impl Model {
                 last_commit: None,
                 instance: "model".to_owned(),
                 sequence: 1,
+                quorum: None,
             });
         }
         let mut regions = vec![region];

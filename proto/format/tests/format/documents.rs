@@ -330,9 +330,11 @@ proptest! {
 
     #[test]
     fn a_pulse_is_read_back(tli in any_timeline(), lsns in any::<[u64; 3]>(), at in any_time(),
-        commit in proptest::option::of(any_time()), instance in ".*", sequence in any::<u64>()) {
+        commit in proptest::option::of(any_time()), instance in ".*", sequence in any::<u64>(),
+        quorum in proptest::option::of(any::<(u32, u32)>())) {
+        let quorum = quorum.map(|(needed, regions)| Quorum { needed, regions });
         let [wal_end, durable_lsn, stored_lsn] = lsns.map(Lsn);
-        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence };
+        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence, quorum };
         prop_assert_eq!(decode::<Pulse>(&encode(&pulse).unwrap()).unwrap(), pulse);
     }
 
@@ -381,4 +383,15 @@ proptest! {
         let _ = decode::<Manifest>(&envelope(1, "manifest", &body));
         let _ = decode::<Pulse>(&envelope(1, "pulse", &body));
     }
+}
+
+#[test]
+fn a_region_vouches_for_what_was_reported_when_the_policy_needs_it() {
+    let quorum = |needed, regions| Quorum { needed, regions };
+    assert!(quorum(2, 2).is_vouched_for_by(1));
+    assert!(!quorum(1, 2).is_vouched_for_by(1));
+    assert!(quorum(1, 2).is_vouched_for_by(2));
+    assert!(!quorum(2, 3).is_vouched_for_by(1));
+    assert!(quorum(2, 3).is_vouched_for_by(2));
+    assert!(!quorum(0, 1).is_vouched_for_by(1));
 }

@@ -175,6 +175,7 @@ pub(crate) fn pulse() -> Pulse {
         last_commit: Some(time("2026-11-20T14:56:53.123456Z")),
         instance: "5f0c9a7e21d84b63".to_owned(),
         sequence: 691,
+        quorum: None,
     }
 }
 
