@@ -29,6 +29,7 @@ pub mod identity;
 pub mod inventory;
 pub mod metrics;
 pub mod outage;
+mod places;
 pub mod progress;
 pub mod pulse;
 mod receiver;

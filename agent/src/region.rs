@@ -16,6 +16,7 @@ use highwater_store::{
 
 use crate::blocking;
 use crate::error::{AgentError, Result};
+use crate::places::Place;
 use crate::state::{RegionState, State};
 
 /// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
@@ -97,6 +98,11 @@ impl Region {
             store: Arc::new(Retrying::new(plain.clone(), patient, hears_patient)),
             quick: Arc::new(Retrying::new(plain, quick, hears_quick)),
         }
+    }
+
+    /// What tells it from the others.
+    pub(crate) fn place(&self) -> Place<'_> {
+        (&self.name, &*self.quick)
     }
 }
 

@@ -24,6 +24,7 @@ use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::heal::Healer;
 use crate::outage::{GiveUp, Watcher};
+use crate::places::Places;
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
 use crate::region::{Archive, Region};
@@ -147,7 +148,8 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     let (connection, identity, slot_keeps) = first_contact(&conninfo, &config.cluster.slot).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
-    let positions = read_regions(&archive, slot_keeps).await?;
+    let places = Places::new(archive.layout.root(), &me.instance);
+    let positions = read_regions(&archive, &places, slot_keeps).await?;
     let claims = Claims::new(
         me,
         &archive,
@@ -196,6 +198,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
             lsn,
         }),
         histories: histories.into(),
+        places,
         archive,
     };
     agree::at_start(&shared, &positions, JOIN_GRACE).await?;
@@ -238,13 +241,25 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads every region; those that do not answer join later, as long as one does.
+/// Reads every region; those that do not answer join later, as long as one does. Two that are the same place are
+/// refused.
 ///
 /// Where those that answer hold nothing and no slot has kept WAL, nobody but the others knows where the archive ends:
 /// beginning anew beside one that holds WAL would leave a hole between the two that nobody has recorded.
-async fn read_regions(archive: &Archive, slot_keeps: bool) -> Result<Vec<Option<Option<Position>>>> {
+async fn read_regions(
+    archive: &Archive,
+    places: &Places,
+    slot_keeps: bool,
+) -> Result<Vec<Option<Option<Position>>>> {
     loop {
-        let read = read_all(archive).await;
+        let read = read_all(archive, places).await;
+        let answered = archive
+            .regions
+            .iter()
+            .zip(&read)
+            .filter(|(_, result)| result.is_ok());
+        let answered: Vec<_> = answered.map(|(region, _)| region.place()).collect();
+        places.tell_apart(&answered).await?;
         let mut positions = Vec::with_capacity(read.len());
         let mut failure = None;
         for (region, result) in archive.regions.iter().zip(read) {
@@ -277,12 +292,12 @@ async fn read_regions(archive: &Archive, slot_keeps: bool) -> Result<Vec<Option<
 
 /// Reads all regions at once. When one has been read the others have a little longer: one that does not
 /// answer must not keep the WAL from those that do.
-async fn read_all(archive: &Archive) -> Vec<Result<Option<Position>>> {
+async fn read_all(archive: &Archive, places: &Places) -> Vec<Result<Option<Position>>> {
     let mut results: Vec<_> = archive.regions.iter().map(|region| Err(late(region))).collect();
     let reads = archive
         .regions
         .iter()
-        .map(|region| async move { (region.index, read_region(archive, region).await) });
+        .map(|region| async move { (region.index, read_region(archive, places, region).await) });
     let mut reads: FuturesUnordered<_> = reads.collect();
     let mut limit = None;
     loop {
@@ -313,8 +328,9 @@ fn late(region: &Region) -> AgentError {
     }
 }
 
-async fn read_region(archive: &Archive, region: &Region) -> Result<Option<Position>> {
+async fn read_region(archive: &Archive, places: &Places, region: &Region) -> Result<Option<Position>> {
     identity::admit(&*region.quick, archive).await?;
+    places.mark(region.place()).await?;
     inventory::position(&*region.quick, &archive.layout, archive.identity.segment_size).await
 }
 

@@ -31,6 +31,7 @@ use crate::frontier::Position;
 use crate::gap;
 use crate::identity;
 use crate::inventory;
+use crate::places::Places;
 use crate::progress::Progress;
 use crate::region::{Archive, Region, write_once};
 use crate::state::{RegionState, State};
@@ -77,6 +78,8 @@ pub struct Shared {
     pub acknowledged: Option<Position>,
     /// History files of the timelines that lead to the one of `origin`, and its own.
     pub histories: Arc<[(TimelineId, Bytes)]>,
+    /// Tells regions that join late from those that are there.
+    pub(crate) places: Places,
 }
 
 type Upload = Pin<Box<dyn Future<Output = Result<(u64, Arc<Item>)>> + Send>>;
@@ -179,6 +182,15 @@ impl Uploader {
     async fn join(&self) -> Result<Option<Position>> {
         let store = &*self.region.store;
         identity::admit(store, &self.shared.archive).await?;
+        self.shared.places.mark((&self.region.name, store)).await?;
+        let regions: Vec<_> = self
+            .shared
+            .archive
+            .regions
+            .iter()
+            .map(|region| region.place())
+            .collect();
+        self.shared.places.tell_apart(&regions).await?;
         let position =
             inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
         tracing::info!(region = self.region.name, position = ?position, "region joined");

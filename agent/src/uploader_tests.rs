@@ -52,6 +52,7 @@ fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
         origin: at(1),
         acknowledged: None,
         histories: Arc::new([]),
+        places: Places::new("orders/7/", "this"),
     };
     (shared, region)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Snapshot, Stop, process};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, process};
 
 /// The write-once objects of both regions: all but the pulse, which is rewritten, and the notes of writers.
 fn archived(site: &Site) -> [Vec<String>; 2] {
@@ -83,6 +83,36 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
             == "2000"
     );
     ensure!(restored.value("SELECT count(*) FROM story").await? == "2000");
+    Ok(())
+}
+
+/// One bucket under two names would count twice under policy `all`, and be lost at once.
+#[tokio::test]
+async fn two_regions_that_are_one_place_are_refused() -> Result<()> {
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let (north, south) = (site.regions[0].endpoint(), site.regions[1].endpoint());
+    let alias = north.replace("127.0.0.1", "localhost");
+    ensure!(alias != north, "{north} has no other name");
+    let [one, other] = &site.regions;
+    let key = |server: &S3Server| server.access_key().to_owned();
+    let toml = site
+        .config()
+        .replace(&south, &alias)
+        .replace(&key(other), &key(one))
+        .replace(other.secret_key(), one.secret_key());
+    let said = Program::agent()?.config(&toml)?.arg("check").output().await?;
+    ensure!(said.code == 1, "{}", said.said());
+    ensure!(said.stdout.contains("are the same place"), "{}", said.said());
+    let mut agent = Program::agent()?.config(&toml)?.arg("run").start()?;
+    let code = agent.wait_exit(PATIENCE).await?;
+    ensure!(code != 0, "it ran");
+    ensure!(
+        agent.stderr().contains("regions north") && agent.stderr().contains("same place"),
+        "{}",
+        agent.stderr()
+    );
+    let kept = archived(&site);
+    ensure!(kept.iter().all(Vec::is_empty), "WAL was stored: {kept:?}");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! Owns: the list of findings and its two forms, text and JSON. The parts: `server` asks PostgreSQL,
 //! `judge` decides (pure), `regions` tries the regions. Every finding that fails says which line mends it.
 //! What a role may not see is reported as unknown, never as fine.
-//! Changes nothing but one small probe object per region. Does not own: mending.
+//! Changes nothing but two small probe objects per region. Does not own: mending.
 
 mod judge;
 mod regions;

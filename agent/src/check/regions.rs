@@ -1,20 +1,61 @@
-//! Trying the regions: reachable, ours, readable and writable, and honest about conditional writes.
+//! Trying the regions: reachable, ours, readable and writable, honest about conditional writes, and apart.
 //!
-//! Owns one finding or two per region. Writes one small probe object below the cluster's own prefix, which
-//! stays, so that no right to delete is needed. Does not own: mending.
+//! Owns one finding or two per region, and one where two of them are the same place. Writes two small probe objects below the
+//! cluster's own prefix, which stay, so that no right to delete is needed. Does not own: mending.
 
 use futures::future::join_all;
 use highwater_config::Config;
 use highwater_format::{Layout, SystemId};
 use highwater_store::{RegionConfig, RetryPolicy, Retrying, Store, StoreError, list_all, probe};
 
-use super::Finding;
+use super::{Finding, Verdict};
+use crate::error::AgentError;
 use crate::identity;
+use crate::places::{Place, Places};
+use crate::writer::Me;
 
-/// Looks at every region at once.
+/// Looks at every region at once, and whether they are as many places.
 pub(super) async fn look(config: &Config, system_id: Option<SystemId>) -> Vec<Finding> {
     let looks = config.regions.iter().map(|region| one(config, region, system_id));
-    join_all(looks).await.into_iter().flatten().collect()
+    let looks = join_all(looks).await;
+    let works = |findings: &Vec<Finding>| findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+    let usable = config
+        .regions
+        .iter()
+        .zip(&looks)
+        .filter(|(_, findings)| works(findings));
+    let usable: Vec<&RegionConfig> = usable.map(|(region, _)| region).collect();
+    let same = same_place(config, &usable).await.err();
+    let same = same.map(|error| Finding::fail("regions", error.to_string(), "mend it and check again"));
+    looks.into_iter().flatten().chain(same).collect()
+}
+
+/// Fails when two regions are the same place; one that fails now was looked at a moment ago.
+async fn same_place(config: &Config, regions: &[&RegionConfig]) -> Result<(), AgentError> {
+    let places = Places::new(
+        &Layout::cluster_dir(&config.cluster.name),
+        &Me::this_process().instance,
+    );
+    let mut marked = Vec::with_capacity(regions.len());
+    for region in regions {
+        let store = open(region).await?;
+        places.mark((&region.name, &store)).await?;
+        marked.push((region.name.as_str(), store));
+    }
+    let marked: Vec<Place<'_>> = marked
+        .iter()
+        .map(|(name, store)| (*name, store as &dyn Store))
+        .collect();
+    places.tell_apart(&marked).await
+}
+
+async fn open(region: &RegionConfig) -> Result<Retrying, StoreError> {
+    let plain = highwater_store::open(region).await?;
+    Ok(Retrying::new(
+        plain,
+        RetryPolicy::interactive(),
+        std::sync::Arc::new(Quiet),
+    ))
 }
 
 async fn one(config: &Config, region: &RegionConfig, system_id: Option<SystemId>) -> Vec<Finding> {
@@ -31,8 +72,7 @@ async fn attempt(
     system_id: Option<SystemId>,
 ) -> Result<Vec<Finding>, StoreError> {
     let what = format!("region {}", region.name);
-    let plain = highwater_store::open(region).await?;
-    let store = Retrying::new(plain, RetryPolicy::interactive(), std::sync::Arc::new(Quiet));
+    let store = open(region).await?;
     let cluster = &config.cluster.name;
     let prefix = Layout::cluster_dir(cluster);
     // Ownership first: nothing is written where something of another cluster lies.

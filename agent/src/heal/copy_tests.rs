@@ -11,6 +11,7 @@ use highwater_store::{MemoryStore, PutMode, Store};
 
 use super::*;
 use crate::frontier::Position;
+use crate::places::Places;
 use crate::progress::Progress;
 use crate::region::Archive;
 use crate::state::State;
@@ -67,6 +68,7 @@ fn world() -> World {
         origin,
         acknowledged: None,
         histories: Arc::from([]),
+        places: Places::new("orders/7/", "this"),
     };
     World { shared, peers }
 }

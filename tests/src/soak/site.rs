@@ -51,7 +51,10 @@ impl Soaked {
         let flush = dice.one(&["50ms", "200ms", "1s"]);
         let builder = PgCluster::builder(version)
             .conf("wal_sender_timeout", "6s")
-            .conf("max_connections", "50");
+            .conf("max_connections", "50")
+            // Nobody keeps WAL for the agent on a standby without an agent of its own: what it is promoted with must
+            // reach back to what is archived, or the gap is a true one.
+            .conf("wal_keep_size", "2GB");
         let mut site = Site::start(builder, segment_mb).await?;
         site.settings = format!(
             "[wal]\nflush_interval = \"{flush}\"\n[durability]\npolicy = \"{policy}\"\n[pulse]\ninterval = \"1s\"\n"
@@ -67,6 +70,7 @@ impl Soaked {
             true => Some(PgCluster::builder(version).standby_of(&site.primary).await?),
             false => None,
         };
+        site.all_durable().await?;
         let pace = Pace {
             clients: 3,
             pause: dice.millis(1, 30),
