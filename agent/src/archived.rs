@@ -10,9 +10,11 @@ use highwater_format::{Expect, FormatError, Header, LsnRange, Object, SegmentNam
 use highwater_store::Store;
 
 use crate::blocking;
+use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::inventory::{coverage, piece_key};
 use crate::region::Archive;
+use crate::uploader::Shared;
 
 /// Reads one piece from a region and checks that it is what its key says.
 pub async fn read_piece(
@@ -77,26 +79,38 @@ pub fn verify(object: &Object) -> Result<(), FormatError> {
     })
 }
 
+/// Plain bytes that were read back, and the memory that they stand for.
+#[derive(Debug)]
+pub struct ReadBack {
+    /// All of the range that was asked for.
+    pub plain: Vec<u8>,
+    /// As many bytes.
+    pub charge: Charge,
+}
+
 /// The plain bytes of `range` as one region holds them; none if it does not hold all of them.
 pub async fn read_range(
-    archive: &Archive,
+    shared: &Shared,
     store: &dyn Store,
-    size: SegmentSize,
     timeline: TimelineId,
     range: LsnRange,
-) -> Result<Option<Vec<u8>>> {
+) -> Result<Option<ReadBack>> {
+    let (archive, size) = (&shared.archive, shared.segment_size);
     let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start)
         .await?
         .cover(range)
     else {
         return Ok(None);
     };
+    // While it is read: the bytes themselves, and the objects that they are taken from.
+    let mut charge = shared.budget.charge(2 * range.len());
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
     let mut read = pin!(read_pieces(archive, store, size, timeline, &pieces));
     while let Some((piece, _, bytes)) = read.try_next().await? {
         append(&mut plain, range, piece.range, &bytes);
     }
-    Ok((plain.len() as u64 == range.len()).then_some(plain))
+    charge.resize(range.len());
+    Ok((plain.len() as u64 == range.len()).then_some(ReadBack { plain, charge }))
 }
 
 /// Appends to `plain`, which holds `range` from its start, what `bytes` (all of `held`) adds to it.
