@@ -12,7 +12,7 @@ use highwater_format::coverage::Piece;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 use tokio::time::timeout;
 
-use crate::archived::{ReadBack, read_range};
+use crate::archived::{ReadBack, read_back};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -133,7 +133,7 @@ async fn read_tail(shared: &Shared, region: &Region, at: Position) -> Result<Opt
         return Ok(None);
     };
     let range = LsnRange::new(run.start.max(from), at.lsn);
-    let read = read_range(shared, &*region.quick, at.timeline, range).await?;
+    let read = read_back(shared, &*region.quick, at.timeline, range).await?;
     Ok(read.map(|read| Tail {
         timeline: at.timeline,
         range,
@@ -168,7 +168,7 @@ async fn with_peer(shared: &Shared, region: &Region, peer: &Region, tail: &Tail)
     });
     let mut compared = false;
     for range in common {
-        if let Some(read) = read_range(shared, &*peer.quick, tail.timeline, range).await? {
+        if let Some(read) = read_back(shared, &*peer.quick, tail.timeline, range).await? {
             tail.compare(
                 shared,
                 region,

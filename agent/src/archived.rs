@@ -79,38 +79,26 @@ pub fn verify(object: &Object) -> Result<(), FormatError> {
     })
 }
 
-/// Plain bytes that were read back, and the memory that they stand for.
-#[derive(Debug)]
-pub struct ReadBack {
-    /// All of the range that was asked for.
-    pub plain: Vec<u8>,
-    /// As many bytes.
-    pub charge: Charge,
-}
-
 /// The plain bytes of `range` as one region holds them; none if it does not hold all of them.
 pub async fn read_range(
-    shared: &Shared,
+    archive: &Archive,
     store: &dyn Store,
+    size: SegmentSize,
     timeline: TimelineId,
     range: LsnRange,
-) -> Result<Option<ReadBack>> {
-    let (archive, size) = (&shared.archive, shared.segment_size);
+) -> Result<Option<Vec<u8>>> {
     let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start)
         .await?
         .cover(range)
     else {
         return Ok(None);
     };
-    // While it is read: the bytes themselves, and the objects that they are taken from.
-    let mut charge = shared.budget.charge(2 * range.len());
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
     let mut read = pin!(read_pieces(archive, store, size, timeline, &pieces));
     while let Some((piece, _, bytes)) = read.try_next().await? {
         append(&mut plain, range, piece.range, &bytes);
     }
-    charge.resize(range.len());
-    Ok((plain.len() as u64 == range.len()).then_some(ReadBack { plain, charge }))
+    Ok((plain.len() as u64 == range.len()).then_some(plain))
 }
 
 /// Appends to `plain`, which holds `range` from its start, what `bytes` (all of `held`) adds to it.
@@ -121,4 +109,27 @@ pub fn append(plain: &mut Vec<u8>, range: LsnRange, held: LsnRange, bytes: &[u8]
     if held.start <= next {
         plain.extend_from_slice(bytes.get(from..to).unwrap_or_default());
     }
+}
+
+/// Plain bytes that were read back, and the memory that they stand for.
+#[derive(Debug)]
+pub struct ReadBack {
+    /// All of the range that was asked for.
+    pub plain: Vec<u8>,
+    /// As many bytes.
+    pub charge: Charge,
+}
+
+/// As [`read_range`], charged to the budget from before the first byte is read.
+pub async fn read_back(
+    shared: &Shared,
+    store: &dyn Store,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Option<ReadBack>> {
+    // While it is read: the bytes themselves, and the objects that they are taken from.
+    let mut charge = shared.budget.charge(2 * range.len());
+    let plain = read_range(&shared.archive, store, shared.segment_size, timeline, range).await?;
+    charge.resize(range.len());
+    Ok(plain.map(|plain| ReadBack { plain, charge }))
 }

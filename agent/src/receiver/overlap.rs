@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 
-use crate::archived::{ReadBack, append, read_range};
+use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::uploader::Shared;
@@ -195,7 +195,7 @@ async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) ->
         .iter()
         .filter(|region| reaches(region.index))
     {
-        match read_range(shared, &*region.quick, timeline, range).await {
+        match read_back(shared, &*region.quick, timeline, range).await {
             Ok(Some(read)) => return Ok(Some(read)),
             Ok(None) => asked += 1,
             Err(error) => reasons.push(format!("{}: {error}", region.name)),

@@ -211,7 +211,7 @@ async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() 
         seconds.is_some_and(|seconds| seconds > 0 && seconds < 3600),
         "{seconds:?}"
     );
-    let down = || async { (!site.primary.sql("SELECT 1").await.is_ok()).then_some(()) };
+    let down = || async { site.primary.sql("SELECT 1").await.is_err().then_some(()) };
     eventually("the server to be down", PATIENCE, down).await?;
     ensure!(
         site.primary.log().contains("No space left on device"),
