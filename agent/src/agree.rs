@@ -12,7 +12,7 @@ use highwater_format::coverage::Piece;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 use tokio::time::timeout;
 
-use crate::archived::read_range;
+use crate::archived::{ReadBack, read_back};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -38,7 +38,7 @@ pub enum Agreement {
 struct Tail {
     timeline: TimelineId,
     range: LsnRange,
-    plain: Vec<u8>,
+    read: ReadBack,
 }
 
 /// Compares the last WAL of `region` before `at` with what is still in memory of the stream, and else with
@@ -133,11 +133,11 @@ async fn read_tail(shared: &Shared, region: &Region, at: Position) -> Result<Opt
         return Ok(None);
     };
     let range = LsnRange::new(run.start.max(from), at.lsn);
-    let plain = read_range(&shared.archive, &*region.quick, size, at.timeline, range).await?;
-    Ok(plain.map(|plain| Tail {
+    let read = read_back(shared, &*region.quick, at.timeline, range).await?;
+    Ok(read.map(|read| Tail {
         timeline: at.timeline,
         range,
-        plain,
+        read,
     }))
 }
 
@@ -148,6 +148,7 @@ fn in_window(shared: &Shared, region: &Region, tail: &Tail) -> Result<bool> {
         let What::Wal { range, .. } = item.what else {
             continue;
         };
+        let _charge = shared.budget.charge(range.len());
         let plain = Object::open(item.object.bytes.clone())
             .and_then(|object| object.plain())
             .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
@@ -167,8 +168,14 @@ async fn with_peer(shared: &Shared, region: &Region, peer: &Region, tail: &Tail)
     });
     let mut compared = false;
     for range in common {
-        if let Some(plain) = read_range(&shared.archive, &*peer.quick, size, tail.timeline, range).await? {
-            tail.compare(shared, region, range, &plain, &format!("region {}", peer.name))?;
+        if let Some(read) = read_back(shared, &*peer.quick, tail.timeline, range).await? {
+            tail.compare(
+                shared,
+                region,
+                range,
+                &read.plain,
+                &format!("region {}", peer.name),
+            )?;
             compared = true;
         }
     }
@@ -188,7 +195,10 @@ impl Tail {
         let Some(common) = range.intersect(self.range).filter(|common| !common.is_empty()) else {
             return Ok(());
         };
-        let (ours, theirs) = (part(&self.plain, self.range, common), part(theirs, range, common));
+        let (ours, theirs) = (
+            part(&self.read.plain, self.range, common),
+            part(theirs, range, common),
+        );
         if ours == theirs {
             return Ok(());
         }

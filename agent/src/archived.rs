@@ -10,9 +10,11 @@ use highwater_format::{Expect, FormatError, Header, LsnRange, Object, SegmentNam
 use highwater_store::Store;
 
 use crate::blocking;
+use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::inventory::{coverage, piece_key};
 use crate::region::Archive;
+use crate::uploader::Shared;
 
 /// Reads one piece from a region and checks that it is what its key says.
 pub async fn read_piece(
@@ -107,4 +109,27 @@ pub fn append(plain: &mut Vec<u8>, range: LsnRange, held: LsnRange, bytes: &[u8]
     if held.start <= next {
         plain.extend_from_slice(bytes.get(from..to).unwrap_or_default());
     }
+}
+
+/// Plain bytes that were read back, and the memory that they stand for.
+#[derive(Debug)]
+pub struct ReadBack {
+    /// All of the range that was asked for.
+    pub plain: Vec<u8>,
+    /// As many bytes.
+    pub charge: Charge,
+}
+
+/// As [`read_range`], charged to the budget from before the first byte is read.
+pub async fn read_back(
+    shared: &Shared,
+    store: &dyn Store,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Option<ReadBack>> {
+    // While it is read: the bytes themselves, and the objects that they are taken from.
+    let mut charge = shared.budget.charge(2 * range.len());
+    let plain = read_range(&shared.archive, store, shared.segment_size, timeline, range).await?;
+    charge.resize(range.len());
+    Ok(plain.map(|plain| ReadBack { plain, charge }))
 }

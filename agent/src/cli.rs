@@ -15,7 +15,11 @@ Examples:
 Settings come from the file, then HIGHWATER_* variables (HIGHWATER_CLUSTER_NAME, HIGHWATER_WAL_FLUSH_INTERVAL,
 HIGHWATER_REGION_1_URL, ...), then flags; the later win. Without a connection libpq's own environment is used
 (PGHOST, PGUSER, PGPASSFILE, PGSERVICE, ...). Credentials for S3 come from the standard chain (environment,
-profile, web identity, instance role).
+profile, web identity, instance role). Unencrypted connections to another machine are refused unless they are asked
+for: allow_http = true for a region's http:// endpoint, an sslmode for PostgreSQL.
+
+Commits wait for the agent only where synchronous_standby_names lists it (\"highwater\" or *). With wal.synchronous=true
+it is quick about it; with wal.acknowledge=slot it never counts, and moves its slot by SQL.
 
 Exit codes: 0 done; 1 the answer is no; 2 wrong command line or configuration; 3 trouble that a retry may
 cure; 4 damage or conflict in the archive.";

@@ -6,13 +6,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use highwater_config::{Config, Exit};
+use highwater_config::{Acknowledge, Config, Exit};
 use highwater_format::Layout;
 use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::error::{AgentError, Result};
-use crate::{run, server, sql};
+use crate::{admin, run, server, sql, synchronous};
 
 /// How often, and after which pause, a drop is repeated after the walsender was terminated.
 const ATTEMPTS: u32 = 20;
@@ -61,7 +61,10 @@ pub async fn run(config: &Config, force: bool) -> Result<Decommissioned> {
     let slot = &config.cluster.slot;
     let mut conn = server::connect(&run::connection(config)?).await?;
     let system_id = conn.identify_system().await?.system_id;
-    let names = conn.show("synchronous_standby_names").await.unwrap_or_default();
+    let names = conn.show(synchronous::SETTING).await.unwrap_or_default();
+    if !force {
+        refuse_beside_an_agent(config).await?;
+    }
     let dropped = match conn.drop_replication_slot(slot).await {
         Ok(()) => true,
         Err(error) if error.sqlstate() == Some("42704") => false,
@@ -104,6 +107,24 @@ pub async fn run(config: &Config, force: bool) -> Result<Decommissioned> {
         dropped,
         stays,
     })
+}
+
+/// An agent that moves its slot by SQL does not stream from it, and would make it anew.
+async fn refuse_beside_an_agent(config: &Config) -> Result<()> {
+    let Some(listen) = config
+        .admin
+        .listen
+        .filter(|_| config.wal.acknowledge == Acknowledge::Slot)
+    else {
+        return Ok(());
+    };
+    if admin::fetch(listen, "/livez").await.is_err() {
+        return Ok(());
+    }
+    Err(AgentError::refused(
+        format!("an agent answers at {listen}, and would make the slot anew"),
+        "Stop the agent first",
+    ))
 }
 
 async fn terminate(config: &Config) -> Result<()> {

@@ -59,6 +59,7 @@ impl Archive {
             instance: "x".into(),
             sequence: 1,
             quorum: None,
+            interval_ms: None,
         };
         self.put(self.layout.pulse(), Object::new(records::encode(&pulse).unwrap()))
             .await;

@@ -4,6 +4,7 @@
 //! Data goes one way: receiver → segmenter → encoder → sealer → window → one uploader per region →
 //! frontier, and only the frontier's durable position goes back to PostgreSQL.
 
+mod acknowledge;
 pub mod admin;
 pub mod agree;
 pub mod archived;
@@ -46,6 +47,7 @@ mod start;
 pub mod state;
 pub mod status;
 pub mod surroundings;
+pub mod synchronous;
 pub mod uploader;
 pub mod window;
 pub mod writer;

@@ -189,6 +189,11 @@ fn lineage(page: &mut Page, snapshot: &Snapshot) {
         "Epoch of this agent's claim on the archive; 0 while it has none.",
         snapshot.writer_epoch,
     );
+    page.gauge(
+        "highwater_synchronous_standby",
+        "1 when synchronous_standby_names makes commits wait for this agent, whether that is meant or not.",
+        u8::from(snapshot.synchronous.is_waited_for()),
+    );
     page.head(
         "highwater_divergent_wal_bytes",
         "gauge",

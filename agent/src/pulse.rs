@@ -57,12 +57,7 @@ async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64)
     if !claims.look(region).await? || !claims.is_writer() {
         return Ok(());
     }
-    let Some(pulse) = pulse(
-        &shared.state.snapshot(),
-        region.index,
-        claims.instance(),
-        sequence,
-    ) else {
+    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, claims, sequence) else {
         return Ok(());
     };
     let document = records::encode(&pulse).map_err(|source| AgentError::Encode {
@@ -81,7 +76,7 @@ async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64)
 }
 
 /// What can be said now; nothing before the server and the region have been heard.
-fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Option<Pulse> {
+fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> Option<Pulse> {
     let view = snapshot.regions.get(index)?;
     // What the server says belongs to the timeline that is streamed; a region on another one has its own story.
     let timeline: TimelineId = view
@@ -98,9 +93,10 @@ fn pulse(snapshot: &Snapshot, index: usize, instance: &str, sequence: u64) -> Op
             view.stored
         },
         last_commit: snapshot.durable_commit,
-        instance: instance.to_owned(),
+        instance: claims.instance().to_owned(),
         sequence,
         quorum: quorum(snapshot),
+        interval_ms: u64::try_from(claims.interval().as_millis()).ok(),
     })
 }
 

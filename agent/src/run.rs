@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use highwater_config::Config;
+use highwater_config::{Acknowledge, Config};
 use highwater_format::{Identity, SegmentSize};
 use highwater_pgwire::{ConnInfo, Connection};
 use tokio::sync::{Notify, mpsc};
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::acknowledge::{Confirmed, Mover};
 use crate::backup::BackupOptions;
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -34,6 +35,7 @@ use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
 use crate::start::{self, Beginning};
 use crate::surroundings::Surroundings;
+use crate::synchronous::{APPLICATION_NAME, Manner};
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
 use crate::writer::Claims;
@@ -120,7 +122,7 @@ pub fn connection(config: &Config) -> Result<ConnInfo> {
         .connection
         .as_ref()
         .map(|secret| secret.expose_secret());
-    Ok(ConnInfo::resolve(text)?.with_application_name("highwater"))
+    Ok(ConnInfo::resolve(text)?.with_application_name(APPLICATION_NAME))
 }
 
 /// Everything that is known before the first byte is streamed.
@@ -400,10 +402,23 @@ impl Started {
         };
         tasks.spawn(scheduled.run());
         let give_up = GiveUp::default();
+        let manner = Manner::from(&config.wal);
+        let confirmed = Confirmed::default();
+        if manner.acknowledge == Acknowledge::Slot {
+            let mover = Mover {
+                conninfo: self.conninfo.clone().with_application_name("highwater slot"),
+                slot: config.cluster.slot.clone(),
+                system_id: self.identity.system_id,
+                confirmed: confirmed.clone(),
+                cancel: services.clone(),
+            };
+            tasks.spawn(mover.run());
+        }
         let watcher = Watcher {
             conninfo: self.conninfo.clone().with_application_name("highwater watch"),
             slot: config.cluster.slot.clone(),
             config: config.outage.clone(),
+            manner,
             state: shared.state.clone(),
             give_up: give_up.clone(),
             cancel: services.clone(),
@@ -431,7 +446,8 @@ impl Started {
             slot: config.cluster.slot.clone(),
             standby: config.cluster.standby,
             claims: claims.clone(),
-            synchronous: config.wal.synchronous,
+            manner,
+            confirmed,
             reanchor,
             give_up,
             clock: self.clock,

@@ -79,7 +79,7 @@ pub async fn view(
 
 /// Whether the server is a standby now: follows its state even while a connection stays open. Older ones than 14 do
 /// not say.
-async fn in_recovery(conn: &mut Connection) -> bool {
+pub async fn in_recovery(conn: &mut Connection) -> bool {
     conn.show("in_hot_standby")
         .await
         .is_ok_and(|answer| answer == "on")

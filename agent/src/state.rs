@@ -10,6 +10,8 @@ use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::synchronous::Role;
+
 /// How the agent stands with PostgreSQL.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "detail")]
@@ -147,6 +149,8 @@ pub struct GivenUp {
 pub struct Snapshot {
     /// The server is in recovery: this agent is a second stream and not the archive's writer.
     pub standby: bool,
+    /// What the server's `synchronous_standby_names` makes of this agent.
+    pub synchronous: Role,
     /// The epoch of this agent's claim; 0 while it has none.
     pub writer_epoch: u64,
     /// WAL in the archive that the newest timeline never had.

@@ -97,6 +97,8 @@ pub struct Server {
     pub end: Option<Place>,
     /// Why there is none.
     pub error: Option<String>,
+    /// What its list of synchronous standbys makes of the agent, where somebody should know.
+    pub synchronous: Option<String>,
 }
 
 /// The slot.
@@ -195,6 +197,9 @@ impl fmt::Display for Status {
         match (&self.server.end, &self.server.error) {
             (Some(end), _) => writeln!(f, "server   {} on timeline {}", end.lsn, end.timeline)?,
             (None, error) => writeln!(f, "server   {}", error.as_deref().unwrap_or("unknown"))?,
+        }
+        if let Some(remark) = &self.server.synchronous {
+            writeln!(f, "commits  {remark}")?;
         }
         match &self.slot {
             None => writeln!(f, "slot     missing or not visible")?,

@@ -15,6 +15,7 @@ pub mod archive;
 pub mod clock;
 pub mod dice;
 pub mod dir;
+pub mod disk;
 pub mod ledger;
 pub mod lsn;
 pub mod postgres;
@@ -27,6 +28,7 @@ pub mod tap;
 pub mod witness;
 
 pub use dir::TestDir;
+pub use disk::SmallDisk;
 pub use ledger::{Ledger, LedgerLog};
 pub use postgres::{PgCluster, PgVersion, Stop};
 pub use program::Program;

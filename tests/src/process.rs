@@ -15,7 +15,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
-use nix::unistd::{Pid, User, geteuid};
+use nix::unistd::{Pid, User, getegid, geteuid};
 
 /// The unprivileged user that programs run as when the tests run as root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,15 @@ impl RunAs {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
         })
+    }
+
+    /// Whoever runs the tests.
+    #[must_use]
+    pub fn ourselves() -> Self {
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        }
     }
 
     /// Gives `path` to the user that programs run as; nothing to do when that is ourselves.

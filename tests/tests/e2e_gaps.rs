@@ -1,6 +1,8 @@
 //! WAL that the server removed before the archive had it: the gap is on record before anything behind it is stored, a
 //! base backup ends it by itself, and a restore refuses every moment inside and none outside.
 
+#[path = "gaps/disk.rs"]
+mod disk;
 #[path = "gaps/outage.rs"]
 mod outage;
 #[path = "gaps/support.rs"]

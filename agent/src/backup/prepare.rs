@@ -178,6 +178,7 @@ mod tests {
             instance: "test".to_owned(),
             sequence: 1,
             quorum: None,
+            interval_ms: None,
         };
         let object = Object::new(records::encode(&pulse).unwrap());
         store

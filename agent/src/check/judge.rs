@@ -4,10 +4,11 @@
 //! on the first day: each failure must name the setting, the right or the file, and be mended by what is
 //! printed below it.
 
-use highwater_config::{OutageConfig, OutagePolicy, Standby};
+use highwater_config::{Acknowledge, OutageConfig, OutagePolicy, Standby};
 
 use super::Finding;
 use super::server::{Catalog, Facts, Refusal, Slot, System};
+use crate::synchronous::{Manner, Role, SETTING};
 
 /// Oldest and newest major version that is tested.
 const TESTED: std::ops::RangeInclusive<u32> = 14..=18;
@@ -39,6 +40,7 @@ pub(super) fn server(facts: &Facts, slot: &str) -> Vec<Finding> {
     let catalog = facts.sql.as_ref().ok();
     findings.push(walsenders(facts, catalog));
     findings.extend(slots(facts, catalog, slot));
+    findings.extend(acknowledge(facts));
     findings
 }
 
@@ -154,7 +156,7 @@ fn settings(facts: &Facts) -> Vec<Finding> {
     if let Some(size) = get("wal_segment_size") {
         findings.push(Finding::ok("wal_segment_size", size));
     }
-    findings.extend(synchronous(get("synchronous_standby_names")));
+    findings.extend(synchronous(get("synchronous_standby_names"), facts.manner));
     findings.extend(archive_mode(get("archive_mode")));
     findings.extend(keep_size(get("max_slot_wal_keep_size")));
     findings.extend(match get("data_checksums") {
@@ -168,20 +170,45 @@ fn settings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn synchronous(names: Option<&str>) -> Option<Finding> {
-    let what = "synchronous_standby_names";
-    let names = names?;
-    Some(match names.trim() {
-        "" => Finding::ok(what, "empty: commits do not wait for the regions"),
-        all if all.contains('*') => Finding::note(
+fn synchronous(names: Option<&str>, manner: Manner) -> Option<Finding> {
+    let (what, names) = (SETTING, names?);
+    let role = Role::of(names, manner);
+    Some(match (role.remark(names), role) {
+        (Some(remark), _) => Finding::note(what, remark),
+        (None, Role::Synchronous) => {
+            Finding::ok(what, format!("{names}: commits wait until the regions have them"))
+        }
+        (None, _) if manner.synchronous => Finding::note(
             what,
             format!(
-                "{all}: any standby counts, so the agent counts too and commits wait until the regions have them. If that \
-                 is not meant, name the standbys; if it is, set synchronous = true in [wal]"
+                "{names:?} does not list the agent: no commit waits for it, although synchronous = true is set in [wal]"
             ),
         ),
-        some => Finding::ok(what, some),
+        (None, _) if names.trim().is_empty() => {
+            Finding::ok(what, "empty: commits do not wait for the regions")
+        }
+        (None, _) => Finding::ok(what, names),
     })
+}
+
+/// Without the stream's word the slot is moved by SQL, or not at all.
+fn acknowledge(facts: &Facts) -> Option<Finding> {
+    let what = "acknowledge";
+    match (&facts.sql, facts.manner.acknowledge) {
+        (_, Acknowledge::Stream) => None,
+        (Ok(_), Acknowledge::Slot) => Some(Finding::ok(
+            what,
+            "by moving the slot; commits never wait for the agent",
+        )),
+        (Err(refusal), Acknowledge::Slot) => Some(Finding::fail(
+            what,
+            format!(
+                "\"slot\" moves the slot by SQL, which was refused: {}",
+                refusal.message
+            ),
+            "let the role connect to a database, or set acknowledge = \"stream\"",
+        )),
+    }
 }
 
 fn archive_mode(mode: Option<&str>) -> Option<Finding> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use highwater_config::Standby;
+use highwater_config::{Acknowledge, Standby};
 use highwater_format::{SystemId, TimelineId};
 
 use super::super::Verdict;
@@ -39,6 +39,10 @@ fn good() -> Facts {
             .map(|(name, value)| (name, value.to_owned()))
             .collect::<BTreeMap<_, _>>(),
         standby: Standby::Refuse,
+        manner: Manner {
+            synchronous: false,
+            acknowledge: Acknowledge::Stream,
+        },
     }
 }
 
@@ -270,4 +274,38 @@ fn a_limit_that_cannot_be_watched_is_named() {
         ..config(None, None, None)
     };
     assert_eq!(outage(&hold, &blind), None);
+}
+
+#[test]
+fn an_agent_that_moves_its_slot_needs_sql_and_is_not_waited_for() {
+    let mut facts = setting("synchronous_standby_names", "*");
+    facts.manner.acknowledge = Acknowledge::Slot;
+    assert_eq!(verdict_of(&facts, "acknowledge").verdict, Verdict::Ok);
+    let listed = verdict_of(&facts, "synchronous_standby_names");
+    assert!(
+        listed.verdict == Verdict::Note && listed.seen.contains("does not count"),
+        "{listed:?}"
+    );
+    facts.sql = Err(Refusal {
+        sqlstate: Some("28000".into()),
+        message: "no entry".into(),
+    });
+    assert_eq!(verdict_of(&facts, "acknowledge").verdict, Verdict::Fail);
+}
+
+#[test]
+fn a_synchronous_agent_that_nobody_waits_for_is_remarked_on() {
+    for (names, verdict) in [
+        ("", Verdict::Note),
+        ("a", Verdict::Note),
+        ("a, highwater", Verdict::Ok),
+    ] {
+        let mut facts = setting("synchronous_standby_names", names);
+        facts.manner.synchronous = true;
+        assert_eq!(
+            verdict_of(&facts, "synchronous_standby_names").verdict,
+            verdict,
+            "{names}"
+        );
+    }
 }

@@ -12,6 +12,7 @@ use highwater_pgwire::{ConnInfo, Connection, Mode, PgError};
 use secrecy::ExposeSecret;
 
 use crate::sql::{self, Rows};
+use crate::synchronous::Manner;
 
 /// Settings that matter, all readable with SHOW by any role.
 const SETTINGS: [&str; 11] = [
@@ -84,6 +85,8 @@ pub(crate) struct Facts {
     pub(crate) settings: BTreeMap<&'static str, String>,
     /// What the configuration says of a server in recovery.
     pub(crate) standby: Standby,
+    /// What it says of the server's commits.
+    pub(crate) manner: Manner,
 }
 
 impl Facts {
@@ -101,7 +104,7 @@ pub(crate) async fn look(config: &Config) -> Facts {
         .map(|secret| secret.expose_secret());
     let conn = match ConnInfo::resolve(text) {
         Ok(conn) => conn.with_application_name("highwater check"),
-        Err(error) => return unresolved(error, config.cluster.standby),
+        Err(error) => return unresolved(error, config),
     };
     let catalog = catalog(&conn).await.map_err(Refusal::from);
     let mut settings = BTreeMap::new();
@@ -113,10 +116,11 @@ pub(crate) async fn look(config: &Config) -> Facts {
         sql: catalog,
         settings,
         standby: config.cluster.standby,
+        manner: Manner::from(&config.wal),
     }
 }
 
-fn unresolved(error: PgError, standby: Standby) -> Facts {
+fn unresolved(error: PgError, config: &Config) -> Facts {
     let refusal = Refusal::from(error);
     Facts {
         target: Err(refusal.message.clone()),
@@ -124,7 +128,8 @@ fn unresolved(error: PgError, standby: Standby) -> Facts {
         replication: Err(refusal.clone()),
         sql: Err(refusal),
         settings: BTreeMap::new(),
-        standby,
+        standby: config.cluster.standby,
+        manner: Manner::from(&config.wal),
     }
 }
 

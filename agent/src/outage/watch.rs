@@ -16,6 +16,7 @@ use super::{GiveUp, Judge, Look, Outlook};
 use crate::error::Result;
 use crate::sql::{self, Rows};
 use crate::state::{SlotView, State};
+use crate::synchronous::{self, Manner};
 
 /// Between two looks: a connection and one row.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -69,6 +70,8 @@ pub(crate) struct Watcher {
     pub(crate) slot: String,
     /// What is watched for.
     pub(crate) config: OutageConfig,
+    /// How the agent was told to behave towards commits.
+    pub(crate) manner: Manner,
     /// Where it is shown.
     pub(crate) state: State,
     /// Where the wish goes.
@@ -88,8 +91,8 @@ impl Watcher {
     async fn repeat(&self) {
         let started = Instant::now();
         let mut judge = Judge::new(self.config.clone());
-        let mut blind = false;
-        for look in 0_u64.. {
+        let (mut blind, mut alarm) = (false, Alarm::default());
+        loop {
             let seen = self.look().await;
             if let Err(error) = &seen
                 && !std::mem::replace(&mut blind, true)
@@ -102,8 +105,8 @@ impl Watcher {
                     self.give_up.when_done().await;
                     judge.gave_up();
                 }
-                if look % SAY_EVERY == 0 {
-                    say_time_left(judge.outlook());
+                if let Some(left) = alarm.take(judge.outlook()) {
+                    say_time_left(left, judge.outlook().bytes_per_second);
                 }
             } else {
                 self.state.update_quietly(|snapshot| snapshot.slot = None);
@@ -115,8 +118,21 @@ impl Watcher {
     async fn look(&self) -> Result<Option<Row>> {
         let mut sql = sql::connect(&self.conninfo).await?;
         let row = ask(&mut sql, &self.slot).await;
+        self.look_who_waits(&mut sql).await;
         sql.close().await;
         row
+    }
+
+    /// The server's list of synchronous standbys may be changed at any moment.
+    async fn look_who_waits(&self, sql: &mut Connection) {
+        let setting = synchronous::SETTING;
+        let Ok(answer) = sql.simple_query(&format!("SHOW {setting}")).await else {
+            return;
+        };
+        if let Some(names) = Rows(answer).text(0, setting) {
+            let standby = self.state.snapshot().standby;
+            synchronous::notice(&self.state, self.manner, &names, standby);
+        }
     }
 
     fn say_blind(&self, error: &crate::error::AgentError) {
@@ -167,12 +183,50 @@ impl Watcher {
     }
 }
 
-fn say_time_left(outlook: Outlook) {
-    if let Some(left) = outlook.full_in.filter(|left| *left < SAY_BELOW) {
-        tracing::error!(
-            minutes_left = left.as_secs() / 60,
-            bytes_per_second = outlook.bytes_per_second,
-            "the WAL kept for the slot grows and the room for it runs out: mend storage, or see [outage] for what happens then"
-        );
+/// When the time left is said: as soon as there is little of it, and again every minute.
+#[derive(Debug, Default)]
+struct Alarm {
+    looks_since: Option<u64>,
+}
+
+impl Alarm {
+    /// The time left, if it is to be said now.
+    fn take(&mut self, outlook: Outlook) -> Option<Duration> {
+        self.looks_since = self
+            .looks_since
+            .map(|looks| looks + 1)
+            .filter(|looks| *looks < SAY_EVERY);
+        let left = outlook.full_in.filter(|left| *left < SAY_BELOW)?;
+        self.looks_since.is_none().then(|| {
+            self.looks_since = Some(0);
+            left
+        })
+    }
+}
+
+fn say_time_left(left: Duration, bytes_per_second: u64) {
+    tracing::error!(
+        minutes_left = left.as_secs() / 60,
+        seconds_left = left.as_secs(),
+        bytes_per_second,
+        "the WAL kept for the slot grows and the room for it runs out: mend storage, or see [outage] for what happens then"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_time_is_said_at_once_and_again_every_minute() {
+        let outlook = |seconds| Outlook {
+            bytes_per_second: 1,
+            full_in: Some(Duration::from_secs(seconds)),
+        };
+        let mut alarm = Alarm::default();
+        assert_eq!(alarm.take(outlook(4000)), None);
+        let said: Vec<bool> = (0..25).map(|_| alarm.take(outlook(300)).is_some()).collect();
+        let places: Vec<usize> = (0..25).filter(|place| said[*place]).collect();
+        assert_eq!(places, [0, 12, 24]);
     }
 }

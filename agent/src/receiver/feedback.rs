@@ -5,7 +5,8 @@
 //!
 //! Invariants (I1, I2): the flush LSN comes from a [`DurableLsn`](crate::frontier::DurableLsn) and nothing else, never moves back on a
 //! stream, and is 0 ("no opinion", the slot stays) while it would be below what the slot already keeps.
-//! Apply equals flush.
+//! Apply equals flush. Where the slot is moved by SQL ([`crate::acknowledge`]) flush is always 0, and write is what flush
+//! would be.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use highwater_pgwire::{PgError, Status, StatusWriter};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::acknowledge::Confirmed;
 use crate::clock::Clock;
 use crate::frontier::DurableLsn;
 
@@ -74,6 +76,8 @@ pub(super) struct Feedback {
     pub(super) done: CancellationToken,
     /// Report what was received at once, not only what is durable: somebody may wait for `remote_write`.
     pub(super) eager: bool,
+    /// The stream acknowledges nothing: what may be acknowledged goes here instead.
+    pub(super) elsewhere: Option<Confirmed>,
 }
 
 impl Feedback {
@@ -104,16 +108,24 @@ impl Feedback {
     async fn send(&mut self, ask: bool) -> Result<(Lsn, Lsn), PgError> {
         let received = *self.received.borrow_and_update();
         let durable = *self.durable.borrow_and_update();
-        let flush = self.flush.report(durable, received);
+        let safe = self.flush.report(durable, received);
+        let (write, flush) = match &self.elsewhere {
+            None => (received, safe),
+            // A server that shuts down waits for the write position where there is no flush position.
+            Some(confirmed) => {
+                confirmed.send(self.flush.history.timeline, safe);
+                (safe, Lsn::ZERO)
+            }
+        };
         let status = Status {
-            write: received,
+            write,
             flush,
             apply: flush,
             reply_requested: ask,
             now: self.clock.now(),
         };
         self.writer.send(status).await?;
-        Ok((received, flush))
+        Ok((write, flush))
     }
 }
 

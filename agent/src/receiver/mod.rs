@@ -17,7 +17,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_config::Standby;
+use highwater_config::{Acknowledge, Standby};
 use highwater_format::{History, Identity, Lsn, LsnRange};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
 use tokio::sync::{Notify, oneshot};
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use intake::Tools;
 
+use crate::acknowledge::Confirmed;
 use crate::clock::Clock;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
@@ -35,6 +36,7 @@ use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
 use crate::state;
+use crate::synchronous::{self, Manner};
 use crate::uploader::Shared;
 use crate::writer::Claims;
 use crate::writer::judge::Line;
@@ -61,7 +63,9 @@ pub(crate) struct Context {
     pub(crate) slot: String,
     pub(crate) standby: Standby,
     pub(crate) claims: Arc<Claims>,
-    pub(crate) synchronous: bool,
+    pub(crate) manner: Manner,
+    /// What may be acknowledged, for whoever moves the slot when the stream does not.
+    pub(crate) confirmed: Confirmed,
     /// Rung when a gap has been recorded: a base backup has to end it.
     pub(crate) reanchor: Arc<Notify>,
     /// The outage policy's wish to give the slot up.
@@ -75,6 +79,11 @@ pub(crate) struct Context {
 impl Context {
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Whether the stream itself acknowledges. One from a standby always may: commits never wait for it.
+    fn acknowledges(&self, standby: bool) -> bool {
+        standby || self.manner.acknowledge == Acknowledge::Stream
     }
 }
 
@@ -195,8 +204,11 @@ impl Receiver {
             let history = server::history_of(&mut connection, resume.timeline).await?;
             let overlap = self.overlap(&mut resume, &history).await?;
             self.send(Work::Begin(resume.timeline)).await?;
+            // A slot that a stream uses cannot be moved by anybody else.
+            let acknowledges = self.context.acknowledges(self.standby);
+            let slot = acknowledges.then_some(self.context.slot.as_str());
             let started = connection
-                .start_replication(Some(&self.context.slot), resume.start, resume.timeline)
+                .start_replication(slot, resume.start, resume.timeline)
                 .await;
             let next = match started {
                 Err(error) => return self.refused(error.into(), &resume).await,
@@ -263,6 +275,9 @@ impl Receiver {
             self.cause.clone_from(&view.slot_event);
         }
         self.standby = view.in_recovery;
+        if let Ok(names) = connection.show(synchronous::SETTING).await {
+            synchronous::notice(&context.shared.state, context.manner, &names, view.in_recovery);
+        }
         Ok(view)
     }
 

@@ -3,21 +3,31 @@
 //! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
 //! the regions. Those bytes must come again unchanged. A difference means that the server was rolled back.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use highwater_format::{Lsn, LsnRange, Object, TimelineId};
 
-use crate::archived::{append, read_range};
+use crate::archived::{ReadBack, append, read_back};
+use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::uploader::Shared;
-use crate::window::What;
+use crate::window::{Item, What};
+
+/// What was compared is let go of in steps of so many bytes: the object that it belongs to grows meanwhile.
+const STEP: usize = 1 << 20;
 
 /// The bytes that a stream must begin with.
 #[derive(Debug)]
 pub(super) struct Overlap {
     timeline: TimelineId,
     range: LsnRange,
+    /// What is left of it, from `next` less `compared` on.
     plain: Vec<u8>,
     compared: usize,
+    next: Lsn,
+    /// Memory that `plain`, and what is withheld, stand for.
+    charge: Option<Charge>,
     /// Whether nothing passes before all of it was compared; then it is `equal`.
     withholds: bool,
     equal: Bytes,
@@ -26,11 +36,17 @@ pub(super) struct Overlap {
 impl Overlap {
     /// Nothing is to be compared.
     pub(super) fn nothing(timeline: TimelineId, at: Lsn) -> Self {
+        Self::of(timeline, LsnRange { start: at, end: at }, Vec::new(), None)
+    }
+
+    fn of(timeline: TimelineId, range: LsnRange, plain: Vec<u8>, charge: Option<Charge>) -> Self {
         Self {
             timeline,
-            range: LsnRange { start: at, end: at },
-            plain: Vec::new(),
+            range,
+            plain,
             compared: 0,
+            next: range.start,
+            charge,
             withholds: false,
             equal: Bytes::new(),
         }
@@ -48,12 +64,15 @@ impl Overlap {
         timeline: TimelineId,
         range: LsnRange,
     ) -> Result<Option<Self>> {
+        // Charged without waiting: it is at most one object, and nothing is received before it is there.
+        let charge = shared.budget.charge(range.len());
         let mut plain = Vec::new();
-        let window = window_pieces(shared, timeline, range)?;
+        let window = in_window(shared, timeline, range);
         while (plain.len() as u64) < range.len() {
             let next = range.start + plain.len() as u64;
-            if let Some((held, bytes)) = window.iter().find(|(held, _)| held.contains(next)) {
-                append(&mut plain, range, *held, bytes);
+            if let Some((held, item)) = window.iter().find(|(held, _)| held.contains(next)) {
+                let _decoded = shared.budget.charge(held.len());
+                append(&mut plain, range, *held, &decoded(item)?);
                 continue;
             }
             let until = window
@@ -66,18 +85,11 @@ impl Overlap {
                 end: until.map_or(range.end, |until| until.min(range.end)),
             };
             match from_regions(shared, timeline, missing).await? {
-                Some(bytes) => plain.extend_from_slice(&bytes),
+                Some(read) => plain.extend_from_slice(&read.plain),
                 None => return Ok(None),
             }
         }
-        Ok(Some(Self {
-            timeline,
-            range,
-            plain,
-            compared: 0,
-            withholds: false,
-            equal: Bytes::new(),
-        }))
+        Ok(Some(Self::of(timeline, range, plain, Some(charge))))
     }
 
     /// Where the comparison ends.
@@ -96,8 +108,13 @@ impl Overlap {
     /// Compares the next bytes of the stream, and gives those that may be archived now, in order.
     pub(super) fn pass(&mut self, data: Bytes) -> Result<[Bytes; 2]> {
         let expected = self.plain.len() - self.compared;
+        if expected == 0 {
+            // What was withheld has been passed on by now, and is charged where it went.
+            self.charge = None;
+            return Ok([Bytes::new(), data]);
+        }
         self.compare(&data)?;
-        if !self.withholds || expected == 0 {
+        if !self.withholds {
             return Ok([Bytes::new(), data]);
         }
         if data.len() < expected {
@@ -114,42 +131,58 @@ impl Overlap {
         let (expected, got) = (&expected[..length], &data[..length]);
         if expected != got {
             let same = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
-            let at = self.range.start + (self.compared + same) as u64;
             return Err(AgentError::Diverged {
                 timeline: self.timeline,
-                at,
+                at: self.next + same as u64,
                 range: self.range,
             });
         }
         self.compared += length;
+        self.next = self.next + length as u64;
         if self.compared == self.plain.len() && !self.plain.is_empty() {
             tracing::debug!(range = %self.range, "the server's WAL equals the archive's");
             let equal = std::mem::take(&mut self.plain);
             self.compared = 0;
             if self.withholds {
                 self.equal = Bytes::from(equal);
+            } else {
+                self.charge = None;
             }
+        } else if self.compared >= STEP && !self.withholds {
+            self.let_go();
         }
         Ok(())
     }
+
+    /// Frees what was compared.
+    fn let_go(&mut self) {
+        self.plain.drain(..self.compared);
+        self.plain.shrink_to_fit();
+        self.compared = 0;
+        if let Some(charge) = &mut self.charge {
+            charge.resize(self.plain.len() as u64);
+        }
+    }
 }
 
-fn window_pieces(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<(LsnRange, Vec<u8>)>> {
-    let mut pieces = Vec::new();
-    for item in shared.window.overlapping(timeline, range) {
-        let What::Wal { range: held, .. } = item.what else {
-            continue;
-        };
-        let opened = Object::open(item.object.bytes.clone()).and_then(|object| object.plain());
-        let plain =
-            opened.map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
-        pieces.push((held, plain));
-    }
-    Ok(pieces)
+/// The objects in memory that reach into `range`, and what they cover.
+fn in_window(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Vec<(LsnRange, Arc<Item>)> {
+    let items = shared.window.overlapping(timeline, range).into_iter();
+    let covers = |item: Arc<Item>| match item.what {
+        What::Wal { range, .. } => Some((range, item)),
+        What::History { .. } | What::Gap { .. } => None,
+    };
+    items.filter_map(covers).collect()
+}
+
+fn decoded(item: &Item) -> Result<Vec<u8>> {
+    Object::open(item.object.bytes.clone())
+        .and_then(|object| object.plain())
+        .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))
 }
 
 /// Reads `range` from whichever region holds it; none if those that should answered that they do not.
-async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Option<Vec<u8>>> {
+async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Option<ReadBack>> {
     let (mut asked, mut reasons) = (0, Vec::new());
     // One that was not read yet, or has less, is not waited for.
     let reaches = |index| {
@@ -162,16 +195,8 @@ async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) ->
         .iter()
         .filter(|region| reaches(region.index))
     {
-        match read_range(
-            &shared.archive,
-            &*region.quick,
-            shared.segment_size,
-            timeline,
-            range,
-        )
-        .await
-        {
-            Ok(Some(plain)) => return Ok(Some(plain)),
+        match read_back(shared, &*region.quick, timeline, range).await {
+            Ok(Some(read)) => return Ok(Some(read)),
             Ok(None) => asked += 1,
             Err(error) => reasons.push(format!("{}: {error}", region.name)),
         }
@@ -194,20 +219,49 @@ fn cannot_read(timeline: TimelineId, range: LsnRange, why: &str) -> AgentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
 
     fn overlap(plain: &[u8]) -> Overlap {
         let range = LsnRange {
             start: Lsn(100),
             end: Lsn(100 + plain.len() as u64),
         };
+        Overlap::of(TimelineId::FIRST, range, plain.to_vec(), None)
+    }
+
+    fn charged(plain: &[u8], budget: &Arc<Budget>) -> Overlap {
+        let charge = Some(budget.charge(plain.len() as u64));
         Overlap {
-            timeline: TimelineId::FIRST,
-            range,
-            plain: plain.to_vec(),
-            compared: 0,
-            withholds: false,
-            equal: Bytes::new(),
+            charge,
+            ..overlap(plain)
         }
+    }
+
+    #[test]
+    fn what_was_compared_is_no_longer_charged() {
+        let (budget, plain) = (Budget::new(1 << 30), vec![7; 3 * STEP + 5]);
+        let mut plainly = charged(&plain, &budget);
+        for left in [2 * STEP + 5, STEP + 5, 5] {
+            plainly.pass(Bytes::from(vec![7; STEP])).unwrap();
+            assert_eq!(budget.used(), left as u64);
+        }
+        plainly.pass(Bytes::from_static(&[7; 9])).unwrap();
+        assert_eq!(budget.used(), 0);
+        // The place of a difference counts what was let go of.
+        let mut other = charged(&plain, &budget);
+        other.pass(Bytes::from(vec![7; 2 * STEP])).unwrap();
+        let Err(AgentError::Diverged { at, .. }) = other.pass(Bytes::from_static(b"\x07x")) else {
+            panic!("must differ")
+        };
+        assert_eq!(at, Lsn(100 + 2 * STEP as u64 + 1));
+        drop(other);
+        // What is withheld is charged until it has been passed on.
+        let mut withheld = charged(&plain, &budget).withholding();
+        let [equal, rest] = withheld.pass(Bytes::from(vec![7; plain.len() + 1])).unwrap();
+        assert_eq!((equal.len(), rest.len()), (plain.len(), 1));
+        assert_eq!(budget.used(), plain.len() as u64);
+        withheld.pass(Bytes::from_static(b"more")).unwrap();
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

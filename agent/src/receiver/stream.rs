@@ -147,7 +147,8 @@ impl<'a> Stream<'a> {
             received: watcher,
             reply: reply.clone(),
             done: done.clone(),
-            eager: self.context.synchronous,
+            eager: self.context.manner.synchronous,
+            elsewhere: (!self.context.acknowledges(self.standby)).then(|| self.context.confirmed.clone()),
         };
         (
             Signals {
@@ -180,7 +181,7 @@ impl<'a> Stream<'a> {
                     self.intake.tick(self.context.now()).await?;
                     self.refresh();
                 }
-                changed = durable.changed(), if self.context.synchronous => {
+                changed = durable.changed(), if self.context.manner.synchronous => {
                     changed.map_err(|_| AgentError::Cancelled)?;
                     self.commit_group().await?;
                 }
@@ -312,7 +313,7 @@ impl<'a> Stream<'a> {
 
     /// As a synchronous standby: what arrived while the last chunk was on its way goes into the next one.
     async fn commit_group(&mut self) -> Result<()> {
-        if !self.context.synchronous || !self.intake.has_unsealed() {
+        if !self.context.manner.synchronous || !self.intake.has_unsealed() {
             return Ok(());
         }
         let durable = self.durable.borrow().map(DurableLsn::position);

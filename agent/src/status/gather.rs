@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::future::join_all;
 use highwater_config::Config;
 use highwater_format::{BackupId, Branch, Gap, Identity, Layout, SystemId, Time, TimelineId, Writer};
+use highwater_pgwire::Connection;
 use highwater_store::Store;
 use serde_json::Value;
 
@@ -17,6 +18,7 @@ use crate::frontier::Position;
 use crate::region::{self, Region};
 use crate::sql;
 use crate::state::State;
+use crate::synchronous::{self, Manner, Role};
 use crate::writer::claim::newest_of;
 use crate::writer::judge::rank;
 use crate::{admin, branches, gap, identity, inventory, outage, run, server};
@@ -137,31 +139,38 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
         let mut conn = server::connect(&run::connection(config)?).await?;
         let system = conn.identify_system().await?;
         let identity = server::identity(&mut conn).await?;
+        let synchronous = who_waits(&mut conn, config).await;
         conn.close().await;
-        Ok::<_, AgentError>((
-            Place {
-                timeline: system.timeline,
-                lsn: system.xlogpos,
-            },
-            identity,
-        ))
+        let end = Place {
+            timeline: system.timeline,
+            lsn: system.xlogpos,
+        };
+        let server = Server {
+            end: Some(end),
+            error: None,
+            synchronous,
+        };
+        Ok::<_, AgentError>((server, identity))
     };
     match asked.await {
-        Ok((end, identity)) => (
-            Server {
-                end: Some(end),
-                error: None,
-            },
-            Some(identity),
-        ),
+        Ok((server, identity)) => (server, Some(identity)),
         Err(error) => (
             Server {
-                end: None,
                 error: Some(error.to_string()),
+                ..Server::default()
             },
             None,
         ),
     }
+}
+
+/// What the primary's list of synchronous standbys makes of an agent with this configuration, where it is not as meant.
+async fn who_waits(conn: &mut Connection, config: &Config) -> Option<String> {
+    if server::in_recovery(conn).await {
+        return None;
+    }
+    let names = conn.show(synchronous::SETTING).await.ok()?;
+    Role::of(&names, Manner::from(&config.wal)).remark(&names)
 }
 
 async fn ask_slot(config: &Config) -> Option<Slot> {

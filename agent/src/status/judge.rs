@@ -89,6 +89,7 @@ mod tests {
             instance: "x".into(),
             sequence: 1,
             quorum: None,
+            interval_ms: None,
         });
         let place = Place {
             timeline: TimelineId::FIRST,

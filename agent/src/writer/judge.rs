@@ -10,6 +10,7 @@
 //! epoch is newer because it is higher, and life is a pulse that changes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use highwater_format::{History, Lsn, Pulse, Time, TimelineId, Writer};
 
@@ -104,6 +105,8 @@ pub struct Watch {
     timeline: TimelineId,
     me: String,
     rival: String,
+    /// The longest that anybody who is watched lets pass between two pulses, as they say.
+    longest: Option<Duration>,
     seen: BTreeMap<(usize, String), Seen>,
 }
 
@@ -124,6 +127,9 @@ pub enum Sign {
     Alive,
 }
 
+/// What `pulse.interval` allows: more is not believed.
+const INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
 /// Changes that prove life.
 const PROOF: u32 = 2;
 
@@ -134,16 +140,27 @@ impl Watch {
             timeline,
             me: me.to_owned(),
             rival: rival.to_owned(),
+            longest: None,
             seen: BTreeMap::new(),
         }
     }
 
-    /// Takes the pulse as it is in a region now.
-    pub fn observe(&mut self, region: usize, pulse: &Pulse) -> Sign {
+    /// How often those who are watched show that they live; `otherwise` where they do not say.
+    pub fn interval(&self, otherwise: Duration) -> Duration {
+        self.longest.unwrap_or(otherwise)
+    }
+
+    /// Takes the pulse as it is in a region now. `otherwise` is the interval of a writer that does not say.
+    pub fn observe(&mut self, region: usize, pulse: &Pulse, otherwise: Duration) -> Sign {
         let companion = pulse.timeline == self.timeline && pulse.instance != self.rival;
         if pulse.instance == self.me || companion {
             return Sign::None;
         }
+        let declared = pulse.interval_ms.map(|millis| {
+            let (least, most) = INTERVALS;
+            Duration::from_millis(millis).clamp(least, most)
+        });
+        self.longest = self.longest.max(Some(declared.unwrap_or(otherwise)));
         let said = (pulse.server_time, pulse.wal_end);
         let first = Seen { said, changes: 0 };
         let seen = self.seen.entry((region, pulse.instance.clone())).or_insert(first);

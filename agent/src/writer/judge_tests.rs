@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const OWN: Duration = Duration::from_secs(5);
+
 fn id(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
 }
@@ -41,6 +43,7 @@ fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
         instance: instance.to_owned(),
         sequence: 1,
         quorum: None,
+        interval_ms: None,
     }
 }
 
@@ -102,7 +105,7 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
     assert_eq!(standing(&there(1, 0x200), &claim(2, "x", 2)), Standing::Holds);
     // Such a rival's pulses are on our own timeline.
     let mut watch = Watch::new("me", id(2), "rival");
-    let mut sign = |instance, micros| watch.observe(0, &pulse(instance, 2, micros));
+    let mut sign = |instance, micros| watch.observe(0, &pulse(instance, 2, micros), OWN);
     let signs = [1, 2, 3].map(|micros| (sign("rival", micros), sign("companion", micros)));
     let last = (Sign::Alive, Sign::None);
     assert_eq!(
@@ -115,7 +118,7 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
 fn life_is_a_pulse_of_another_timeline_that_changes() {
     let mut watch = Watch::new("me", id(2), "a");
     let mut sign =
-        |region, instance, timeline, micros| watch.observe(region, &pulse(instance, timeline, micros));
+        |region, instance, timeline, micros| watch.observe(region, &pulse(instance, timeline, micros), OWN);
     assert_eq!(sign(0, "a", 1, 5), Sign::None, "the first look says nothing");
     assert_eq!(sign(0, "a", 1, 5), Sign::None, "an agent without its server");
     assert_eq!(sign(1, "a", 1, 4), Sign::None, "each region has its own");
@@ -218,4 +221,34 @@ proptest! {
             prop_assert_eq!(own.timeline, last.timeline, "{:?} beside {:?}", own, last);
         }
     }
+}
+
+#[test]
+fn the_slowest_of_those_who_are_watched_sets_the_pace() {
+    let mut watch = Watch::new("me", id(1), "rival");
+    let declared = |instance: &str, interval_ms| Pulse {
+        interval_ms,
+        ..pulse(instance, 2, 1)
+    };
+    assert_eq!(watch.interval(OWN), OWN, "nobody was seen");
+    watch.observe(0, &declared("a", Some(2_000)), OWN);
+    assert_eq!(watch.interval(OWN), Duration::from_secs(2));
+    watch.observe(1, &declared("b", None), OWN);
+    assert_eq!(watch.interval(OWN), OWN, "b does not say");
+    watch.observe(1, &declared("c", Some(u64::MAX)), OWN);
+    assert_eq!(
+        watch.interval(OWN),
+        Duration::from_secs(300),
+        "more is not believed"
+    );
+    // Companions and our own are not watched.
+    let mut watch = Watch::new("me", id(1), "rival");
+    for (instance, timeline) in [("me", 2), ("companion", 1)] {
+        let other = Pulse {
+            timeline: id(timeline),
+            ..declared(instance, Some(60_000))
+        };
+        watch.observe(0, &other, OWN);
+    }
+    assert_eq!(watch.interval(OWN), OWN);
 }

@@ -1,13 +1,21 @@
 //! Claims over regions in memory, with a clock that the test moves by waiting.
 
-use highwater_format::{Identity, Lsn, SegmentSize, SystemId, Time, records};
+use std::sync::atomic::Ordering;
+
+use highwater_format::{
+    History, Identity, Lsn, Pulse, SegmentSize, SystemId, Time, TimelineId, Writer, records,
+};
 use highwater_store::{
     ErrorKind, Fault, FaultyStore, MemoryStore, NoObserver, Object, Operation, PutMode, RetryPolicy,
     Retrying, Rule, Store,
 };
+use tokio::time::Instant;
 
-use super::claim::{epochs, read_claim};
+use super::claim::{create, epochs, read_claim};
+use super::judge::Line;
+use super::silence::SILENT_FOR;
 use super::*;
+use crate::error::Kind;
 use crate::region::{Written, write_once};
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -65,6 +73,11 @@ impl Rig {
     }
 
     async fn pulse(&self, instance: &str, timeline: u32, moment: i64) {
+        self.pulse_every(instance, timeline, moment, None).await;
+    }
+
+    /// The same by a writer that says how often it does that.
+    async fn pulse_every(&self, instance: &str, timeline: u32, moment: i64, interval: Option<Duration>) {
         let pulse = Pulse {
             timeline: id(timeline),
             server_time: Time::from_unix_micros(moment),
@@ -75,6 +88,7 @@ impl Rig {
             instance: instance.to_owned(),
             sequence: 1,
             quorum: None,
+            interval_ms: interval.map(|interval| u64::try_from(interval.as_millis()).unwrap()),
         };
         let document = records::encode(&pulse).unwrap();
         for store in &self.stores {
@@ -114,6 +128,29 @@ async fn the_first_and_every_companion_claim_at_once() {
     // A new connection to the same server claims nothing anew.
     a.enter(line(1), false).await.unwrap();
     assert_eq!(rig.newest(0).await, Some((2, "b".to_owned())));
+}
+
+/// A writer that beats more slowly than we do is not taken for silent between two beats, and one that beats faster is not
+/// waited for longer than it needs.
+#[tokio::test(start_paused = true)]
+async fn silence_is_judged_by_the_holders_own_interval() {
+    for seconds in [1, 5, 60] {
+        let interval = Duration::from_secs(seconds);
+        let rig = Rig::new();
+        rig.agent("production", false)
+            .enter(line(1), false)
+            .await
+            .unwrap();
+        rig.pulse_every("production", 1, 1, Some(interval)).await;
+        let (began, heir) = (Instant::now(), rig.agent("heir", false));
+        heir.enter(line(2), false).await.unwrap();
+        let waited = began.elapsed();
+        let expected = interval * SILENT_FOR;
+        assert!(
+            waited >= expected && waited <= expected + INTERVAL,
+            "{seconds} s: {waited:?}"
+        );
+    }
 }
 
 /// A restored copy with production's configuration while production lives: refused, and nothing is written.

@@ -30,8 +30,8 @@ pub use error::{ConfigError, Origin};
 pub use exit::Exit;
 pub use outage::{OutageConfig, OutagePolicy};
 pub use settings::{
-    AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig, RestoreConfig,
-    Standby, WalConfig,
+    Acknowledge, AdminConfig, BackupConfig, ClusterConfig, Durability, HealConfig, Policy, PulseConfig,
+    RestoreConfig, Standby, WalConfig,
 };
 pub use units::{ByteSize, Interval, UnitError};
 

@@ -70,6 +70,7 @@ impl One<'_> {
         let mut region = RegionConfig::new(name, url);
         region.endpoint = self.text("endpoint");
         self.check_endpoint(region.endpoint.as_deref())?;
+        region.allow_http = self.flag("allow_http")?.unwrap_or(false);
         region.region = self.text("region");
         region.path_style = self.flag("path_style")?;
         region.ca_file = self.text("ca_file").map(Into::into);

@@ -52,6 +52,28 @@ impl FromStr for Standby {
     }
 }
 
+/// How PostgreSQL is told what is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// On the stream. Where `synchronous_standby_names` matches the agent, commits wait for it.
+    Stream,
+    /// By moving the slot, with SQL. The stream acknowledges nothing, so that the agent never counts as a synchronous
+    /// standby, whatever `synchronous_standby_names` says.
+    Slot,
+}
+
+impl FromStr for Acknowledge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stream" => Ok(Self::Stream),
+            "slot" => Ok(Self::Slot),
+            other => Err(format!("`{other}` is neither \"stream\" nor \"slot\"")),
+        }
+    }
+}
+
 /// In how many regions WAL must be safe before PostgreSQL is told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
@@ -115,6 +137,8 @@ pub struct WalConfig {
     /// Seal at once instead of waiting for the interval; for an agent that is named in
     /// `synchronous_standby_names`. Default false.
     pub synchronous: bool,
+    /// Default stream. With slot no commit ever waits for the agent.
+    pub acknowledge: Acknowledge,
     /// PUTs in flight per region. Default 4, 1 to 64.
     pub uploads: usize,
 }
@@ -216,12 +240,20 @@ impl WalConfig {
     pub(crate) fn build(raw: &Raw) -> Result<Self, ConfigError> {
         let interval = |millis| Interval(Duration::from_millis(millis));
         let limits = (interval(10), interval(60_000));
+        let synchronous = flag(raw, "wal", "synchronous", false)?;
+        let acknowledge = raw.read("wal", "acknowledge", Acknowledge::Stream)?;
+        if synchronous && acknowledge == Acknowledge::Slot {
+            let problem = "\"slot\" and synchronous = true exclude each other: a commit can only wait for an agent that \
+                           acknowledges on the stream";
+            return Err(raw.bad("wal", "acknowledge", problem));
+        }
         Ok(Self {
             flush_interval: raw.bounded("wal", "flush_interval", interval(1_000), limits)?.0,
             flush_size: size(raw, "wal", "flush_size", MIB, (64 * KIB, 64 * MIB))?,
             compression: raw.read("wal", "compression", Codec::Lz4)?,
             memory: size(raw, "memory", "limit", 256 * MIB, (64 * MIB, 1024 * GIB))?,
-            synchronous: flag(raw, "wal", "synchronous", false)?,
+            synchronous,
+            acknowledge,
             uploads: raw.bounded("wal", "uploads", 4, (1, 64))?,
         })
     }

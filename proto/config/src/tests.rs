@@ -116,6 +116,7 @@ fn the_defaults_are_the_documented_ones() {
         (Codec::Lz4, Codec::Zstd)
     );
     assert!(!config.wal.synchronous && config.backup.checkpoint_fast);
+    assert_eq!(config.wal.acknowledge, Acknowledge::Stream);
     assert_eq!(
         (config.backup.pack_size, config.backup.max_rate),
         (32 << 20, None)
@@ -300,6 +301,18 @@ fn bad_values_name_place_and_cure() {
         let found = message(&with(extra));
         assert!(found.contains(wanted), "{extra:?} gave {found:?}");
     }
+}
+
+#[test]
+fn a_synchronous_standby_acknowledges_on_the_stream() {
+    let config = load(&with("[wal]\nacknowledge = \"slot\"")).unwrap();
+    assert_eq!(config.wal.acknowledge, Acknowledge::Slot);
+    let both = message(&with("[wal]\nacknowledge = \"slot\"\nsynchronous = true"));
+    assert!(
+        both.contains("exclude each other") && both.contains(":"),
+        "{both}"
+    );
+    assert!(message(&with("[wal]\nacknowledge = \"never\"")).contains("\"stream\""));
 }
 
 #[test]

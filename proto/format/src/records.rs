@@ -176,6 +176,9 @@ pub struct Pulse {
     /// What the durability policy asks for; absent in pulses of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quorum: Option<Quorum>,
+    /// Milliseconds between two pulses of that process; absent in pulses of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
 }
 
 impl Document for Pulse {

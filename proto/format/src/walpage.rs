@@ -78,10 +78,12 @@ pub fn major_of_magic(magic: u16) -> Option<u32> {
 pub const FIRST_IS_CONTRECORD: u16 = 0x0001;
 /// The page has the long header.
 pub const HAS_LONG_HEADER: u16 = 0x0002;
+/// No base backup was running: on most pages, and of no consequence for reading them.
+pub const BACKUP_BLOCKS_REMOVABLE: u16 = 0x0004;
 /// The continuation that belongs here was lost in a crash; a new record begins instead.
-pub const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0004;
-/// Every bit of `xlp_info` that means something.
-pub const ALL_FLAGS: u16 = 0x0007;
+pub const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
+/// Every bit of `xlp_info` that means something (`XLP_ALL_FLAGS` in PostgreSQL's `xlog_internal.h`).
+pub const ALL_FLAGS: u16 = 0x000F;
 
 /// What only a segment's first page says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +213,7 @@ mod tests {
     #[test]
     fn a_long_header_of_postgresql_15_reads_as_pg_waldump_sees_it() {
         let mut bytes = [0_u8; LONG_HEADER];
-        bytes[..8].copy_from_slice(&[0x10, 0xD1, 0x07, 0, 2, 0, 0, 0]);
+        bytes[..8].copy_from_slice(&[0x10, 0xD1, 0x0F, 0, 2, 0, 0, 0]);
         bytes[8..16].copy_from_slice(&0x1_0300_0000_u64.to_le_bytes());
         bytes[16..20].copy_from_slice(&77_u32.to_le_bytes());
         bytes[24..32].copy_from_slice(&7_560_000_000_000_000_001_u64.to_le_bytes());

@@ -304,6 +304,40 @@ fn a_missing_record_is_noticed_by_the_one_after_it() {
     assert!(matches!(damage.what, Damage::BackLink { .. }), "{damage}");
 }
 
+/// Only the server's own mark makes of a record without its rest one that never counted.
+#[test]
+fn a_record_that_was_not_continued_is_damage_without_the_mark_of_a_crash() {
+    let mut wal = WalBuilder::new(SEGMENT, 15);
+    wal.filler(100);
+    let torn_at = wal.bytes.len();
+    wal.torn_record();
+    wal.commit(7, 1, false);
+    let wal = wal.finish();
+    let marked = feed(scanner_for(&wal), &wal.bytes);
+    assert!(marked.damage.is_none(), "{:?}", marked.damage);
+    assert!(
+        marked
+            .events
+            .iter()
+            .any(|event| matches!(event, WalEvent::Commit { .. }))
+    );
+    let page = torn_at.next_multiple_of(PAGE as usize);
+    let mut unmarked = wal.bytes.clone();
+    assert_eq!(unmarked[page + 2], 0b1100, "the server's flags");
+    unmarked[page + 2] = 0b0100;
+    let refused = feed(scanner_for(&wal), &unmarked).damage.unwrap();
+    assert!(
+        matches!(
+            refused.what,
+            Damage::Continuation {
+                found: 0,
+                expected: 1..
+            }
+        ),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn pages_that_do_not_belong_are_refused() {
     let wal = some_wal();

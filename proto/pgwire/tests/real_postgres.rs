@@ -168,6 +168,9 @@ fn make_certificates(dir: &std::path::Path) {
         ));
     };
     sign("server", "localhost", "subjectAltName=DNS:localhost\n");
+    openssl(
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days -1 -extfile ext -out expired.crt",
+    );
     sign("client", "cert", "extendedKeyUsage=clientAuth\n");
     openssl(&format!(
         "req -x509 {key} -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout self.key -out self.crt"
@@ -287,8 +290,31 @@ async fn tls() {
             .is_not_authorized()
     );
 
-    // A self-signed server certificate that is itself the trusted one.
+    // A certificate whose time is over is no certificate, for every mode that checks one.
     let set = |name: &str, file: String| format!("ALTER SYSTEM SET {name} = '{file}'");
+    server
+        .sql(&[
+            &set("ssl_cert_file", file("expired.crt")),
+            "SELECT pg_reload_conf()",
+        ])
+        .await;
+    for mode in ["verify-full", "verify-ca", "require"] {
+        let checked = format!("{local} {ca} sslmode={mode}");
+        // Only the first has to wait for the server to have reloaded.
+        let refused = loop {
+            match encrypted(&checked).await {
+                Err(refused) => break refused,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        assert_eq!(refused.kind(), PgErrorKind::Operator, "{mode}: {refused}");
+        assert!(
+            refused.to_string().to_lowercase().contains("expired"),
+            "{mode}: {refused}"
+        );
+    }
+
+    // A self-signed server certificate that is itself the trusted one.
     server
         .sql(&[
             &set("ssl_cert_file", file("self.crt")),

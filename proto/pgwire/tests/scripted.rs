@@ -878,3 +878,50 @@ async fn encryption_that_was_asked_for_is_not_dropped_for_a_dialed_stream() {
     assert_eq!(error.kind(), PgErrorKind::Config);
     assert!(error.to_string().contains("sslmode=require"), "{error}");
 }
+
+/// An address of this machine that is not loopback, if it has one; asking the routes for it sends nothing.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.200:9").ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_loopback() && !own.is_unspecified()).then_some(own)
+}
+
+/// A server without TLS, not on loopback: libpq's silent default is refused, what somebody asked for is not.
+#[tokio::test]
+async fn nothing_goes_to_another_machine_in_clear_unless_somebody_said_so() {
+    let Some(address) = own_address() else {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+        return;
+    };
+    for (sslmode, refused) in [("", true), ("sslmode=prefer", false), ("sslmode=disable", false)] {
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let text = format!("host={address} port={port} user=hw {sslmode}");
+        let info = ConnInfo::resolve_in(Some(&text), &Environment::empty()).unwrap();
+        let server = tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8];
+            socket.read_exact(&mut request).await.unwrap();
+            let asks_for_tls = request[4..] == 80_877_103_u32.to_be_bytes();
+            if asks_for_tls {
+                socket.write_all(b"N").await.unwrap();
+            }
+            let mut login = Vec::new();
+            let more = tokio::time::timeout(Duration::from_secs(5), socket.read_buf(&mut login)).await;
+            (asks_for_tls, more.unwrap().unwrap_or(0) > 0)
+        });
+        let connecting = tokio::spawn(async move { Connection::connect(&info, Mode::Sql).await.map(drop) });
+        let (asked, logged_in) = server.await.unwrap();
+        let error = connecting.await.unwrap().unwrap_err();
+        assert_eq!(asked, sslmode != "sslmode=disable");
+        assert_eq!(logged_in, !refused, "{sslmode}: {error}");
+        assert_eq!(
+            error.to_string().contains("in clear"),
+            refused,
+            "{sslmode}: {error}"
+        );
+        assert!(!refused || error.kind() == PgErrorKind::Operator, "{error}");
+    }
+}

@@ -20,10 +20,14 @@ pub struct RegionConfig {
     pub name: String,
     /// `s3://bucket/prefix` or `file:///absolute/directory`.
     pub url: String,
-    /// S3: endpoint of a compatible store, `https://host[:port]`. Plain `http://` is warned about unless it
-    /// is loopback. Default: AWS, or `AWS_ENDPOINT_URL_S3`.
+    /// S3: endpoint of a compatible store, `https://host[:port]`. Plain `http://` is refused unless it is
+    /// loopback or `allow_http` is set. Default: AWS, or `AWS_ENDPOINT_URL_S3`.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// S3: allow an endpoint on another machine without TLS: whoever is on the way reads and changes WAL and
+    /// backups. Default false.
+    #[serde(default)]
+    pub allow_http: bool,
     /// S3: region to sign for. Default: the standard chain (environment, profile, instance metadata), then
     /// `us-east-1` when an endpoint is given.
     #[serde(default)]
@@ -77,6 +81,7 @@ impl RegionConfig {
             name: name.into(),
             url: url.into(),
             endpoint: None,
+            allow_http: false,
             region: None,
             path_style: None,
             ca_file: None,

@@ -17,15 +17,19 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+const FAR_OFF: i32 = 4000;
+
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn acceptor(authority: &CertifiedIssuer<'static, KeyPair>) -> TlsAcceptor {
+/// Speaks TLS with a certificate for `localhost` that is good until the end of this year.
+fn acceptor(authority: &CertifiedIssuer<'static, KeyPair>, until: i32) -> TlsAcceptor {
     let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(until, 12, 31);
     let certificate = params.signed_by(&key, authority).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -76,7 +80,7 @@ fn config(endpoint: &str, ca_file: &Path) -> RegionConfig {
 #[tokio::test]
 async fn the_named_authority_is_trusted_and_no_other() {
     let (ours, other) = (authority(), authority());
-    let endpoint = serve(acceptor(&ours)).await;
+    let endpoint = serve(acceptor(&ours, FAR_OFF)).await;
     let dir = tempfile::tempdir().unwrap();
     let (good, bad) = (dir.path().join("ours.pem"), dir.path().join("other.pem"));
     std::fs::write(&good, ours.pem()).unwrap();
@@ -95,4 +99,24 @@ async fn the_named_authority_is_trusted_and_no_other() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Operator, "{error:?}");
     assert!(error.next_step().contains("ca_file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_whose_time_is_over_is_refused() {
+    let ours = authority();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ours.pem");
+    std::fs::write(&ca, ours.pem()).unwrap();
+    for (until, trusted) in [(FAR_OFF, true), (2020, false)] {
+        let endpoint = serve(acceptor(&ours, until)).await;
+        let store = open(&config(&endpoint, &ca)).await.unwrap();
+        let put = store
+            .put("key", Object::new("whole content"), PutMode::Create)
+            .await;
+        assert_eq!(put.is_ok(), trusted, "{until}: {put:?}");
+        if let Err(error) = put {
+            assert_eq!(error.kind(), ErrorKind::Operator, "{error:?}");
+            assert!(error.to_string().to_lowercase().contains("expired"), "{error}");
+        }
+    }
 }

@@ -208,6 +208,7 @@ impl Archive {
             instance: "test".to_owned(),
             sequence: 1,
             quorum: None,
+            interval_ms: None,
         };
         put(store, &layout().pulse(), encode(&pulse).unwrap()).await;
         let backup = backup();

@@ -183,6 +183,7 @@ impl Model {
                 instance: "model".to_owned(),
                 sequence: 1,
                 quorum: None,
+                interval_ms: None,
             });
         }
         let mut regions = vec![region];

@@ -9,6 +9,7 @@ mod clock;
 mod cuts;
 mod restore;
 mod security;
+mod standby;
 mod storage;
 mod stream;
 mod support;

@@ -8,7 +8,7 @@ use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site, config, region_config};
 use highwater_tests::{PgCluster, Program, S3Server, TestDir};
 
-use crate::support::VERSION;
+use crate::support::{VERSION, answers};
 
 const PASSWORD: &str = "planted-password-of-the-role";
 
@@ -109,8 +109,7 @@ async fn stranger(dir: &TestDir, port: u16) -> Result<Process> {
     Ok(server)
 }
 
-/// An unknown authority and the wrong host under a known one are refused before a key is used; a plain endpoint on
-/// another machine is warned about.
+/// An unknown authority and the wrong host under a known one are refused before a key is used.
 #[tokio::test]
 async fn fault_95_untrusted_endpoints_are_refused_by_default() -> Result<()> {
     let dir = TestDir::new()?;
@@ -121,12 +120,10 @@ async fn fault_95_untrusted_endpoints_are_refused_by_default() -> Result<()> {
     let endpoint = format!("https://127.0.0.1:{port}");
     let unknown = region_config("north", "archive", &endpoint, "KEY", "secret");
     let wrong_host = unknown.clone() + &format!("ca_file = \"{}\"\n", dir.join("ca.pem").display());
-    let plain = region_config("north", "archive", "http://archive.example:9000", "KEY", "secret");
     RunAs::own_tree(dir.path())?;
     for (case, region, word) in [
         ("unknown authority", unknown, "certificate"),
         ("wrong host", wrong_host, "certificate"),
-        ("plain", plain, "unencrypted"),
     ] {
         let toml = config(None, &[]) + &region;
         let said = Program::restore()?.config(&toml)?.arg("list").output().await?;
@@ -138,6 +135,48 @@ async fn fault_95_untrusted_endpoints_are_refused_by_default() -> Result<()> {
         );
         let text = said.said().to_lowercase();
         ensure!(text.contains(word), "{case}: the reason is not named:\n{text}");
+    }
+    Ok(())
+}
+
+/// Plain http to another machine is refused by both programs, wherever the endpoint was named, before anything is sent;
+/// whoever means it says so.
+#[tokio::test]
+async fn fault_95_plain_http_to_another_machine_must_be_allowed() -> Result<()> {
+    const PLAIN: &str = "http://archive.invalid:9000";
+    let named = config(None, &[]) + &region_config("north", "archive", PLAIN, "KEY", "secret");
+    let nameless = "[cluster]\nname = \"orders\"\n[[region]]\nurl = \"s3://archive/prod\"\n";
+    let agent = || {
+        Ok::<_, anyhow::Error>((
+            Program::agent()?,
+            ["--connection", "host=/nonexistent user=x", "status"],
+        ))
+    };
+    let restore = || Ok::<_, anyhow::Error>((Program::restore()?, ["--output", "text", "list"]));
+    for (program, arguments) in [agent()?, restore()?] {
+        let refused = program.clone().config(&named)?.args(arguments).output().await?;
+        answers(&refused, 2, &["allow_http", "unencrypted", "archive.invalid"])?;
+        for variable in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] {
+            let surroundings = program
+                .clone()
+                .config(nameless)?
+                .keys("KEY", "secret")
+                .env(variable, PLAIN);
+            let refused = surroundings.args(arguments).output().await?;
+            answers(&refused, 2, &["allow_http", "unencrypted"])?;
+        }
+        let allowed = program
+            .config(&named)?
+            .env("HIGHWATER_REGION_1_ALLOW_HTTP", "true")
+            .args(arguments)
+            .output()
+            .await?;
+        ensure!(
+            allowed.code != 2 && allowed.said().contains("which allow_http allows"),
+            "{}: {}",
+            allowed.code,
+            allowed.said()
+        );
     }
     Ok(())
 }
@@ -168,7 +207,7 @@ async fn fault_100_the_admin_endpoint_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-async fn ask(port: u16, method: &str, path: &str) -> Result<String> {
+pub(crate) async fn ask(port: u16, method: &str, path: &str) -> Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
     let request = format!(

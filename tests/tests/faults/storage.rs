@@ -1,16 +1,18 @@
 //! Stores that answer wrongly, late, or not at all.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::ledger::Expect;
+use highwater_tests::process;
 use highwater_tests::s3::Operation;
-use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, config};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, Program, Witness, clock};
+use highwater_tests::{Ledger, PgCluster, Program, SmallDisk, Witness, clock};
 
-use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave};
+use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave, skipped};
 
 /// One store answers 200 with an error inside, the other one 409 to conditional writes: neither is success, and
 /// neither is "exists already".
@@ -39,6 +41,49 @@ async fn fault_34_fault_36_errors_in_disguise_are_neither_success_nor_rivals() -
         log.check(&restored, Expect::everything()).await?;
     }
     Ok(())
+}
+
+/// A region in a directory whose disk is really full: named with its reason and waited for, filled when there is room, and
+/// then whole.
+#[tokio::test]
+async fn fault_02_a_directory_on_a_full_disk_is_named_and_filled_when_there_is_room() -> Result<()> {
+    let Some(disk) = SmallDisk::new(128)? else {
+        return skipped("nobody may mount a file system on this machine");
+    };
+    let site = Site::start(PgCluster::builder(VERSION), 1).await?;
+    let directory = format!(
+        "[[region]]\nname = \"south\"\nurl = \"file://{}/archive\"\n",
+        disk.path().display()
+    );
+    process::run(Path::new("mkdir"), &[disk.path().join("archive")], Path::new("/"))?;
+    let connection = site.tap.connection_string_as(&site.user);
+    let north = config(Some(&connection), &[(REGIONS[0], &site.regions[0])]);
+    let toml = format!("{north}{directory}[admin]\nlisten = \"off\"\n{}", site.settings);
+    let program = || Program::agent()?.config(&toml);
+    let mut agent = program()?.arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
+    program()?.arg("backup").output().await?.expect_code(0)?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(20).await?;
+    site.all_durable().await?;
+    disk.take(u32::try_from(disk.free()? >> 20)?.saturating_sub(4))?;
+    let flood = "CREATE TABLE flood AS SELECT decode(string_agg(md5(g::text || r::text), ''), 'hex') AS bytes
+        FROM generate_series(1, 6000) r, generate_series(1, 100) g GROUP BY r";
+    site.primary.sql(flood).await?;
+    agent.says("enlarge, the file system", PATIENCE).await?;
+    let waiting = site.position().await?;
+    ensure!(
+        site.tap.highest_flush() < waiting,
+        "more was reported than south holds"
+    );
+    disk.make_room()?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    leave(agent).await?;
+    let place = RestoreSite::with_config(VERSION, &(config(None, &[]) + &directory))?;
+    log.check(&place.recovered("data", &[]).await?, Expect::everything())
+        .await
+        .map(drop)
 }
 
 /// A store that replaces objects although asked not to is refused before any WAL is stored in it.
@@ -141,10 +186,7 @@ async fn fault_43_credentials_that_expire_are_renewed_in_time() -> Result<()> {
     site.all_durable().await.with_context(|| running.last_words())?;
     leave(running).await?;
 
-    let toml = without(highwater_tests::site::config(
-        None,
-        &[(REGIONS[0], site.regions[0].as_ref())],
-    ));
+    let toml = without(config(None, &[(REGIONS[0], site.regions[0].as_ref())]));
     let place = RestoreSite::with_config(VERSION, &toml)?;
     let run = with_profile(place.program()?)
         .args(["run", "--into"])
@@ -164,7 +206,7 @@ async fn fault_45_silent_endpoints_are_given_up_in_bounded_time() -> Result<()> 
     site.all_durable().await?;
     leave(agent).await?;
     let regions = [0, 1].map(|index| (REGIONS[index], site.regions[index].as_ref()));
-    let toml = highwater_tests::site::config(None, &regions);
+    let toml = config(None, &regions);
     let impatient = toml.replace("[[region]]", "[[region]]\nattempt_timeout = \"1s\"");
     let place = RestoreSite::with_config(VERSION, &impatient)?;
     site.regions[1].faults().freeze();

@@ -56,7 +56,8 @@ impl WalBuilder {
         let at = self.at();
         let long = at.is_multiple_of(SEGMENT);
         let torn = std::mem::take(&mut self.torn);
-        let info = u16::from(remaining > 0) | u16::from(long) << 1 | u16::from(torn) << 2;
+        // As a server without a running base backup: bit 2 on every page.
+        let info = u16::from(remaining > 0) | u16::from(long) << 1 | 1 << 2 | u16::from(torn) << 3;
         self.bytes.extend(page_magic(self.major).unwrap().to_le_bytes());
         self.bytes.extend(info.to_le_bytes());
         self.bytes.extend(self.timeline.to_le_bytes());

@@ -176,6 +176,7 @@ pub(crate) fn pulse() -> Pulse {
         instance: "5f0c9a7e21d84b63".to_owned(),
         sequence: 691,
         quorum: None,
+        interval_ms: None,
     }
 }
 

@@ -294,6 +294,7 @@ impl Settings {
         let (tls12, tls13) = self.tls_versions()?;
         Ok(TlsOptions {
             mode,
+            chosen: self.get("sslmode").is_some(),
             negotiation,
             roots,
             cert,

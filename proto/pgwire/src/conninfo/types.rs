@@ -219,6 +219,8 @@ pub enum TrustRoots {
 pub struct TlsOptions {
     /// How much TLS is wanted.
     pub mode: SslMode,
+    /// Whether somebody asked for that mode. If nobody did, nothing goes to another machine in clear.
+    pub chosen: bool,
     /// How it begins.
     pub negotiation: SslNegotiation,
     /// Who is trusted.

@@ -82,6 +82,7 @@ async fn try_encryptions(info: &ConnInfo, spec: &HostSpec, mode: Mode) -> Result
     let (first, second) = match (&spec.host, info.tls.mode) {
         (Host::Unix(_), _) | (_, SslMode::Disable) => (Encryption::Plain, None),
         (_, SslMode::Allow) => (Encryption::Plain, Some(Encryption::Tls)),
+        // To another machine in clear only if somebody chose the mode (`negotiate`).
         (_, SslMode::Prefer) => (Encryption::TlsIfOffered, Some(Encryption::Plain)),
         (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => (Encryption::Tls, None),
     };

@@ -50,6 +50,7 @@ pub(super) async fn open(
     };
     let mut tcp = socket::tcp(info, spec, &name).await?;
     if encryption == Encryption::Plain || !server_agrees(info, spec, encryption, &mut tcp).await? {
+        refuse_by_default(info, spec, &tcp)?;
         return Ok(Channel {
             transport: Transport::Tcp(tcp),
             encrypted: false,
@@ -63,6 +64,24 @@ pub(super) async fn open(
         transport: Transport::Tls(stream),
         encrypted: true,
         binding,
+    })
+}
+
+/// libpq's default, `prefer`, goes on in clear where the server has no TLS, or somebody in between says so. Here that takes
+/// a word of the operator's, unless the bytes never leave this machine.
+fn refuse_by_default(info: &ConnInfo, spec: &HostSpec, tcp: &TcpStream) -> Result<(), PgError> {
+    let stays_here = tcp
+        .peer_addr()
+        .is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
+    if info.tls.chosen || stays_here {
+        return Ok(());
+    }
+    Err(PgError::Tls {
+        target: spec.to_string(),
+        message: "the server offers no TLS, and WAL, backups and passwords would travel to another machine in clear; turn ssl on \
+                  there, or say sslmode=prefer (or PGSSLMODE) if the network is to be trusted"
+            .to_owned(),
+        kind: PgErrorKind::Operator,
     })
 }
 

@@ -21,6 +21,7 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, ConnectorBuilder};
+use aws_types::service_config::ServiceConfigKey;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -40,6 +41,12 @@ pub(super) async fn client(config: &RegionConfig) -> Result<Client, StoreError> 
         .transpose()?;
     let http = http_client(config, endpoint.as_ref()).await?;
     let shared = shared_config(config, endpoint.is_some(), http.clone()).await?;
+    if endpoint.is_none()
+        && let Some(url) = surrounding_endpoint(&shared)
+    {
+        // Checked by the same rules, though it is the SDK that will use it.
+        Endpoint::parse(config, &url)?;
+    }
     if shared.region().is_none() {
         return Err(refuse(config, "no AWS region is set").with_next_step("set region, or AWS_REGION"));
     }
@@ -108,6 +115,20 @@ fn local_region(profile: Option<&str>) -> RegionProviderChain {
         .or_else(Region::new(COMPATIBLE_REGION))
 }
 
+/// The endpoint that the SDK takes from the environment or the profile: the one for S3, or else the one for everything.
+fn surrounding_endpoint(shared: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    let own = shared
+        .service_config()
+        .and_then(|service| service.load_config(key));
+    own.or_else(|| shared.endpoint_url().map(str::to_owned))
+}
+
 struct Endpoint {
     url: String,
     tls: bool,
@@ -130,10 +151,18 @@ impl Endpoint {
         }
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if !tls && !loopback {
+            if !config.allow_http {
+                let problem = format!(
+                    "the endpoint {url:?} is plain http on another machine: WAL and backups would travel unencrypted, and could be \
+                     changed on the way"
+                );
+                return Err(refuse(config, problem)
+                    .with_next_step("write https://, or set allow_http = true for this region if the network is to be trusted"));
+            }
             tracing::warn!(
                 region = config.display_name(),
                 endpoint = url,
-                "the endpoint is plain http: WAL and backups travel unencrypted"
+                "the endpoint is plain http, which allow_http allows: WAL and backups travel unencrypted"
             );
         }
         Ok(Self {
@@ -242,7 +271,6 @@ mod tests {
             ("http://127.0.0.1:9000", false, true),
             ("http://[::1]:9000/", false, true),
             ("http://localhost", false, true),
-            ("http://10.0.0.1:80", false, false),
         ] {
             let endpoint = Endpoint::parse(&config, url).unwrap();
             assert_eq!((endpoint.tls, endpoint.loopback), (tls, loopback), "{url}");
@@ -253,11 +281,24 @@ mod tests {
             "https://",
             "https://user:secret@host",
             "https://host?x",
+            "http://10.0.0.1:80",
+            "http://minio:9000",
+            "http://localhost.example",
         ] {
             let error = Endpoint::parse(&config, url).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Config, "{url}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn plain_http_to_another_machine_must_be_allowed() {
+        let mut config = RegionConfig::new("eu", "s3://bucket");
+        let refused = Endpoint::parse(&config, "http://minio:9000").err().unwrap();
+        assert!(refused.next_step().contains("allow_http"), "{refused}");
+        config.allow_http = true;
+        let endpoint = Endpoint::parse(&config, "http://minio:9000").unwrap();
+        assert!(!endpoint.tls && !endpoint.loopback);
     }
 
     #[tokio::test]

@@ -1,0 +1,143 @@
+//! Before anything is stored: the right to write a timeline.
+//!
+//! Owns: comparing histories, the decision whether to claim, and placing the claim. Does not own the rules
+//! ([`super::judge`]) nor waiting for another writer's silence ([`super::silence`]).
+
+use std::sync::atomic::Ordering;
+
+use highwater_format::{History, TimelineId, Writer};
+
+use super::claim::{create, descent, name};
+use super::judge::{Entry, Line, entry};
+use super::{Claims, Held, Told, newest};
+use crate::error::{AgentError, Kind, Result};
+use crate::region::get_optional;
+
+/// Lost races for an epoch in a row before the attempt is given up; another connection tries again.
+const ROUNDS: u32 = 16;
+
+impl Claims {
+    /// Asks to write what a server on `line` sends: before the first byte of every connection and timeline.
+    pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
+        if standby {
+            self.hold(None);
+        } else {
+            let own = self.held.borrow().claim.clone();
+            match own.filter(|own| line.is_of(own)) {
+                None => self.claim(line).await?,
+                Some(own) => self.still_holds(own).await?,
+            }
+        }
+        self.state.update(|snapshot| snapshot.standby = standby);
+        Ok(())
+    }
+
+    /// Makes sure that the archive does not know the server's timeline with another history. Positions mean nothing
+    /// before that: the same number stands for two different timelines then.
+    pub async fn compare(&self, history: &History) -> Result<()> {
+        let timeline = history.timeline;
+        let claimed = |held: &Held| {
+            held.claim
+                .as_ref()
+                .is_some_and(|own| Line::of(history).is_of(own))
+        };
+        if timeline == TimelineId::FIRST || claimed(&self.held.borrow()) {
+            return Ok(());
+        }
+        let key = self.layout.history(timeline);
+        let read = self.ask_all(|region| {
+            let key = key.clone();
+            async move { get_optional(&*region.quick, &key).await }
+        });
+        for (region, content) in read.await? {
+            let Some(theirs) = content.and_then(|content| History::parse(timeline, &content).ok()) else {
+                continue;
+            };
+            if theirs.entries != history.entries {
+                return Err(AgentError::Conflict {
+                    region: region.name.clone(),
+                    key,
+                    ours: descent(history),
+                    theirs: descent(&theirs),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, line: Line) -> Result<()> {
+        let mut silent = None;
+        for _ in 0..ROUNDS {
+            let told = self.read().await?;
+            let newest = newest(&told);
+            let alone = self.is_alone(&told, newest).await?;
+            if let Entry::Ask(holder) = entry(&self.me.instance, line, newest, alone)
+                && !self.take_over.load(Ordering::Relaxed)
+                && silent.as_ref() != Some(&holder)
+            {
+                self.must_be_silent(&told, line.timeline, &holder).await?;
+                // Meanwhile somebody else may have claimed: look again.
+                silent = Some(holder);
+                continue;
+            }
+            let claim = Writer {
+                epoch: self.next_epoch(newest.map_or(1, |newest| newest.epoch + 1)),
+                instance: self.me.instance.clone(),
+                host: self.me.host.clone(),
+                pid: self.me.pid,
+                timeline: line.timeline,
+                claimed_at: self.clock.now(),
+                begins: Some(line.begins),
+            };
+            if self.place(&claim, &told).await? {
+                log_claim(&claim, newest);
+                self.take_over.store(false, Ordering::Relaxed);
+                self.hold(Some(claim));
+                return Ok(());
+            }
+        }
+        Err(AgentError::Trouble {
+            what: format!(
+                "{ROUNDS} attempts to claim timeline {} were overtaken by other agents",
+                line.timeline
+            ),
+            next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
+        })
+    }
+
+    /// At least `epoch`, and higher than any that was tried before.
+    pub(super) fn next_epoch(&self, epoch: u64) -> u64 {
+        let epoch = epoch.max(self.tried.load(Ordering::Relaxed) + 1);
+        self.tried.store(epoch, Ordering::Relaxed);
+        epoch
+    }
+
+    /// Creates the claim in every region that answered. False: another process has that epoch somewhere.
+    async fn place(&self, claim: &Writer, told: &Told) -> Result<bool> {
+        let (mut placed, mut failure) = (false, None);
+        for (region, _) in told {
+            match create(&*region.quick, &self.layout, claim).await {
+                Ok(true) => placed = true,
+                Ok(false) => return Ok(false),
+                Err(error) if is_of_the_region(&error) => {
+                    tracing::warn!(region = region.name, %error, "the claim is placed there later");
+                    failure = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match failure {
+            Some(error) if !placed => Err(error),
+            _ => Ok(placed),
+        }
+    }
+}
+
+fn log_claim(claim: &Writer, before: Option<&Writer>) {
+    let before = before.map_or_else(|| "none".to_owned(), name);
+    tracing::info!(epoch = claim.epoch, timeline = %claim.timeline, instance = claim.instance, before, "claimed the archive");
+}
+
+fn is_of_the_region(error: &AgentError) -> bool {
+    matches!(error.kind(), Kind::Retry | Kind::Operator)
+}

@@ -1,0 +1,112 @@
+//! Before another writer's place is taken: whether its side shows signs of life.
+//!
+//! Owns: watching the pulses of others, and for how long. Does not own what a sign of life is ([`super::judge::Watch`]).
+
+use std::sync::Arc;
+
+use highwater_format::{Pulse, TimelineId, Writer};
+use tokio::time::Instant;
+
+use super::claim::{ask, name, older_claim};
+use super::judge::{Sign, Watch};
+use super::{Claims, Told};
+use crate::error::{AgentError, Result};
+use crate::inventory;
+use crate::region::Region;
+
+/// The other side of a timeline is silent when its pulses did not change for so many of its own intervals, which its pulses
+/// say; for so many of ours where they do not.
+pub(super) const SILENT_FOR: u32 = 3;
+
+/// Looks at the pulses within one interval: often enough to tell apart two writers that overwrite each other's.
+const LOOKS: u32 = 4;
+
+impl Claims {
+    /// Whether no other process's pulse is in any region. Only asked where the newest claim is our own: then a
+    /// silent companion of ours need not be waited for.
+    pub(super) async fn is_alone(&self, told: &Told, newest: Option<&Writer>) -> Result<bool> {
+        if newest.is_none_or(|claim| claim.instance != self.me.instance) {
+            return Ok(false);
+        }
+        let pulses = self.pulses(told).await?;
+        Ok(pulses.iter().all(|(_, pulse)| pulse.instance == self.me.instance))
+    }
+
+    /// Fails with who it is if a server on another timeline than `timeline` shows signs of life.
+    pub(super) async fn must_be_silent(
+        &self,
+        told: &Told,
+        timeline: TimelineId,
+        holder: &Writer,
+    ) -> Result<()> {
+        tracing::info!(
+            holder = %name(holder), ours = %timeline,
+            "the newest writer is on another timeline: making sure that it is silent"
+        );
+        let (mut changed, mut watch) = (
+            Instant::now(),
+            Watch::new(&self.me.instance, timeline, &holder.instance),
+        );
+        loop {
+            for (region, pulse) in self.pulses(told).await? {
+                match watch.observe(region.index, &pulse, self.interval) {
+                    Sign::None => {}
+                    Sign::Changed => changed = Instant::now(),
+                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, timeline).await),
+                }
+            }
+            let interval = watch.interval(self.interval);
+            if changed.elapsed() >= interval * SILENT_FOR {
+                tracing::warn!(
+                    holder = %name(holder), seconds = changed.elapsed().as_secs(),
+                    "it is silent: going on in its place"
+                );
+                return Ok(());
+            }
+            tokio::time::sleep(interval.min(self.interval) / LOOKS).await;
+        }
+    }
+
+    async fn in_use(
+        &self,
+        region: &Region,
+        pulse: &Pulse,
+        newest: &Writer,
+        timeline: TimelineId,
+    ) -> AgentError {
+        let holder = match older_claim(&*region.quick, &self.layout, &pulse.instance).await {
+            Ok(Some(claim)) => name(&claim),
+            _ if pulse.instance == newest.instance => name(newest),
+            _ => format!("instance {}", pulse.instance),
+        };
+        let other = if pulse.timeline == timeline {
+            ", begun elsewhere"
+        } else {
+            ""
+        };
+        AgentError::InUse {
+            what: format!(
+                "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
+                 {timeline}{other}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
+                pulse.wal_end, pulse.timeline
+            ),
+            next: "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that \
+                   one first, or start this agent with `run --take-over`"
+                .into(),
+        }
+    }
+
+    async fn pulses(&self, told: &Told) -> Result<Vec<(Arc<Region>, Pulse)>> {
+        let regions = told.iter().map(|(region, _)| region.clone());
+        let read = ask(regions, |region| async move {
+            match inventory::pulse(&*region.quick, &self.layout).await {
+                Err(AgentError::Object { .. }) => Ok(None),
+                other => other,
+            }
+        });
+        let read = read.await?.into_iter();
+        Ok(read
+            .filter_map(|(region, pulse)| Some((region, pulse?)))
+            .collect())
+    }
+}
