@@ -44,6 +44,7 @@ mod sql;
 mod start;
 pub mod state;
 pub mod status;
+mod strays;
 pub mod surroundings;
 pub mod uploader;
 pub mod window;
