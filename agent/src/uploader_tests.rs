@@ -2,7 +2,7 @@
 
 use highwater_config::Policy;
 use highwater_format::{Gap, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
-use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule};
+use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule, Store as _};
 
 use super::*;
 
@@ -178,7 +178,7 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
     let other = tail(&shared, range(2, 6), b"ld u");
     let error = strays.agree(&shared, &region, &other).await.unwrap_err();
     assert!(matches!(error, AgentError::Conflict { .. }), "{error}");
-    assert!(error.to_string().contains("0/200002"), "{error}");
+    assert!(error.to_string().contains("0/200003"), "{error}");
 
     shared
         .window
