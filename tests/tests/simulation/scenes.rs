@@ -129,3 +129,31 @@ fn the_archive_does_not_begin_anew_beside_a_region_that_was_not_read() {
         assert!(!world.is_without_gaps());
     });
 }
+
+/// The slot is made anew further on than the server has removed its WAL: what is left before the slot is archived.
+#[test]
+fn a_gap_ends_where_the_server_can_be_read_again() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.agent.stop();
+        while scene.agent.ended().await.is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        scene.sim.change(|world| {
+            let segment = world.segment();
+            world.write(8 * segment);
+            world.node.keep = 3;
+            world.node.drop_slot();
+            let end = world.end();
+            world.node.checkpoint(end, segment);
+            world.gone_before = world.node.kept_from;
+        });
+        scene.settle().await;
+        let world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(!world.is_without_gaps());
+    });
+}
