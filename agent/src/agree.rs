@@ -216,7 +216,8 @@ impl Tail {
     }
 }
 
-fn part(bytes: &[u8], held: LsnRange, wanted: LsnRange) -> &[u8] {
+/// The bytes of `wanted` from those of `held`.
+pub(crate) fn part(bytes: &[u8], held: LsnRange, wanted: LsnRange) -> &[u8] {
     let from = usize::try_from(wanted.start.distance_from(held.start)).unwrap_or(usize::MAX);
     let to = usize::try_from(wanted.end.distance_from(held.start)).unwrap_or(usize::MAX);
     bytes.get(from..to).unwrap_or_default()

@@ -67,9 +67,17 @@ async fn try_origin(
     } else {
         let held = held(&*source.quick, layout, size, furthest.timeline, Lsn::ZERO).await?;
         let run = held.runs().into_iter().find(|run| run.end >= furthest.lsn);
+        // Nobody may count for WAL that the source has and does not show.
+        let run = run.ok_or_else(|| AgentError::Trouble {
+            what: format!(
+                "region {} does not list the WAL that it holds up to {furthest}",
+                source.name
+            ),
+            next: "It is asked again: its listing may lag".into(),
+        })?;
         Position {
             timeline: furthest.timeline,
-            lsn: run.map_or(furthest.lsn, |run| run.start),
+            lsn: run.start,
         }
     };
     // At the first start of an archive there is nothing older.
@@ -267,3 +275,7 @@ async fn descent(
     let child = history.parent().filter(|entry| entry.timeline == parent);
     Ok(child.map(|entry| (content.clone(), entry.switch)))
 }
+
+#[cfg(test)]
+#[path = "backfill_tests.rs"]
+mod tests;

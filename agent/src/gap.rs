@@ -1,6 +1,6 @@
 //! Gaps: WAL that the archive does not have and can no longer get.
 //!
-//! Owns: which range a gap has once the server's word has proven one (pure), its record, and reading and copying
+//! Owns: which range a gap may have and where to look for a smaller one (pure), its record, and reading and copying
 //! records. Does not own: the proof (receiver), the order in which regions store it (window), the base backup that
 //! ends it (schedule).
 //!
@@ -37,11 +37,9 @@ pub struct Span {
     pub ends: Ends,
 }
 
-/// The gaps that may lie between the archive's end and the server's WAL, the smallest first: up to where the slot
-/// keeps WAL from, or, where that promise turns out to be broken, up to where the server writes now.
-///
-/// WAL before a new slot's position may still be there by chance, until the next checkpoint. It is not fished for:
-/// no base backup lies before it that a restore could begin with.
+/// The gaps that may lie between the archive's end and the server's WAL, the smaller first: up to where the slot
+/// keeps WAL from, or, where that promise turns out to be broken, up to where the server writes now. Behind them the
+/// server can be read; what it has of them is found with a [`Search`].
 pub fn spans(frontier: Position, server: &ServerView, size: SegmentSize) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     for place in server.slot.into_iter().chain([server.end]) {
@@ -49,6 +47,68 @@ pub fn spans(frontier: Position, server: &ServerView, size: SegmentSize) -> Vec<
         spans.extend(found.filter(|span| !spans.contains(span)));
     }
     spans
+}
+
+/// Finds the part of a gap that the server really lacks. It may have WAL from before the slot's position, until the next
+/// checkpoint: a slot that was just made keeps nothing of it, and it is there all the same.
+///
+/// WAL is removed from its old end, so that what is there is one stretch; between a segment that is gone and one that
+/// can be read lies its beginning. The segment that is tried first is the one right before the gap's end: mostly that
+/// is gone, and with it all the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    size: SegmentSize,
+    /// Number of the last segment that is known to be gone.
+    gone: u64,
+    found: Span,
+    begun: bool,
+}
+
+impl Search {
+    /// `span` begins in a segment that is gone, and what follows it can be read.
+    pub fn new(span: Span, size: SegmentSize) -> Self {
+        Self {
+            size,
+            gone: size.segment_number(span.range.start),
+            found: span,
+            begun: false,
+        }
+    }
+
+    /// The next smaller gap to be tried; none when what was found is all that is missing.
+    pub fn next(&self) -> Option<Span> {
+        let end = self.found.range.end.saturating_sub(1);
+        let between = self.gone + 1..self.size.segment_number(end) + 1;
+        let number = match self.begun {
+            false => between.clone().next_back()?,
+            true => between.start + (between.end.checked_sub(between.start)?) / 2,
+        };
+        let end = Lsn(number.checked_mul(self.size.bytes())?);
+        let range = LsnRange {
+            end,
+            ..self.found.range
+        };
+        let smaller = between.contains(&number) && end < self.found.range.end && !range.is_empty();
+        smaller.then_some(Span {
+            range,
+            ends: Ends::Stream,
+            ..self.found
+        })
+    }
+
+    /// Whether the server could be read behind the gap that was tried.
+    pub fn tried(&mut self, span: Span, can_be_read: bool) {
+        self.begun = true;
+        match can_be_read {
+            true => self.found = span,
+            false => self.gone = self.size.segment_number(span.range.end),
+        }
+    }
+
+    /// The smallest gap so far.
+    pub fn found(&self) -> Span {
+        self.found
+    }
 }
 
 fn span(frontier: Position, server: &ServerView, place: Lsn) -> Option<Span> {

@@ -88,6 +88,46 @@ fn a_gap_does_not_go_past_the_end_of_its_timeline() {
     assert_eq!(found(at(5, 3 * MIB), &all_gone), []);
 }
 
+/// What is found on a server that has everything from segment `first` on, and how often it was asked.
+fn searched(span: Span, first: u64) -> (Span, u32) {
+    let mut search = Search::new(span, SegmentSize::new(MIB).unwrap());
+    let mut asked = 0;
+    while let Some(smaller) = search.next() {
+        assert!(smaller.range.len() < search.found().range.len(), "{smaller:?}");
+        search.tried(smaller, smaller.range.end.0 >= first * MIB);
+        asked += 1;
+        assert!(asked < 20);
+    }
+    (search.found(), asked)
+}
+
+#[test]
+fn i5_a_gap_covers_only_what_the_server_lacks() {
+    let span = |start: u64, end: u64, ends| Span {
+        timeline: id(1),
+        range: LsnRange::new(Lsn(start), Lsn(end)),
+        ends,
+    };
+    let start = 3 * MIB + 100;
+    for first in 4..=200 {
+        let (found, asked) = searched(span(start, 200 * MIB, Ends::Stream), first);
+        assert_eq!(found, span(start, first * MIB, Ends::Stream));
+        assert!(asked <= 10, "{first}: {asked}");
+    }
+    assert_eq!(searched(span(start, 200 * MIB, Ends::Stream), 200).1, 1);
+    // Nothing lies between: nobody is asked.
+    assert_eq!(searched(span(start, 4 * MIB, Ends::Stream), 4).1, 0);
+    assert_eq!(searched(span(3 * MIB, 4 * MIB, Ends::Stream), 4).1, 0);
+    // A timeline was left at 7.5: its last segment may be there under the name of the next one.
+    let left = 7 * MIB + MIB / 2;
+    let all = span(start, left, Ends::Switch);
+    assert_eq!(searched(all, 8).0, all);
+    assert_eq!(searched(all, 7).0, span(start, 7 * MIB, Ends::Stream));
+    assert_eq!(searched(all, 5).0, span(start, 5 * MIB, Ends::Stream));
+    let exactly = span(start, 7 * MIB, Ends::Switch);
+    assert_eq!(searched(exactly, 7).0, exactly);
+}
+
 fn gap(start: u64, end: u64, reason: &str) -> Gap {
     Gap {
         timeline: id(1),

@@ -95,6 +95,17 @@ async fn i5_a_region_counts_past_a_gap_only_with_the_record() {
     }
 }
 
+/// Uploads run in parallel: an agent that dies may have stored a later object without an earlier one.
+#[tokio::test]
+async fn i5_what_lies_behind_a_hole_does_not_count() {
+    let archive = Archive::new();
+    archive.segments(1, 3..5).await;
+    archive.segments(1, 6..8).await;
+    assert_eq!(archive.end().await, (1, 5));
+    archive.segments(1, 5..6).await;
+    assert_eq!(archive.end().await, (1, 8));
+}
+
 /// A listing that lags does not show the newest keys; what the pulse claims is looked for by name.
 #[tokio::test]
 async fn fault_38_segments_that_a_listing_hides_are_found_by_name() {

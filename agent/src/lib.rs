@@ -46,6 +46,7 @@ mod sql;
 mod start;
 pub mod state;
 pub mod status;
+mod strays;
 pub mod surroundings;
 pub mod synchronous;
 pub mod uploader;

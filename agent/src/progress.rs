@@ -23,6 +23,10 @@ pub struct Progress {
 #[derive(Debug)]
 struct Inner {
     frontier: Frontier,
+    /// Per region: what it holds, while it waits to be compared before it counts.
+    waiting: Vec<Option<Position>>,
+    /// The server no longer has the WAL from here on.
+    lost_from: Option<Position>,
     /// Commit times by the position that makes them durable, oldest first.
     commits: std::collections::VecDeque<(Position, Time)>,
 }
@@ -32,6 +36,8 @@ impl Progress {
     pub fn new(policy: Policy, regions: usize, state: State) -> Self {
         let inner = Inner {
             frontier: Frontier::new(policy, regions),
+            waiting: vec![None; regions],
+            lost_from: None,
             commits: std::collections::VecDeque::new(),
         };
         Self {
@@ -87,6 +93,28 @@ impl Progress {
     /// The furthest position of any region.
     pub fn furthest(&self) -> Option<Position> {
         self.lock().frontier.furthest()
+    }
+
+    /// Notes what a region holds that does not count yet because it has to be compared first; none when it counts.
+    pub fn waits(&self, region: usize, at: Option<Position>) {
+        if let Some(place) = self.lock().waiting.get_mut(region) {
+            *place = at;
+        }
+    }
+
+    /// The furthest position of any region that waits to be compared.
+    pub fn furthest_waiting(&self) -> Option<Position> {
+        self.lock().waiting.iter().copied().flatten().max()
+    }
+
+    /// Notes that the server no longer has the WAL from `at` on; none when the stream goes on.
+    pub fn server_lost(&self, at: Option<Position>) {
+        self.lock().lost_from = at;
+    }
+
+    /// Where the stream cannot go on, because the server no longer has what comes next.
+    pub fn lost_from(&self) -> Option<Position> {
+        self.lock().lost_from
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

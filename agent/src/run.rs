@@ -39,7 +39,7 @@ use crate::synchronous::{APPLICATION_NAME, Manner};
 use crate::uploader::{Shared, Uploader};
 use crate::window::Window;
 use crate::writer::Claims;
-use crate::{admin, agree, branches, identity, inventory, pulse, server, slot};
+use crate::{admin, agree, branches, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -147,11 +147,11 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         regions,
         me,
     } = surroundings;
-    let (connection, identity, slot_keeps) = first_contact(&conninfo, &config.cluster.slot).await?;
+    let (connection, identity) = first_contact(&conninfo).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let places = Places::new(archive.layout.root(), &me.instance);
-    let positions = read_regions(&archive, &places, slot_keeps).await?;
+    let positions = read_regions(&archive, &places).await?;
     let claims = Claims::new(
         me,
         &archive,
@@ -217,15 +217,13 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     })
 }
 
-/// Connects for the first time, and asks whether the slot keeps WAL already. A server that is not up yet is waited
-/// for; one that says no is not.
-async fn first_contact(conninfo: &ConnInfo, slot: &str) -> Result<(Connection, Identity, bool)> {
+/// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
+async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
     loop {
         let attempt = async {
             let mut connection = server::connect(conninfo).await?;
             let identity = server::identity(&mut connection).await?;
-            let slot_keeps = slot::keeps(&mut connection, conninfo, slot).await?;
-            Ok((connection, identity, slot_keeps))
+            Ok((connection, identity))
         };
         match attempt.await {
             Ok(contact) => return Ok(contact),
@@ -246,13 +244,10 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
 /// Reads every region; those that do not answer join later, as long as one does. Two that are the same place are
 /// refused.
 ///
-/// Where those that answer hold nothing and no slot has kept WAL, nobody but the others knows where the archive ends:
-/// beginning anew beside one that holds WAL would leave a hole between the two that nobody has recorded.
-async fn read_regions(
-    archive: &Archive,
-    places: &Places,
-    slot_keeps: bool,
-) -> Result<Vec<Option<Option<Position>>>> {
+/// Where those that answer hold nothing, nobody but the others knows where the archive ends: beginning anew beside one
+/// that holds WAL would leave a hole between the two that nobody has recorded. The slot cannot tell: it may have been made
+/// anew since, and a moment ago is not now.
+async fn read_regions(archive: &Archive, places: &Places) -> Result<Vec<Option<Option<Position>>>> {
     loop {
         let read = read_all(archive, places).await;
         let answered = archive
@@ -279,11 +274,11 @@ async fn read_regions(
             Some(error) if positions.iter().all(Option::is_none) => {
                 wait_or_fail(error, "no region can be read").await?;
             }
-            Some(error) if !slot_keeps && positions.iter().flatten().all(Option::is_none) => {
+            Some(error) if positions.iter().flatten().all(Option::is_none) => {
                 tracing::error!(
                     %error,
-                    "the archive begins when this region has been read once: the others hold nothing, and there is no \
-                     slot yet that would say how far it was archived. If it is gone for good, take it out of the configuration"
+                    "the archive begins when this region has been read once: the others hold nothing, and this one may \
+                     know how far it was archived. If it is gone for good, take it out of the configuration"
                 );
                 tokio::time::sleep(START_PAUSE).await;
             }

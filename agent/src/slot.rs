@@ -55,11 +55,6 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
     })
 }
 
-/// Whether the slot is there and keeps WAL; makes nothing.
-pub async fn keeps(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<bool> {
-    Ok(position(conn, info, name).await?.flatten().is_some())
-}
-
 /// Drops the slot and makes it anew, so that the server keeps WAL only from its last checkpoint on. Nothing is
 /// acknowledged by that: the stream still begins where the archive ends.
 pub async fn remake(conn: &mut Connection, info: &ConnInfo, name: &str, why: &str) -> Result<()> {

@@ -35,6 +35,7 @@ use crate::places::Places;
 use crate::progress::Progress;
 use crate::region::{Archive, Region, write_once};
 use crate::state::{RegionState, State};
+use crate::strays::Strays;
 use crate::window::{Item, Next, What, Window};
 
 /// Before a region that found nothing for it in the window looks again.
@@ -89,26 +90,32 @@ type Upload = Pin<Box<dyn Future<Output = Result<(u64, Arc<Item>)>> + Send>>;
 pub struct Uploader {
     shared: Shared,
     region: Arc<Region>,
+    /// What was found behind the region's position when that was read.
+    strays: Arc<Strays>,
 }
 
 impl Uploader {
     /// The pipeline of one region.
     pub fn new(shared: Shared, region: Arc<Region>) -> Self {
-        Self { shared, region }
+        Self {
+            shared,
+            region,
+            strays: Arc::default(),
+        }
     }
 
     /// Works until cancelled; ends early only with an error that concerns the whole archive. Trouble of this
     /// region alone is shown and tried again: it must not stop the others.
     ///
     /// `known` is the region's position if it has been read already.
-    pub async fn run(self, known: Option<Option<Position>>, cancel: CancellationToken) -> Result<()> {
+    pub async fn run(mut self, known: Option<Option<Position>>, cancel: CancellationToken) -> Result<()> {
         cancel
             .run_until_cancelled(self.persist(known))
             .await
             .unwrap_or(Ok(()))
     }
 
-    async fn persist(&self, mut known: Option<Option<Position>>) -> Result<()> {
+    async fn persist(&mut self, mut known: Option<Option<Position>>) -> Result<()> {
         loop {
             let Err(error) = self.work(known.take()).await;
             if !is_of_this_region(&error) {
@@ -124,7 +131,7 @@ impl Uploader {
         }
     }
 
-    async fn work(&self, known: Option<Option<Position>>) -> Result<Infallible> {
+    async fn work(&mut self, known: Option<Option<Position>>) -> Result<Infallible> {
         let index = self.region.index;
         let mut at = match known {
             Some(position) => position,
@@ -133,11 +140,16 @@ impl Uploader {
                 // What was stored in this session is the stream's.
                 let counted = self.shared.progress.position(index);
                 if let Some(position) = position.filter(|at| counted.is_none_or(|counted| counted < *at)) {
-                    self.agree(position).await?;
+                    let agreed = self.agree(position).await;
+                    self.shared.progress.waits(index, None);
+                    agreed?;
                 }
                 position
             }
         };
+        if let Some(position) = at {
+            self.strays = Arc::new(Strays::find(&self.shared, &self.region, position).await?);
+        }
         for (timeline, content) in self.shared.histories.iter() {
             let key = self.shared.archive.layout.history(*timeline);
             write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
@@ -215,7 +227,10 @@ impl Uploader {
                 .iter()
                 .filter_map(|peer| self.shared.progress.position(peer.index))
                 .max();
-            let ahead = furthest.is_none_or(|at| at < position);
+            // What the server no longer has never comes from there: then the region is the only one to go on from, and the
+            // stream is compared with it where it begins.
+            let lost = self.shared.progress.lost_from();
+            let ahead = furthest.is_none_or(|at| at < position) && lost.is_none_or(|at| at >= position);
             if !ahead && since.elapsed() >= COMPARE_PATIENCE {
                 tracing::warn!(
                     region = self.region.name, %position, why,
@@ -223,6 +238,7 @@ impl Uploader {
                 );
                 return Ok(());
             }
+            self.shared.progress.waits(self.region.index, Some(position));
             if ahead {
                 self.shared.state.update_region(self.region.index, |view| {
                     view.state = RegionState::CatchingUp;
@@ -336,13 +352,14 @@ impl Uploader {
     }
 
     fn upload(&self, number: u64, item: Arc<Item>) -> Upload {
-        let store = self.region.store.clone();
-        let layout = self.shared.archive.layout.clone();
+        let (shared, region, strays) = (self.shared.clone(), self.region.clone(), self.strays.clone());
         Box::pin(async move {
+            strays.agree(&shared, &region, &item).await?;
+            let (store, layout) = (&*region.store, &shared.archive.layout);
             match item.what {
-                What::Gap { .. } => gap::write(&*store, &layout, &item.key, item.object.clone()).await?,
+                What::Gap { .. } => gap::write(store, layout, &item.key, item.object.clone()).await?,
                 What::Wal { .. } | What::History { .. } => {
-                    write_once(&*store, &item.key, item.object.clone()).await?;
+                    write_once(store, &item.key, item.object.clone()).await?;
                 }
             }
             Ok((number, item))

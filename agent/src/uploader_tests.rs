@@ -2,7 +2,7 @@
 
 use highwater_config::Policy;
 use highwater_format::{Gap, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
-use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule};
+use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule, Store as _};
 
 use super::*;
 
@@ -126,4 +126,78 @@ async fn i5_nothing_behind_a_gap_is_stored_before_its_record() {
     assert_eq!(shared.progress.position(0), Some(at(6)));
     cancel.cancel();
     running.await.unwrap().unwrap();
+}
+
+/// Whoever lists a region takes its first object for the beginning: while that is on its way nothing else is stored.
+#[tokio::test(start_paused = true)]
+async fn i5_the_first_object_of_a_region_is_stored_alone() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (shared, region) = shared(store.clone());
+    let (first, second) = (range(1, 2), range(2, 3));
+    let layout = &shared.archive.layout;
+    let key = layout.tail(TimelineId::FIRST, first);
+    store.inject(
+        Rule::once(Fault::Delay(Duration::from_secs(60)))
+            .on(Operation::Put)
+            .key(&key),
+    );
+    shared.window.push(wal(&shared, first));
+    shared.window.push(wal(&shared, second));
+    let cancel = CancellationToken::new();
+    let running = tokio::spawn(Uploader::new(shared.clone(), region).run(Some(None), cancel.clone()));
+
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(memory.keys().is_empty(), "{:?}", memory.keys());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(memory.keys(), [key, layout.tail(TimelineId::FIRST, second)]);
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// An object of the same WAL that lies behind a hole, and says something else than the stream: a chunk beside it has
+/// another key, and is not stored.
+#[tokio::test(start_paused = true)]
+async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside_it() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let stray = tail(
+        &shared,
+        LsnRange::new(Lsn(2 * MIB), Lsn(2 * MIB + 8)),
+        b"rollback",
+    );
+    memory
+        .put(&stray.key, stray.object.clone(), highwater_store::PutMode::Create)
+        .await
+        .unwrap();
+    let range = |from, to| LsnRange::new(Lsn(2 * MIB + from), Lsn(2 * MIB + to));
+    let strays = Strays::find(&shared, &region, at(1)).await.unwrap();
+    let same = tail(&shared, range(0, 4), b"roll");
+    strays.agree(&shared, &region, &same).await.unwrap();
+    let beyond = tail(&shared, range(8, 12), b"else");
+    strays.agree(&shared, &region, &beyond).await.unwrap();
+    let other = tail(&shared, range(2, 6), b"ld u");
+    let error = strays.agree(&shared, &region, &other).await.unwrap_err();
+    assert!(matches!(error, AgentError::Conflict { .. }), "{error}");
+    assert!(error.to_string().contains("0/200003"), "{error}");
+
+    shared
+        .window
+        .push(wal(&shared, LsnRange::new(Lsn(MIB), Lsn(2 * MIB))));
+    shared.window.push(tail(&shared, range(0, 6), b"rolled"));
+    let uploader = Uploader::new(shared.clone(), region);
+    let ended = uploader.run(Some(Some(at(1))), CancellationToken::new()).await;
+    assert!(matches!(ended, Err(AgentError::Conflict { .. })), "{ended:?}");
+    assert_eq!(shared.progress.position(0), Some(at(2)));
+}
+
+fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
+    use highwater_format::{Codec, FrameEncoder, Header, Kind, seal};
+    let system_id = shared.archive.identity.system_id;
+    let header = Header::wal(Kind::Tail, Codec::None, system_id, TimelineId::FIRST, range);
+    let frame = FrameEncoder::new(Codec::None).encode(plain).unwrap();
+    Item {
+        object: Object::new(seal(header, &[frame]).unwrap().bytes),
+        ..wal(shared, range)
+    }
 }

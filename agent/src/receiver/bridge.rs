@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::Receiver;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
-use crate::gap::{self, Ends, Span};
+use crate::gap::{self, Ends, Search, Span};
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::server;
@@ -55,10 +55,12 @@ impl Receiver {
     /// The gap begins where the archive ends, not where the part of it ends that has been read so far.
     fn is_the_archives_end(&mut self, frontier: Position) -> Result<()> {
         let progress = &self.context.shared.progress;
-        if progress.durable().is_none() {
+        let waiting = progress.furthest_waiting().is_some_and(|at| at > frontier);
+        if progress.durable().is_none() || waiting {
+            progress.server_lost(Some(frontier));
             return Err(AgentError::Trouble {
                 what: format!(
-                    "the server no longer has the WAL from {frontier} on, and a region that has not been read yet may"
+                    "the server no longer has the WAL from {frontier} on, and a region that does not count yet may"
                 ),
                 next: "The agent goes on when as many regions as the policy asks for answer".into(),
             });
@@ -77,10 +79,10 @@ impl Receiver {
 
     /// The smallest gap behind which the server really can be read.
     async fn proven(&self, frontier: Position, view: &ServerView) -> Result<Span> {
-        let spans = gap::spans(frontier, view, self.context.shared.segment_size);
-        for span in spans {
+        let size = self.context.shared.segment_size;
+        for span in gap::spans(frontier, view, size) {
             if span.ends == Ends::Switch || self.streams_from(&span, view).await? {
-                return Ok(span);
+                return self.narrowed(Search::new(span, size), view).await;
             }
         }
         Err(AgentError::Trouble {
@@ -88,6 +90,15 @@ impl Receiver {
             next: "Nothing is recorded or skipped before that is possible; look into the server's log and its pg_wal directory"
                 .into(),
         })
+    }
+
+    /// The part of it that the server says it lacks.
+    async fn narrowed(&self, mut search: Search, view: &ServerView) -> Result<Span> {
+        while let Some(smaller) = search.next() {
+            let can_be_read = self.streams_from(&smaller, view).await?;
+            search.tried(smaller, can_be_read);
+        }
+        Ok(search.found())
     }
 
     /// Whether WAL arrives when asked for from the gap's end on. Asked without the slot, so that its position stays.

@@ -229,6 +229,7 @@ impl Receiver {
                     self.sealed = Some(untouched.unwrap_or(reached));
                     if self.got_on(&resume) {
                         self.removed = false;
+                        self.context.shared.progress.server_lost(None);
                         // What was wrong with the slot may still be why the next segment is gone.
                         self.cause.take_if(|_| !ended.as_ref().is_err_and(is_removed));
                     }

@@ -80,7 +80,7 @@ impl Agent {
     }
 
     pub(crate) fn start(&mut self) {
-        self.sim.lock().note("agent starts");
+        self.sim.lock().agent_starts();
         let names = self
             .config
             .regions

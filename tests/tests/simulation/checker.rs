@@ -12,6 +12,7 @@ use highwater_format::{Key, Layout, LsnRange, Object, SegmentSize};
 
 use crate::node::Line;
 use crate::wal::Version;
+use crate::wire::lsn;
 
 #[derive(Debug)]
 struct Piece {
@@ -42,30 +43,54 @@ impl Piece {
 struct Reached {
     line: Line,
     seen: usize,
-    /// First byte that differs from the line's.
-    differs: u64,
-    /// Runs that are held, by start; none touches another.
-    runs: BTreeMap<u64, u64>,
+    /// First bytes that differ from the line's, one of each piece that does.
+    differs: Vec<u64>,
+    wal: Runs,
+    /// Gaps count as held.
+    with_gaps: Runs,
+    gaps: Vec<(u64, u64)>,
 }
 
 impl Reached {
+    /// How far `runs` go on from `from` without a byte that differs. What lies before a gap cannot be compared any more
+    /// with a server that has lost it: no restore goes over the gap.
+    fn end(&self, runs: &Runs, from: u64) -> u64 {
+        let cut_off = |at: u64| self.gaps.iter().any(|(_, end)| at < *end && *end <= from);
+        let bad = |at: &u64| *at >= from || !cut_off(*at);
+        let bad = self.differs.iter().copied().filter(bad).min();
+        runs.end_of_run(from).min(bad.unwrap_or(u64::MAX))
+    }
+
+    /// Where it goes on for one who stands before bytes that differ and that a gap has cut off.
+    fn behind_a_gap(&self, at: u64) -> Option<u64> {
+        let stands = self.differs.contains(&at);
+        let ends = self.gaps.iter().map(|(_, end)| *end);
+        ends.filter(|end| stands && *end > at).min()
+    }
+}
+
+/// Stretches by start; none touches another.
+#[derive(Debug, Default)]
+struct Runs(BTreeMap<u64, u64>);
+
+impl Runs {
     fn add(&mut self, mut start: u64, mut end: u64) {
-        while let Some((&first, &last)) = self.runs.range(..=end).next_back() {
+        while let Some((&first, &last)) = self.0.range(..=end).next_back() {
             if last < start {
                 break;
             }
-            self.runs.remove(&first);
+            self.0.remove(&first);
             (start, end) = (start.min(first), end.max(last));
         }
         if start < end {
-            self.runs.insert(start, end);
+            self.0.insert(start, end);
         }
     }
 
     /// The end of the run that holds `at`; `at` itself if it is not held.
     fn end_of_run(&self, at: u64) -> u64 {
-        let run = self.runs.range(..=at).next_back();
-        run.map_or(at, |(_, end)| (*end).max(at)).min(self.differs)
+        let run = self.0.range(..=at).next_back();
+        run.map_or(at, |(_, end)| (*end).max(at))
     }
 }
 
@@ -146,12 +171,13 @@ impl Holdings {
         Ok(())
     }
 
-    /// A gap may be recorded only where the server has no WAL any more. It may reach as far as the slot that was made
-    /// anew, which can be further than what the server has removed.
+    /// A gap may be recorded only where the server has no WAL any more. What it has removed stays removed, so that the
+    /// moment of the record may come as late as storage makes it.
     fn store_gap(&mut self, model: &Model<'_>, timeline: u32, range: LsnRange) -> Result<(), String> {
-        if range.start.0 >= model.gone_before {
+        if range.end.0 > model.gone_before {
             return Err(format!(
-                "I5: a gap {range} is recorded, and the server has that WAL"
+                "I5: a gap {range} is recorded, and the server has the WAL from {} on",
+                lsn(model.gone_before)
             ));
         }
         self.pieces.push(Piece {
@@ -163,13 +189,37 @@ impl Holdings {
         Ok(())
     }
 
+    /// The same, of an object that is known to be right, in a region that was emptied since.
+    pub(crate) fn store_again(&mut self, model: &Model<'_>, key: &str, bytes: &Bytes) -> Result<(), String> {
+        // A history may have been removed while WAL of its timeline was on its way.
+        let histories = BTreeMap::new();
+        let lenient = Model {
+            histories: match model.layout.parse(key) {
+                Some(Key::History(_)) => model.histories,
+                _ => &histories,
+            },
+            ..*model
+        };
+        self.store(&lenient, key, bytes)
+    }
+
+    /// The ends of all gaps on record.
+    pub(crate) fn gap_ends(&self) -> impl Iterator<Item = u64> {
+        let gaps = self.pieces.iter().filter(|piece| piece.plain.is_none());
+        gaps.map(|piece| piece.end)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     /// Up to where a restore from this region alone would get on `line`, beginning at `from`.
     pub(crate) fn reach(&mut self, versions: &[Version], line: &Line, from: u64) -> u64 {
-        let reach = self.update(versions, line).end_of_run(from);
+        let known = self.update(versions, line);
+        let mut reach = known.end(&known.with_gaps, from);
+        while let Some(end) = known.behind_a_gap(reach) {
+            reach = known.end(&known.with_gaps, end);
+        }
         let children = line.ancestors.iter().skip(1).map(|at| at.timeline);
         let children = children.chain([line.timeline]);
         let lacking = line.ancestors.iter().zip(children);
@@ -179,10 +229,38 @@ impl Holdings {
             .fold(reach, u64::min)
     }
 
+    /// The end of the WAL on `line` that goes on from `from`, without any gap.
+    pub(crate) fn wal_end(&mut self, versions: &[Version], line: &Line, from: u64) -> u64 {
+        let known = self.update(versions, line);
+        known.end(&known.wal, from).max(from)
+    }
+
+    /// The ends of the gaps on `line` that hold `at` and are on record here.
+    pub(crate) fn gaps_at(&mut self, versions: &[Version], line: &Line, at: u64) -> Vec<u64> {
+        let known = self.update(versions, line);
+        let around = known
+            .gaps
+            .iter()
+            .filter(|(start, end)| (*start..*end).contains(&at));
+        let around = around.map(|(_, end)| *end);
+        around.chain(known.behind_a_gap(at)).collect()
+    }
+
+    /// Whether any WAL of `timeline` is here: its history alone says that it began, not that it is archived.
+    pub(crate) fn knows(&self, timeline: u32) -> bool {
+        self.pieces.iter().any(|piece| piece.timeline == timeline)
+    }
+
+    /// Whether anything is here of a timeline that is not on `line`.
+    pub(crate) fn knows_another_timeline(&self, line: &Line) -> bool {
+        let timelines = self.pieces.iter().map(|piece| piece.timeline);
+        let mut timelines = timelines.chain(self.histories.keys().copied());
+        timelines.any(|timeline| line.part(timeline).is_none())
+    }
+
     /// The first byte on `line` that an object here contradicts.
     pub(crate) fn differs(&mut self, versions: &[Version], line: &Line) -> Option<u64> {
-        let at = self.update(versions, line).differs;
-        (at < u64::MAX).then_some(at)
+        self.update(versions, line).differs.iter().min().copied()
     }
 
     fn update(&mut self, versions: &[Version], line: &Line) -> &Reached {
@@ -190,8 +268,10 @@ impl Holdings {
         let mut known = self.reached.take().filter(fits).unwrap_or_else(|| Reached {
             line: line.clone(),
             seen: 0,
-            differs: u64::MAX,
-            runs: BTreeMap::new(),
+            differs: Vec::new(),
+            wal: Runs::default(),
+            with_gaps: Runs::default(),
+            gaps: Vec::new(),
         });
         for piece in &self.pieces[known.seen..] {
             let Some((version, switch)) = line.part(piece.timeline) else {
@@ -202,9 +282,13 @@ impl Holdings {
                 None => piece.end.min(switch),
             };
             if end < piece.end.min(switch) {
-                known.differs = known.differs.min(end);
+                known.differs.push(end);
             }
-            known.add(piece.start, end);
+            known.with_gaps.add(piece.start, end);
+            match &piece.plain {
+                Some(_) => known.wal.add(piece.start, end),
+                None => known.gaps.push((piece.start, end)),
+            }
         }
         known.seen = self.pieces.len();
         self.reached.insert(known)

@@ -36,8 +36,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use schedule::{Theme, run};
 
-/// Schedules per theme; there are five.
-const SCHEDULES: u64 = 2000;
+/// Schedules per theme; there are six.
+const SCHEDULES: u64 = 1700;
 
 /// The lines of a log that are printed when a schedule fails.
 const SHOWN: usize = 400;
@@ -111,6 +111,11 @@ fn rollback() {
 }
 
 #[test]
+fn losses() {
+    simulate(Theme::Losses);
+}
+
+#[test]
 fn one_seed_is_one_log() {
     for theme in [
         Theme::Storage,
@@ -118,6 +123,7 @@ fn one_seed_is_one_log() {
         Theme::Server,
         Theme::Lineage,
         Theme::Rollback,
+        Theme::Losses,
     ] {
         for seed in first_seed()..first_seed() + 10 {
             let (one, two) = (run(theme, seed), run(theme, seed));

@@ -35,6 +35,12 @@ impl Line {
         Some((ancestor.version, ancestor.switch))
     }
 
+    /// Every version that the line takes bytes from, and how far.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (usize, u64)> {
+        let ancestors = self.ancestors.iter().map(|at| (at.version, at.switch));
+        ancestors.chain([(self.version, u64::MAX)])
+    }
+
     /// The same line, left at `timeline`, which goes on without end.
     pub(crate) fn up_to(&self, timeline: u32) -> Option<Line> {
         if timeline == self.timeline {
@@ -56,6 +62,13 @@ impl Line {
             .get(place + 1)
             .map_or(self.timeline, |at| at.timeline);
         Some((next, self.ancestors[place].switch))
+    }
+
+    /// Where `timeline` left the one before it; 0 for the first.
+    pub(crate) fn begins(&self, timeline: u32) -> u64 {
+        let place = self.ancestors.iter().position(|at| at.timeline == timeline);
+        let before = place.unwrap_or(self.ancestors.len()).checked_sub(1);
+        before.map_or(0, |before| self.ancestors[before].switch)
     }
 
     /// A history file's content.
@@ -82,10 +95,12 @@ pub(crate) struct Node {
     pub(crate) saved_slot: Option<Option<u64>>,
     /// Where a new slot would begin.
     pub(crate) checkpoint: u64,
+    /// `wal_keep_size`, in segments.
+    pub(crate) keep: u64,
 }
 
 impl Node {
-    pub(crate) fn new(version: usize, timeline: u32, start: u64) -> Self {
+    pub(crate) fn new(version: usize, timeline: u32, start: u64, keep: u64) -> Self {
         Self {
             line: Line {
                 ancestors: Vec::new(),
@@ -96,6 +111,7 @@ impl Node {
             slot: None,
             saved_slot: None,
             checkpoint: start,
+            keep,
         }
     }
 
@@ -104,23 +120,24 @@ impl Node {
         self.saved_slot = self.slot;
     }
 
-    /// A checkpoint at `end`: the slot is saved, and WAL that nobody keeps is removed.
+    /// A checkpoint at `end`: the slot is saved, and WAL that nobody keeps is removed, but for a little.
     pub(crate) fn checkpoint(&mut self, end: u64, segment: u64) {
         self.checkpoint = end;
         self.saved_slot = self.slot;
-        let needed = match self.slot {
-            Some(Some(kept)) => kept.min(end),
-            _ => return,
-        };
+        let kept_anyway = end.saturating_sub(self.keep * segment);
+        let needed = self.slot.flatten().unwrap_or(end).min(kept_anyway);
         self.kept_from = self.kept_from.max(needed - needed % segment);
     }
 
-    /// Somebody drops the slot, and the next checkpoint removes what it kept.
-    pub(crate) fn lose_slot(&mut self, end: u64, segment: u64) {
+    pub(crate) fn drop_slot(&mut self) {
         self.slot = None;
         self.saved_slot = None;
-        self.checkpoint = end;
-        self.kept_from = self.kept_from.max(end - end % segment);
+    }
+
+    /// Somebody makes the slot anew: at the present position, or so that it keeps nothing.
+    pub(crate) fn replace_slot(&mut self, keeps: Option<u64>) {
+        self.slot = Some(keeps);
+        self.saved_slot = self.slot;
     }
 
     /// The server process dies and starts again.

@@ -57,7 +57,7 @@ impl Weather {
             denied: rng.pick(&[0, 0, 0, 100]),
             corrupt: rng.pick(&[0, 0, 0, 50]),
             delay: rng.pick(&[1, 30, 300, 3000]),
-            hide: Duration::ZERO,
+            hide: Duration::from_secs(rng.pick(&[0, 0, 0, 1, 5, 60])),
         }
     }
 }
@@ -216,6 +216,9 @@ impl SimRegion {
             return Err(self.error(ErrorKind::Retry, operation, key, "timed out"));
         }
         if let Fate::Fails(kind) = trip.fate {
+            if kind == ErrorKind::Corrupt {
+                self.bucket.sim.lock().read_damaged(self.bucket.index, key);
+            }
             return Err(self.error(kind, operation, key, "failed"));
         }
         let value = call.await;
@@ -223,7 +226,21 @@ impl SimRegion {
         sleep(trip.back).await;
         match trip.fate {
             Fate::Lost => Err(self.error(ErrorKind::Retry, operation, key, "done, reply lost")),
-            _ => value,
+            _ => {
+                self.bucket.sim.lock().read_whole(self.bucket.index, key);
+                value
+            }
+        }
+    }
+
+    /// Somebody removes everything, but for the object by which the store itself is tried out: without it in the middle
+    /// of that, a store looks like one that ignores conditions.
+    pub(crate) async fn empty(&self) {
+        self.bucket.sim.lock().emptied(self.bucket.index);
+        let keys = self.bucket.objects.keys().into_iter();
+        for key in keys.filter(|key| !key.contains("/probe/")) {
+            self.bucket.objects.delete(&key).await.unwrap();
+            lock(&self.bucket.born).remove(&key);
         }
     }
 }
@@ -243,9 +260,12 @@ impl Store for SimRegion {
         if let Fate::Late(wait) = trip.fate {
             // The request is on its way; nobody will hear how it ended.
             let (bucket, name) = (self.bucket.clone(), key.to_owned());
+            let process = bucket.sim.lock().process;
             tokio::spawn(async move {
                 sleep(wait).await;
-                let _ = bucket.put(&name, object, mode).await;
+                if matches!(bucket.put(&name, object, mode).await, Ok(Put::Created)) {
+                    bucket.sim.lock().arrived_late(&name, process);
+                }
             });
             sleep(trip.there).await;
             return Err(self.error(ErrorKind::Retry, Operation::Put, key, "delayed"));

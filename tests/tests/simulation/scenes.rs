@@ -42,3 +42,118 @@ fn what_is_sealed_is_stored_when_the_agent_stops_without_a_server() {
         assert_eq!(held, vec![lsn(sent); scene.regions.len()]);
     });
 }
+
+/// A schedule with two regions of which both must hold what is reported.
+fn two_regions() -> Schedule {
+    let schedules = (1..).map(|seed| Schedule::new(Theme::Storage, seed));
+    let both = |scene: &Schedule| scene.regions.len() == 2 && scene.sim.lock().needed == 2;
+    let mut schedules = schedules.filter(both);
+    schedules.next().unwrap()
+}
+
+/// The server loses WAL that one region holds and the other does not, while the agent could not read the one: no gap, and
+/// nobody counts for what lies between the two before it is copied.
+#[test]
+fn what_the_server_has_lost_comes_from_the_region_that_joins_late() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.regions[1].freeze(true);
+        for _ in 0..5 {
+            scene.sim.change(|world| world.write(900_000));
+            sleep(Duration::from_secs(3)).await;
+        }
+        scene.agent.kill();
+        while scene.agent.ended().await.is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let (line, before) = {
+            let mut world = scene.sim.lock();
+            let line = world.node.line.clone();
+            let reaches = world.reaches(&line);
+            (line, reaches)
+        };
+        let segment = scene.sim.lock().segment();
+        assert!(before[0] > before[1] + 2 * segment, "{before:?}");
+
+        scene.regions[0].freeze(true);
+        scene.regions[1].freeze(false);
+        scene.start_agent();
+        scene.sim.change(|world| {
+            let (end, segment) = (world.end(), world.segment());
+            world.node.drop_slot();
+            world.node.checkpoint(end, segment);
+            world.gone_before = world.node.kept_from;
+            assert!(world.gone_before > before[1] && world.gone_before <= before[0]);
+        });
+        sleep(Duration::from_secs(10)).await;
+        scene.settle().await;
+        let mut world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        let end = world.end();
+        assert_eq!(world.reaches(&line), vec![end; 2]);
+        assert!(world.is_without_gaps());
+    });
+}
+
+/// One region is emptied, the other does not answer, and the slot is lost while the agent starts: the archive does not
+/// begin anew beside the one that holds it.
+#[test]
+fn the_archive_does_not_begin_anew_beside_a_region_that_was_not_read() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(700_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.agent.stop();
+        while scene.agent.ended().await.is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        scene.regions[1].empty().await;
+        scene.regions[0].freeze(true);
+        scene.start_agent();
+        sleep(Duration::from_secs(1)).await;
+        scene.sim.change(|world| {
+            world.write(4_000_000);
+            let (end, segment) = (world.end(), world.segment());
+            world.node.drop_slot();
+            world.node.checkpoint(end, segment);
+            world.gone_before = world.node.kept_from;
+        });
+        sleep(Duration::from_secs(20)).await;
+        scene.settle().await;
+        let world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(!world.is_without_gaps());
+    });
+}
+
+/// The slot is made anew further on than the server has removed its WAL: what is left before the slot is archived.
+#[test]
+fn a_gap_ends_where_the_server_can_be_read_again() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.agent.stop();
+        while scene.agent.ended().await.is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        scene.sim.change(|world| {
+            let segment = world.segment();
+            world.write(8 * segment);
+            world.node.keep = 3;
+            world.node.drop_slot();
+            let end = world.end();
+            world.node.checkpoint(end, segment);
+            world.gone_before = world.node.kept_from;
+        });
+        scene.settle().await;
+        let world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(!world.is_without_gaps());
+    });
+}

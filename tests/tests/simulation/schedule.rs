@@ -28,6 +28,7 @@ pub(crate) enum Theme {
     Server,
     Lineage,
     Rollback,
+    Losses,
 }
 
 /// How a schedule went.
@@ -76,10 +77,12 @@ pub(crate) struct Schedule {
     events: u32,
     /// Some region has refused calls.
     denied: bool,
-    /// Some region has given damaged bytes.
-    corrupt: bool,
-    /// Some region has carried out writes late.
-    late: bool,
+    /// The primary that another one has taken the place of.
+    retired: Option<Node>,
+    /// The present primary, while a retired one answers in its place.
+    proper: Option<Node>,
+    /// A retired primary has answered to this agent.
+    met_retired: bool,
 }
 
 impl Schedule {
@@ -113,8 +116,9 @@ impl Schedule {
             may_refuse: false,
             refusals: 0,
             denied: false,
-            corrupt: false,
-            late: false,
+            retired: None,
+            proper: None,
+            met_retired: false,
             events: rng.range(5..25) as u32,
             rng,
         }
@@ -126,12 +130,12 @@ impl Schedule {
         if self.theme == Theme::Lineage && self.rng.chance(300) {
             self.promote(false);
         }
-        self.agent.start();
+        self.start_agent();
         for _ in 0..self.events {
             if self.is_over() {
                 return;
             }
-            self.happen();
+            self.happen().await;
             let pause = self.rng.pick(&[1, 20, 300, 1500, 6000]);
             let pause = self.rng.millis(0..pause);
             self.wait(pause).await;
@@ -148,17 +152,22 @@ impl Schedule {
         sleep(time).await;
         let Some(ended) = self.agent.ended().await else {
             if !self.agent.is_running() && self.refusals < 3 && self.rng.chance(600) {
-                self.agent.start();
+                self.start_agent();
             }
             return;
         };
+        let (damaged, late) = {
+            let world = self.sim.lock();
+            (world.damaged_for_good, world.late_signs)
+        };
         match ended {
             Some(Kind::Damage | Kind::Refused) if self.may_refuse => self.refusals += 1,
+            Some(Kind::Damage | Kind::Refused) if self.met_retired => {}
             // No region could be read at the start, and somebody has to act.
             Some(Kind::Operator) if self.denied => {}
             // What is damaged again and again, and pulses of the dead that arrive late, end an agent with a reason.
-            Some(Kind::Damage) if self.corrupt => {}
-            Some(Kind::Refused) if self.late => {}
+            Some(Kind::Damage) if damaged => {}
+            Some(Kind::Refused) if late > 0 => {}
             Some(kind) => self
                 .sim
                 .lock()
@@ -167,15 +176,21 @@ impl Schedule {
         }
     }
 
+    pub(crate) fn start_agent(&mut self) {
+        self.met_retired = self.proper.is_some();
+        self.agent.start();
+    }
+
     /// One event, after which the agent may be anywhere.
-    fn happen(&mut self) {
-        let weights: [u64; 12] = match self.theme {
-            //                wr sw  wx fr th cr st cn sh dn pr rb
-            Theme::Storage => [30, 4, 25, 10, 8, 8, 3, 5, 2, 2, 1, 0],
-            Theme::Crashes => [30, 4, 14, 5, 6, 30, 6, 4, 2, 2, 2, 0],
-            Theme::Server => [30, 4, 8, 3, 4, 6, 3, 20, 8, 8, 4, 0],
-            Theme::Lineage => [30, 4, 10, 5, 5, 10, 3, 5, 3, 3, 20, 0],
-            Theme::Rollback => [30, 4, 10, 4, 5, 10, 3, 5, 3, 3, 6, 12],
+    async fn happen(&mut self) {
+        let weights: [u64; 15] = match self.theme {
+            //                 wr sw  wx fr th cr st cn sh dn pr rb sl em old
+            Theme::Storage => [30, 4, 25, 10, 8, 8, 3, 5, 2, 2, 1, 0, 0, 2, 0],
+            Theme::Crashes => [30, 4, 14, 5, 6, 30, 6, 4, 2, 2, 2, 0, 1, 1, 0],
+            Theme::Server => [30, 4, 8, 3, 4, 6, 3, 20, 8, 8, 4, 0, 3, 0, 1],
+            Theme::Lineage => [30, 4, 10, 5, 5, 10, 3, 5, 3, 3, 20, 0, 1, 1, 5],
+            Theme::Rollback => [30, 4, 10, 4, 5, 10, 3, 5, 3, 3, 6, 12, 1, 0, 0],
+            Theme::Losses => [30, 8, 8, 10, 6, 14, 3, 4, 2, 6, 3, 0, 14, 6, 0],
         };
         let mut draw = self.rng.range(0..weights.iter().sum());
         let event = weights.iter().position(|weight| match draw < *weight {
@@ -205,7 +220,10 @@ impl Schedule {
                 let elsewhere = self.rng.chance(500);
                 self.promote(elsewhere);
             }
-            _ => self.roll_back(),
+            Some(11) => self.roll_back(),
+            Some(12) => self.trouble_with_the_slot(),
+            Some(13) => self.empty_a_region().await,
+            _ => self.revive_or_retire(),
         }
     }
 
@@ -229,8 +247,6 @@ impl Schedule {
             false => Weather::fair(),
         };
         self.denied |= weather.denied > 0;
-        self.corrupt |= weather.corrupt > 0;
-        self.late |= weather.late > 0;
         self.sim.lock().note(format!("r{index}: {weather:?}"));
         self.regions[index].set(weather);
     }
@@ -262,10 +278,9 @@ impl Schedule {
         });
     }
 
-    /// A checkpoint, a flood of questions, a crash and restart, a while of nobody there, a slot that is lost together
-    /// with the WAL that it kept, a step of the agent's clock.
+    /// A checkpoint, a flood of questions, a crash and restart, a while of nobody there, a step of the agent's clock.
     fn trouble_at_the_server(&mut self) {
-        let what = self.rng.range(0..11);
+        let what = self.rng.range(0..10);
         let step = self.rng.range(0..7200);
         let clock = &self.agent.clock;
         self.sim.change(|world| match what {
@@ -295,22 +310,94 @@ impl Schedule {
                 world.note(format!("server: {power:?}"));
                 world.disconnect();
             }
-            8 => {
-                world.disconnect();
-                let (end, segment) = (world.end(), world.segment());
-                world.node.lose_slot(end, segment);
-                let kept = world.node.kept_from;
-                world.gone_before = world.gone_before.max(kept);
-                world.note(format!("slot lost, WAL is kept from {}", lsn(kept)));
-            }
             _ => clock.set(Time::from_unix_micros((1_700_000_000 + step as i64) * 1_000_000)),
         });
     }
 
+    /// Somebody drops the slot, makes it anew at the present position, or without anything reserved; the WAL that it
+    /// kept is removed at once, or with some later checkpoint.
+    fn trouble_with_the_slot(&mut self) {
+        let (what, at_once) = (self.rng.range(0..4), self.rng.chance(700));
+        self.sim.change(|world| {
+            world.disconnect();
+            let (end, segment) = (world.end(), world.segment());
+            match what {
+                0 | 1 => world.node.drop_slot(),
+                2 => world.node.replace_slot(None),
+                _ => {
+                    world.node.replace_slot(Some(end));
+                    world.slot_begins_at(end);
+                }
+            }
+            if at_once {
+                world.node.checkpoint(end, segment);
+            }
+            let kept = world.node.kept_from;
+            world.gone_before = world.gone_before.max(kept);
+            let slot = world.node.slot;
+            world.note(format!("slot is now {slot:?}, WAL is kept from {}", lsn(kept)));
+        });
+    }
+
+    /// Somebody removes everything that a region holds, while another one holds as much.
+    async fn empty_a_region(&mut self) {
+        let index = self.rng.index(self.regions.len());
+        let line = self.sim.lock().node.line.clone();
+        let reaches = self.sim.lock().reaches(&line);
+        let others = reaches.iter().enumerate().filter(|(other, _)| *other != index);
+        if others.map(|(_, reach)| *reach).max() >= Some(reaches[index]) {
+            self.regions[index].empty().await;
+        }
+    }
+
+    /// The primary that was left behind by a promotion elsewhere answers in the place of the new one, and goes on
+    /// by itself; or the new one is back.
+    fn revive_or_retire(&mut self) {
+        if self.proper.is_some() {
+            return self.back_to_the_proper_primary();
+        }
+        let Some(old) = self.retired.clone() else {
+            return;
+        };
+        self.met_retired = true;
+        let few = self.rng.range(0..200_000);
+        let proper = self.sim.change(|world| {
+            world.disconnect();
+            world.note("the old primary answers");
+            let newer = world.node.line.timeline;
+            let proper = std::mem::replace(&mut world.node, old);
+            world.node.crash();
+            if world.is_known(newer) {
+                world.revived = Some((world.node.line.version, world.end()));
+            }
+            world.power = Power::Up;
+            world.write(few);
+            proper
+        });
+        self.proper = Some(proper);
+    }
+
+    fn back_to_the_proper_primary(&mut self) {
+        let Some(proper) = self.proper.take() else {
+            return;
+        };
+        let old = self.sim.change(|world| {
+            world.disconnect();
+            world.note("the new primary is back");
+            world.power = Power::Up;
+            std::mem::replace(&mut world.node, proper)
+        });
+        self.retired = Some(old);
+    }
+
     /// Promotion of this server, or of a standby `elsewhere` that may lag and has no slot.
     fn promote(&mut self, elsewhere: bool) {
+        if self.proper.is_some() {
+            return;
+        }
+        let before = self.sim.lock().node.clone();
         let rng = &mut self.rng;
-        self.sim.change(|world| {
+        let promoted = self.sim.change(|world| {
             let old = world.node.line.version;
             let begun = world.node.line.ancestors.last().map_or(0, |at| at.switch);
             let from = begun.max(world.node.kept_from).max(world.node.checkpoint);
@@ -321,7 +408,7 @@ impl Schedule {
                 .copied()
                 .collect();
             let Some(newest) = possible.last().copied() else {
-                return;
+                return false;
             };
             let lag = rng.chance(400) && elsewhere;
             let cut = if lag {
@@ -347,20 +434,27 @@ impl Schedule {
             ));
             let few = rng.range(0..3000);
             world.write(few);
+            true
         });
+        if promoted && elsewhere {
+            self.retired = Some(before);
+            self.sim.lock().revived = None;
+        }
     }
 
     /// An older state of the server is put in its place, and goes on differently.
     fn roll_back(&mut self) {
-        if self.snapshots.is_empty() {
+        if self.snapshots.is_empty() || self.proper.is_some() {
             return;
         }
+        self.retired = None;
         let (node, cut) = self.snapshots[self.rng.index(self.snapshots.len())].clone();
         self.snapshots.clear();
         self.may_refuse = true;
         let rng = &mut self.rng;
         self.sim.change(|world| {
             world.disconnect();
+            world.rolled_back = true;
             let old = &world.versions[node.line.version];
             let new = old.branch(old.timeline, cut, rng);
             world.node = node;
@@ -374,11 +468,12 @@ impl Schedule {
     }
 
     /// No more faults: everything must be stored everywhere and reported, or the agent must have a good reason.
-    async fn settle(&mut self) {
+    pub(crate) async fn settle(&mut self) {
         for region in &self.regions {
             region.set(Weather::fair());
             region.freeze(false);
         }
+        self.back_to_the_proper_primary();
         self.sim.change(|world| {
             world.note("no more faults");
             world.power = Power::Up;
@@ -390,7 +485,7 @@ impl Schedule {
         while !self.is_over() {
             if !self.agent.is_running() {
                 match self.refusals {
-                    0..3 => self.agent.start(),
+                    0..3 => self.start_agent(),
                     _ => return self.judge_refusal(),
                 }
             }
@@ -417,6 +512,10 @@ impl Schedule {
         let mut world = self.sim.lock();
         let diverged = world.diverged();
         world.note(format!("refused for good, diverged: {diverged}"));
+        if !diverged {
+            world
+                .fail("the agent refuses for good, and nothing in the archive contradicts the server".into());
+        }
     }
 }
 
@@ -429,6 +528,9 @@ impl World {
     /// Whether every region holds all the server has, and the server was told.
     fn is_settled(&mut self) -> bool {
         let (line, end) = (self.node.line.clone(), self.end());
-        self.node.slot == Some(Some(end)) && self.reaches(&line).iter().all(|reach| *reach == end)
+        // A server that was rolled back to before the archive's first byte has nothing that could be held of it.
+        let end_of_archive = end.max(self.origin.unwrap_or(0));
+        let held = self.reaches(&line).iter().all(|reach| *reach == end_of_archive);
+        self.node.slot == Some(Some(end)) && held
     }
 }

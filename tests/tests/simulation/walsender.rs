@@ -112,13 +112,8 @@ impl World {
             )),
             ["CREATE_REPLICATION_SLOT", ..] => {
                 self.node.create_slot();
-                // A slot that is made anew promises nothing of what came before it; that is filled in behind.
                 let from = self.node.checkpoint;
-                self.promised_from = if self.is_empty() {
-                    from
-                } else {
-                    self.promised_from.max(from)
-                };
+                self.slot_begins_at(from);
                 self.note("slot created");
                 let values = [text(SLOT), text("0/0"), None, None];
                 Ok(wire::rows(
@@ -168,6 +163,8 @@ struct Asked {
     from: u64,
     /// The end of a timeline that the server has left.
     ends: Option<(u32, u64)>,
+    /// Otherwise it only looks whether the WAL is there.
+    with_slot: bool,
 }
 
 impl Sender {
@@ -273,14 +270,27 @@ impl Sender {
             world.slot_holder = Some(self.number);
         }
         if with_slot && world.is_empty() {
-            world.origin = Some(from);
+            world.begins_at(from);
         }
-        Ok(Asked { line, from, ends })
+        if with_slot {
+            world.resumed(&line, from);
+        }
+        Ok(Asked {
+            line,
+            from,
+            ends,
+            with_slot,
+        })
     }
 
     /// Streams until the timeline ends (the answer to that is returned) or the server has said good-bye.
     async fn stream(&mut self, asked: Asked) -> io::Result<Option<Vec<u8>>> {
-        let Asked { line, from, ends } = asked;
+        let Asked {
+            line,
+            from,
+            ends,
+            with_slot,
+        } = asked;
         let number = self.number;
         let next = match ends {
             Some((next, switch)) if from == switch => Some((next, switch)),
@@ -294,7 +304,7 @@ impl Sender {
                     self.sim.change(|world| world.release(number));
                     return Ok(Some([error, wire::ready()].concat()));
                 }
-                self.copy(&line, from).await?
+                self.copy(&line, from, with_slot).await?
             }
         };
         self.sim.change(|world| world.release(number));
@@ -309,9 +319,10 @@ impl Sender {
     }
 
     /// The copy itself. Returns the next timeline, or none after a clean shutdown.
-    async fn copy(&mut self, line: &Line, from: u64) -> io::Result<Option<(u32, u64)>> {
+    async fn copy(&mut self, line: &Line, from: u64, with_slot: bool) -> io::Result<Option<(u32, u64)>> {
         let mut copy = Copy {
             line,
+            with_slot,
             sent: from,
             flushed: 0,
             confirmed: 0,
@@ -353,6 +364,7 @@ impl Sender {
 /// The state of one copy.
 struct Copy<'a> {
     line: &'a Line,
+    with_slot: bool,
     sent: u64,
     /// Last flush LSN that was not "no opinion".
     flushed: u64,
@@ -423,6 +435,10 @@ impl Copy<'_> {
             self.sent = to;
             let sent = world.sent.entry(self.line.version).or_default();
             *sent = (*sent).max(to);
+            if self.with_slot {
+                let sent = world.sent_now.entry(self.line.version).or_default();
+                *sent = (*sent).max(to);
+            }
             if world.rng.chance(50) {
                 self.not_before = now + world.rng.millis(0..400);
             }

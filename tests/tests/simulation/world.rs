@@ -3,12 +3,12 @@
 //! Owns the log, the server's state, what the checker knows, and where the agent is made to crash. A broken
 //! invariant is noted here and ends the schedule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_format::{Layout, SegmentSize, SystemId};
+use highwater_format::{Key, Layout, SegmentSize, SystemId};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -51,11 +51,33 @@ pub(crate) struct World {
     pub(crate) slot_holder: Option<u64>,
     /// End of what was ever sent of a version.
     pub(crate) sent: BTreeMap<usize, u64>,
+    /// Everything that each region was ever seen to store.
     pub(crate) holdings: Vec<Holdings>,
+    /// What is left of it where somebody has emptied the region.
+    pub(crate) remaining: Vec<Option<Holdings>>,
+    /// Ends of the gaps that were on record anywhere when this agent started.
+    known_gaps: BTreeSet<u64>,
+    /// Up to here it is known that nothing of a line is missing without a record.
+    explained: Option<(Line, u64)>,
+    /// End of what was sent of a version to this agent.
+    pub(crate) sent_now: BTreeMap<usize, u64>,
+    /// An older state of a server has been put in its place: what the archive holds may be of another course.
+    pub(crate) rolled_back: bool,
+    /// Claims and pulses of dead agents that arrived while this one ran.
+    pub(crate) late_signs: u32,
+    /// Damaged reads in a row of each key by this agent.
+    damaged: BTreeMap<(usize, String), u32>,
+    /// Some object came damaged so often that this agent need not believe in an accident.
+    pub(crate) damaged_for_good: bool,
+    /// Number of the agent's process.
+    pub(crate) process: u32,
+    /// An old primary answers although the archive knows what came after it: its version, and where that ended.
+    pub(crate) revived: Option<(usize, u64)>,
     /// First byte of the archive: where the first stream of which anything was stored began.
     pub(crate) origin: Option<u64>,
-    /// The newest slot began here: the server never took what comes before for safe because of what it was told.
-    pub(crate) promised_from: u64,
+    /// Per region: where the newest slot began that was made while the region was empty. Nobody has told the server that
+    /// what comes before is there.
+    promised_from: Vec<u64>,
     pub(crate) needed: usize,
     /// Some server had removed its WAL up to here.
     pub(crate) gone_before: u64,
@@ -107,7 +129,7 @@ impl World {
             layout: Layout::new(cluster, system_id),
             versions: vec![first],
             histories: BTreeMap::new(),
-            node: Node::new(0, 1, start),
+            node: Node::new(0, 1, start, rng.pick(&[0, 0, 1, 3])),
             power: Power::Up,
             flood: false,
             connections: BTreeMap::new(),
@@ -115,8 +137,18 @@ impl World {
             slot_holder: None,
             sent: BTreeMap::new(),
             holdings: (0..regions).map(|_| Holdings::default()).collect(),
+            remaining: (0..regions).map(|_| None).collect(),
+            known_gaps: BTreeSet::new(),
+            explained: None,
+            sent_now: BTreeMap::new(),
+            rolled_back: false,
+            late_signs: 0,
+            damaged: BTreeMap::new(),
+            damaged_for_good: false,
+            process: 0,
+            revived: None,
             origin: None,
-            promised_from: start,
+            promised_from: vec![0; regions],
             needed,
             gone_before: start,
             agent: None,
@@ -193,8 +225,50 @@ impl World {
         }
     }
 
+    /// A stream is asked for while no region holds anything: so the archive begins there.
+    pub(crate) fn begins_at(&mut self, from: u64) {
+        self.origin = Some(from);
+        self.explained = None;
+    }
+
+    /// A new process begins: what it knows is what it finds.
+    pub(crate) fn agent_starts(&mut self) {
+        self.note("agent starts");
+        self.known_gaps = self.holdings.iter().flat_map(Holdings::gap_ends).collect();
+        self.sent_now.clear();
+        self.damaged.clear();
+        self.damaged_for_good = false;
+        self.late_signs = 0;
+        self.process += 1;
+    }
+
+    /// A read gave bytes that were not stored. The agent reads three times before it believes it.
+    pub(crate) fn read_damaged(&mut self, region: usize, key: &str) {
+        let times = self.damaged.entry((region, key.to_owned())).or_default();
+        *times += 1;
+        self.damaged_for_good |= *times >= 3;
+    }
+
+    pub(crate) fn read_whole(&mut self, region: usize, key: &str) {
+        self.damaged.remove(&(region, key.to_owned()));
+    }
+
+    /// A write of process number `process` was carried out long after its call.
+    pub(crate) fn arrived_late(&mut self, key: &str, process: u32) {
+        let is_sign = key.ends_with("/pulse.json") || key.contains("/writer/");
+        if is_sign && process < self.process {
+            self.late_signs += 1;
+        }
+    }
+
     /// An object was stored in a region.
     pub(crate) fn stored(&mut self, region: usize, key: &str, bytes: &Bytes) {
+        if let Some(Key::Gap(timeline, range)) = self.layout.parse(key) {
+            self.gap_appears(timeline.get(), range.start.0, range.end.0);
+        }
+        if self.is_of_the_revived(key) {
+            self.fail(format!("I8: {key} comes from a primary that was replaced"));
+        }
         let model = Model {
             layout: &self.layout,
             size: self.size,
@@ -202,35 +276,183 @@ impl World {
             histories: &self.histories,
             gone_before: self.gone_before,
         };
-        let result = self.holdings[region].store(&model, key, bytes);
+        let mut result = self.holdings[region].store(&model, key, bytes);
+        if let Some(remaining) = &mut self.remaining[region] {
+            result = result.and_then(|()| remaining.store_again(&model, key, bytes));
+        }
         if let Err(broken) = result {
             self.fail(format!("region {region}: {broken}"));
         }
     }
 
-    /// Whether no region holds any WAL.
+    /// Whether this is WAL that an old primary has written after another one had taken its place.
+    fn is_of_the_revived(&self, key: &str) -> bool {
+        let Some((version, end)) = self.revived else {
+            return false;
+        };
+        let range = match self.layout.parse(key) {
+            Some(Key::Segment(name)) => name
+                .resolve(self.size)
+                .map(|at| (at.timeline, at.range(self.size))),
+            Some(Key::Tail(timeline, range)) => Some((timeline, range)),
+            _ => None,
+        };
+        let old = self.versions[version].timeline;
+        range.is_some_and(|(timeline, range)| timeline.get() == old && range.end.0 > end)
+    }
+
+    /// A gap begins where the archive ends: WAL that regions hold is no gap, unless the policy lets the agent go on
+    /// without those that do.
+    fn gap_appears(&mut self, timeline: u32, start: u64, end: u64) {
+        let line = self.node.line.clone();
+        let ends = |region: &Holdings| region.gap_ends().any(|at| at == end);
+        if line.part(timeline).is_none() || self.holdings.iter().any(ends) {
+            return;
+        }
+        // The first segment of a timeline begins with what is held on the one before.
+        let begins = line.begins(timeline);
+        let reaches = self.reaches(&line);
+        let start = start.max(begins);
+        if reaches.iter().filter(|reach| **reach <= start).count() < self.needed {
+            let held: Vec<String> = reaches.into_iter().map(lsn).collect();
+            let (start, end) = (lsn(start), lsn(end));
+            self.fail(format!(
+                "I5: a gap from {start} to {end} is recorded, the regions hold {held:?}"
+            ));
+        }
+    }
+
+    /// Whether some region has learned of `timeline`.
+    pub(crate) fn is_known(&self, timeline: u32) -> bool {
+        self.holdings.iter().any(|region| region.knows(timeline))
+    }
+
+    /// Somebody removes everything that a region holds.
+    pub(crate) fn emptied(&mut self, region: usize) {
+        self.remaining[region] = Some(Holdings::default());
+        self.note(format!("r{region} is emptied"));
+    }
+
+    pub(crate) fn is_without_gaps(&self) -> bool {
+        self.holdings
+            .iter()
+            .all(|region| region.gap_ends().next().is_none())
+    }
+
+    /// Whether no region ever held any WAL.
     pub(crate) fn is_empty(&self) -> bool {
         self.holdings.iter().all(Holdings::is_empty)
+    }
+
+    /// What each region holds now.
+    fn present(&mut self) -> impl Iterator<Item = &mut Holdings> {
+        let remaining = self.remaining.iter_mut();
+        let all = self.holdings.iter_mut().zip(remaining);
+        all.map(|(ever, remaining)| remaining.as_mut().unwrap_or(ever))
     }
 
     /// How far a restore from each region alone would get.
     pub(crate) fn reaches(&mut self, line: &Line) -> Vec<u64> {
         let origin = self.origin.unwrap_or(0);
-        self.reaches_from(line, origin)
+        let versions = std::mem::take(&mut self.versions);
+        let reach = |region: &mut Holdings| region.reach(&versions, line, origin);
+        let reaches = self.present().map(reach).collect();
+        self.versions = versions;
+        reaches
     }
 
-    fn reaches_from(&mut self, line: &Line, from: u64) -> Vec<u64> {
+    /// The same, of everything that was ever stored there: nobody can promise that it is not taken away.
+    fn reached_from(&mut self, line: &Line, from: u64) -> Vec<u64> {
         let versions = &self.versions;
         let reach = |region: &mut Holdings| region.reach(versions, line, from);
         self.holdings.iter_mut().map(reach).collect()
     }
 
+    /// The end of what follows `from` without a silent gap: some region holds the WAL, or `enough` of them, which may
+    /// depend on where the gap ends, have the record that it is lost.
+    fn explained_from(&mut self, line: &Line, from: u64, enough: impl Fn(&Self, u64) -> usize) -> u64 {
+        let mut at = from;
+        loop {
+            let versions = &self.versions;
+            let ends = |region: &mut Holdings| region.wal_end(versions, line, at);
+            let mut next = self.holdings.iter_mut().map(ends).max().unwrap_or(at);
+            if next == at {
+                let gaps = |region: &mut Holdings| region.gaps_at(versions, line, at).into_iter().max();
+                let mut gaps: Vec<u64> = self.holdings.iter_mut().filter_map(gaps).collect();
+                gaps.sort_unstable_by(|a, b| b.cmp(a));
+                let recorded = (1..).zip(gaps).find(|(count, end)| *count >= enough(self, *end));
+                next = recorded.map_or(at, |(_, end)| end);
+            }
+            if next == at {
+                return at;
+            }
+            at = next;
+        }
+    }
+
+    /// I5 for what is reported: before it nothing is missing that is not on record in as many regions as must hold it.
+    fn is_explained(&mut self, line: &Line, flush: u64) -> bool {
+        let known = self.explained.take().filter(|(of, _)| of == line);
+        let from = known.map_or(self.origin.unwrap_or(0), |(_, at)| at);
+        let at = if from < flush {
+            self.explained_from(line, from, |world, _| world.needed)
+        } else {
+            from
+        };
+        self.explained = Some((line.clone(), at));
+        at >= flush
+    }
+
+    /// I5 for what is asked for: a stream goes past a gap only when the record is durable. One that an earlier agent
+    /// has left in a region counts: that is where the archive ends.
+    pub(crate) fn resumed(&mut self, line: &Line, from: u64) {
+        if self.is_empty() || self.rolled_back {
+            return;
+        }
+        let old = |world: &Self, end: u64| {
+            if world.known_gaps.contains(&end) {
+                1
+            } else {
+                world.needed
+            }
+        };
+        let sent = |(version, limit)| self.sent_now.get(&version).map(|sent: &u64| (*sent).min(limit));
+        let sent = line.parts().filter_map(sent).max().unwrap_or(0);
+        let origin = self.origin.unwrap_or(0);
+        let mut at = self.explained_from(line, origin, old);
+        if at < sent {
+            at = self.explained_from(line, sent, old);
+        }
+        if at < from {
+            let (from, at) = (lsn(from), lsn(at));
+            self.fail(format!(
+                "I5: a stream begins at {from}, and nobody has the WAL from {at} on or a durable record that it is lost"
+            ));
+        }
+    }
+
+    /// A slot is made that keeps WAL from `at` on.
+    pub(crate) fn slot_begins_at(&mut self, at: u64) {
+        let empty: Vec<bool> = self.present().map(|region| region.is_empty()).collect();
+        for (from, _) in self
+            .promised_from
+            .iter_mut()
+            .zip(empty)
+            .filter(|(_, empty)| *empty)
+        {
+            *from = at.max(*from);
+        }
+    }
+
     /// The end of what as many regions hold as the policy asks for, byte for byte: a region that came later has what
     /// came later, and is filled up with the rest behind it.
     fn durable(&mut self, line: &Line) -> u64 {
-        let mut at = self.origin.unwrap_or(0).max(self.promised_from);
+        let mut at = self.origin.unwrap_or(0);
         loop {
-            let mut reaches = self.reaches_from(line, at);
+            let mut reaches = self.reached_from(line, at);
+            for (reach, promised) in reaches.iter_mut().zip(&self.promised_from) {
+                *reach = (*reach).max(*promised);
+            }
             reaches.sort_unstable_by(|a, b| b.cmp(a));
             match reaches.get(self.needed - 1) {
                 Some(reach) if *reach > at => at = *reach,
@@ -239,13 +461,16 @@ impl World {
         }
     }
 
-    /// Whether some region holds bytes that the server contradicts.
+    /// Whether some region holds bytes that the server contradicts, or knows a timeline that the server does not.
     pub(crate) fn diverged(&mut self) -> bool {
         let line = self.node.line.clone();
-        let versions = &self.versions;
-        self.holdings
-            .iter_mut()
-            .any(|region| region.differs(versions, &line).is_some())
+        let versions = std::mem::take(&mut self.versions);
+        let differs = |region: &mut Holdings| {
+            region.differs(&versions, &line).is_some() || region.knows_another_timeline(&line)
+        };
+        let diverged = self.present().any(differs);
+        self.versions = versions;
+        diverged
     }
 
     /// The receiver reports its positions on a stream of `line`, of which everything before `sent` was sent.
@@ -287,6 +512,12 @@ impl World {
                 "I1/I5/I6/I7: {} is reported, the regions hold {held:?}, {} must",
                 lsn(flush),
                 self.needed
+            ));
+        }
+        if !self.is_explained(line, flush) {
+            self.fail(format!(
+                "I5: {} is reported, and WAL before it is missing without a record",
+                lsn(flush)
             ));
         }
         self.node.slot = Some(Some(flush));
