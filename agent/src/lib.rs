@@ -35,6 +35,7 @@ mod receiver;
 pub mod region;
 pub mod resume;
 pub mod run;
+mod salvage;
 pub mod schedule;
 pub mod sealer;
 pub mod segmenter;
@@ -45,6 +46,8 @@ mod start;
 pub mod state;
 pub mod status;
 pub mod surroundings;
+#[cfg(test)]
+mod test_world;
 pub mod uploader;
 pub mod window;
 pub mod writer;

@@ -1,0 +1,116 @@
+use highwater_config::Policy;
+use highwater_format::coverage::PieceKind;
+
+use super::*;
+use crate::test_world::{MIB, World, piece, world};
+
+fn at(mib: u64) -> Position {
+    Position {
+        timeline: TimelineId::FIRST,
+        lsn: Lsn(mib * MIB),
+    }
+}
+
+/// The second region holds three segments, of which the second is damaged; the first holds one of them.
+async fn lagging(policy: Policy) -> World {
+    let world = world(policy);
+    for number in 1..4 {
+        let segment = piece(PieceKind::Segment, number * MIB, (number + 1) * MIB);
+        let key = world.put_wal(1, segment).await;
+        match number {
+            1 => drop(world.put_wal(0, segment).await),
+            2 => world.damage(1, &key).await,
+            _ => {}
+        }
+    }
+    world.shared.progress.stored(0, at(2));
+    world.shared.progress.stored(1, at(4));
+    world
+}
+
+async fn advanced(world: &World) -> Position {
+    let mut position = at(2);
+    for _ in 0..3 {
+        position = advance(&world.shared, world.region(0), position).await.unwrap();
+    }
+    position
+}
+
+fn view(world: &World) -> crate::state::RegionView {
+    world.shared.state.snapshot().regions[0].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_segment_is_filled_from_the_chunks_of_any_region() {
+    let world = lagging(Policy::All).await;
+    let half = 2 * MIB + MIB / 2;
+    world.put_wal(1, piece(PieceKind::Tail, 2 * MIB, half)).await;
+    world.put_wal(2, piece(PieceKind::Tail, half, 3 * MIB)).await;
+    assert_eq!(advanced(&world).await, at(4));
+    assert_eq!(
+        (view(&world).blocked, view(&world).lacks.damaged_bytes),
+        (None, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_in_the_middle_of_a_damaged_segment_needs_only_the_rest_of_it() {
+    let world = lagging(Policy::All).await;
+    let half = Lsn(2 * MIB + MIB / 2);
+    world.put_wal(1, piece(PieceKind::Tail, half.0, 3 * MIB)).await;
+    let from = Position { lsn: half, ..at(2) };
+    world.shared.progress.stored(0, from);
+    let reached = advance(&world.shared, world.region(0), from).await.unwrap();
+    assert_eq!(reached, at(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_that_was_not_acknowledged_keeps_the_position_and_says_so() {
+    let world = lagging(Policy::All).await;
+    world
+        .put_wal(1, piece(PieceKind::Tail, 2 * MIB, 2 * MIB + 700))
+        .await;
+    let edge = Position {
+        lsn: Lsn(2 * MIB + 700),
+        ..at(2)
+    };
+    assert_eq!(advanced(&world).await, edge);
+    assert_eq!(world.shared.progress.position(0), Some(edge));
+    let blocked = view(&world).blocked.unwrap();
+    for part in ["[0/2002BC, 0/300000)", "region b", "base backup"] {
+        assert!(blocked.contains(part), "{part}: {blocked}");
+    }
+    // An intact version is put back.
+    world
+        .put_wal(1, piece(PieceKind::Segment, 2 * MIB, 3 * MIB))
+        .await;
+    let reached = advance(&world.shared, world.region(0), edge).await.unwrap();
+    assert_eq!((reached, view(&world).blocked), (at(4), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_goes_on_behind_damage_that_was_acknowledged_and_lacks_it() {
+    let world = lagging(Policy::Any).await;
+    assert_eq!(advanced(&world).await, at(4));
+    let view = view(&world);
+    assert_eq!((view.blocked, view.lacks.damaged_bytes), (None, MIB));
+    assert!(view.lacks.detail.unwrap().contains("[0/200000, 0/300000)"));
+    assert!(
+        !world
+            .has(0, &world.key(piece(PieceKind::Segment, 2 * MIB, 3 * MIB)))
+            .await
+    );
+    assert!(
+        world
+            .has(0, &world.key(piece(PieceKind::Segment, 3 * MIB, 4 * MIB)))
+            .await
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_does_not_answer_may_have_a_good_copy() {
+    let world = lagging(Policy::Any).await;
+    world.silence(2);
+    assert_eq!(advanced(&world).await, at(2));
+    assert_eq!(view(&world).blocked, None);
+}
