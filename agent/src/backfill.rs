@@ -27,7 +27,7 @@ use crate::uploader::Shared;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The same where damage stands in the way, which somebody has to mend.
-const LONG_PAUSE: Duration = Duration::from_secs(5);
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Where a region that holds no WAL begins: where PostgreSQL has been told that everything before is safe. So
 /// the region counts for all that will be acknowledged from now on as soon as it has caught up with the

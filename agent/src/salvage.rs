@@ -169,7 +169,7 @@ impl Search {
 
     fn failed(&mut self, target: &Region, number: usize, piece: Piece, error: AgentError) -> Result<()> {
         if is_about_object(&error, target) {
-            tracing::error!(region = target.name, %error, "an object that cannot be used is not copied; the same WAL is looked for elsewhere");
+            tracing::warn!(region = target.name, %error, "an object that cannot be used is not copied; the same WAL is looked for elsewhere");
             self.bad.push((piece.range, error.to_string()));
             self.offers.spoil(number, &piece);
             return Ok(());
