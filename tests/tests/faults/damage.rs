@@ -107,7 +107,11 @@ async fn fault_40_a_segment_damaged_in_every_region_is_restored_from_chunks() ->
     )?;
     ensure!(!verify.said().contains("LOST"), "{}", verify.said());
     // A search reads all of it, and says what it had to do.
-    let plan = place.program()?.args(["plan", "--to-xid", "3999999999"]).output().await?;
+    let plan = place
+        .program()?
+        .args(["plan", "--to-xid", "3999999999"])
+        .output()
+        .await?;
     answers(&plan, 1, &["is not in the WAL"])?;
     let restored = place.recovered("data", &[]).await?;
     log.check(&restored, Expect::everything()).await?;
