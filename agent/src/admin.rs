@@ -82,7 +82,7 @@ fn held_up_by(snapshot: &Snapshot) -> String {
         .iter()
         .filter(|view| view.stored <= snapshot.durable);
     let names: Vec<String> = late
-        .map(|view| match &view.last_error {
+        .map(|view| match view.blocked.as_ref().or(view.last_error.as_ref()) {
             Some(error) => format!("region {}: {error}", view.name),
             None => format!("region {} has not stored it yet", view.name),
         })

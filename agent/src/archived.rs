@@ -5,13 +5,14 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
-use highwater_format::coverage::{Piece, PieceKind};
+use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Expect, FormatError, Header, LsnRange, Object, SegmentName, SegmentSize, TimelineId};
-use highwater_store::Store;
+use highwater_store::{ErrorKind, Store};
 
 use crate::blocking;
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
+use crate::heal::listing::Listing;
 use crate::inventory::{coverage, piece_key};
 use crate::region::Archive;
 use crate::uploader::Shared;
@@ -79,7 +80,8 @@ pub fn verify(object: &Object) -> Result<(), FormatError> {
     })
 }
 
-/// The plain bytes of `range` as one region holds them; none if it does not hold all of them.
+/// The plain bytes of `range` as one region holds them; none if it does not hold all of them. An object that cannot be
+/// used is passed over where others hold the same bytes: chunks that a larger object made superfluous are still there.
 pub async fn read_range(
     archive: &Archive,
     store: &dyn Store,
@@ -87,14 +89,56 @@ pub async fn read_range(
     timeline: TimelineId,
     range: LsnRange,
 ) -> Result<Option<Vec<u8>>> {
-    let Ok(pieces) = coverage(store, &archive.layout, size, timeline, range.start)
+    let layout = &archive.layout;
+    let Ok(mut pieces) = coverage(store, layout, size, timeline, range.start)
         .await?
         .cover(range)
     else {
         return Ok(None);
     };
+    let mut left: Option<Vec<Piece>> = None;
+    loop {
+        let error = match read_whole(archive, store, size, timeline, range, &pieces).await {
+            Err(error) => error,
+            done => return done,
+        };
+        let Some(bad) = unusable(&error) else {
+            return Err(error);
+        };
+        let mut others = match left.take() {
+            Some(others) => others,
+            None => Listing { layout, size }.around(store, timeline, range).await?,
+        };
+        others.retain(|piece| piece_key(layout, size, timeline, piece) != bad);
+        let Ok(next) = others.iter().copied().collect::<Coverage>().cover(range) else {
+            return Err(error);
+        };
+        tracing::warn!(region = store.region(), %error, "an object cannot be used; others hold the same WAL and are read");
+        (pieces, left) = (next, Some(others));
+    }
+}
+
+/// The key of an object that is of no use, so that others may be tried.
+fn unusable(error: &AgentError) -> Option<&str> {
+    match error {
+        AgentError::Object { key, .. } => Some(key),
+        AgentError::Store(error) => {
+            matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound).then(|| error.key())
+        }
+        _ => None,
+    }
+}
+
+async fn read_whole(
+    archive: &Archive,
+    store: &dyn Store,
+    size: SegmentSize,
+    timeline: TimelineId,
+    range: LsnRange,
+    pieces: &[Piece],
+) -> Result<Option<Vec<u8>>> {
     let mut plain = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
-    let mut read = pin!(read_pieces(archive, store, size, timeline, &pieces));
+    let mut read = pin!(read_pieces(archive, store, size, timeline, pieces));
     while let Some((piece, _, bytes)) = read.try_next().await? {
         append(&mut plain, range, piece.range, &bytes);
     }
@@ -132,4 +176,35 @@ pub async fn read_back(
     let plain = read_range(&shared.archive, store, shared.segment_size, timeline, range).await?;
     charge.resize(range.len());
     Ok(plain.map(|plain| ReadBack { plain, charge }))
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_config::Policy;
+
+    use super::*;
+    use crate::test_world::{MIB, piece, wal, world};
+
+    #[tokio::test]
+    async fn what_a_damaged_object_holds_is_read_from_the_chunks_it_covered() {
+        let world = world(Policy::All);
+        let (segment, middle) = (piece(PieceKind::Segment, MIB, 2 * MIB), MIB + 700);
+        let key = world.put_wal(0, segment).await;
+        world.damage(0, &key).await;
+        let read = async || {
+            let (archive, size) = (&world.shared.archive, world.shared.segment_size);
+            read_range(
+                archive,
+                &*world.region(0).quick,
+                size,
+                TimelineId::FIRST,
+                segment.range,
+            )
+            .await
+        };
+        world.put_wal(0, piece(PieceKind::Tail, MIB, middle)).await;
+        assert!(matches!(read().await, Err(AgentError::Object { .. })));
+        world.put_wal(0, piece(PieceKind::Tail, middle, 2 * MIB)).await;
+        assert!(read().await.unwrap().unwrap() == wal(segment.range));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_format::coverage::{Coverage, Piece, PieceKind};
+use highwater_format::coverage::Piece;
 use highwater_format::{History, Lsn, LsnRange, TimelineId};
 use highwater_store::Object;
 
@@ -16,15 +16,18 @@ use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::{DurableLsn, Position};
 use crate::gap;
-use crate::heal::listing::Listing;
 use crate::held::Part;
 use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
+use crate::salvage::{self, Damage, Rest};
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
 
 /// How long to wait before looking again when no other region is further, or the one that is fails.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// The same where damage stands in the way, which somebody has to mend.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Where a region that holds no WAL begins: where PostgreSQL has been told that everything before is safe. So
 /// the region counts for all that will be acknowledged from now on as soon as it has caught up with the
@@ -92,12 +95,32 @@ async fn try_origin(
 
 /// Copies what the furthest other region holds beyond `position`, and returns how far the region is then.
 /// Waits a little and returns `position` itself when nothing can be had.
+///
+/// Where WAL is damaged in every region that holds it, in every form, the region's position passes it only if
+/// PostgreSQL has been told long ago that it is safe: nothing that is acknowledged later lies in it, and what is
+/// missing is filled in behind when an intact copy turns up ([`crate::heal`]). Else the position stays, because
+/// PostgreSQL still keeps that WAL and would let it go; status and metrics say so ([`RegionView::blocked`]).
+///
+/// [`RegionView::blocked`]: crate::state::RegionView::blocked
 pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Result<Position> {
     let sources = sources(shared, region, Some(position));
+    let mut pause = PAUSE;
     for (source, _) in &sources {
         match copy(shared, region, source, position).await {
-            Ok(reached) if reached > position => return Ok(reached),
-            Ok(_) => {}
+            Ok(Reached { at, blocked: None }) if at > position => {
+                block(shared, region, None);
+                return Ok(at);
+            }
+            Ok(Reached { at, blocked }) => {
+                let damage = blocked.map(|damage| blocked_by(&damage));
+                if damage.is_some() {
+                    pause = LONG_PAUSE;
+                    block(shared, region, damage);
+                }
+                if at > position {
+                    return Ok(at);
+                }
+            }
             Err(error) => {
                 pass_over(region, source, error)?;
                 // What was copied before the failure is in the region already.
@@ -112,11 +135,41 @@ pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Re
         let why =
             || format!("no other region could give the WAL that follows {position}; it is asked for again");
         shared.state.update_region(region.index, |view| {
-            view.last_error.get_or_insert_with(why);
+            let why = view.blocked.clone().unwrap_or_else(why);
+            view.last_error.get_or_insert(why);
         });
     }
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(pause).await;
     Ok(position)
+}
+
+/// Shows that damage keeps the region from being filled, or that nothing does any more.
+fn block(shared: &Shared, region: &Region, why: Option<String>) {
+    let before = shared
+        .state
+        .snapshot()
+        .regions
+        .get(region.index)
+        .and_then(|view| view.blocked.clone());
+    if before == why {
+        return;
+    }
+    match &why {
+        Some(why) => tracing::error!(region = region.name, "cannot be filled further: {why}"),
+        None => tracing::info!(region = region.name, "is filled again"),
+    }
+    shared
+        .state
+        .update_region(region.index, |view| view.blocked = why);
+}
+
+fn blocked_by(damage: &Damage) -> String {
+    format!(
+        "it lacks {damage}. Nothing newer counts here: PostgreSQL still keeps that WAL, and would let it go. Put an intact \
+         version of the object back where it is damaged; or give that WAL up: set durability.policy to \"any\" until this \
+         region has caught up, and take a base backup, because restores from older ones end at {}",
+        damage.range.start
+    )
 }
 
 /// After a failure that time or another source may cure; passes on what they cannot.
@@ -145,12 +198,20 @@ fn sources(shared: &Shared, region: &Region, than: Option<Position>) -> Vec<(Arc
     found
 }
 
-async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Position> {
+/// How far a region was filled.
+struct Reached {
+    at: Position,
+    /// What keeps it there.
+    blocked: Option<Damage>,
+}
+
+async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Reached> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
     let held = held(&*source.quick, layout, size, from.timeline, from.lsn).await?;
     let end = held.contiguous_end(from.lsn);
     if end <= from.lsn {
-        return next_timeline(shared, region, source, from).await;
+        let at = next_timeline(shared, region, source, from).await?;
+        return Ok(Reached { at, blocked: None });
     }
     let parts = held
         .parts(LsnRange { start: from.lsn, end })
@@ -158,43 +219,96 @@ async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position)
     let mut position = from;
     for part in parts {
         match part {
-            Part::Wal(piece) => copy_piece(shared, region, source, from.timeline, &piece).await?,
+            Part::Wal(piece) => {
+                let reached = copy_piece(shared, region, source, position, &piece).await?;
+                position = reached.at;
+                if reached.blocked.is_some() {
+                    return Ok(reached);
+                }
+            }
             Part::Gap(range) => {
                 gap::copy(&shared.archive, source, region, from.timeline, range).await?;
+                position.lsn = position.lsn.max(range.end);
             }
         }
-        position.lsn = position.lsn.max(part.range().end);
         shared.progress.stored(region.index, position);
     }
-    Ok(position)
+    Ok(Reached {
+        at: position,
+        blocked: None,
+    })
 }
 
-/// One object; where it is damaged, the chunks that it made superfluous.
+/// One object; where it cannot be used, what holds the same WAL in any region: the same object, or the chunks that
+/// it made superfluous.
 async fn copy_piece(
     shared: &Shared,
     region: &Region,
     source: &Region,
-    timeline: TimelineId,
+    from: Position,
     piece: &Piece,
-) -> Result<()> {
-    let damage = match copy_object(shared, region, source, timeline, piece).await {
-        Err(error @ AgentError::Object { .. }) if piece.kind == PieceKind::Segment => error,
-        done => return done,
-    };
-    tracing::error!(region = region.name, from = source.name, error = %damage, "a damaged segment is not copied; its chunks are, if they are there");
-    let listing = Listing {
-        layout: &shared.archive.layout,
-        size: shared.segment_size,
-    };
-    let around = listing.around(&*source.quick, timeline, piece.range).await?;
-    let chunks = around.into_iter().filter(|other| other.kind == PieceKind::Tail);
-    let Ok(chunks) = chunks.collect::<Coverage>().cover(piece.range) else {
-        return Err(damage);
-    };
-    for chunk in chunks {
-        copy_object(shared, region, source, timeline, &chunk).await?;
+) -> Result<Reached> {
+    let mut at = from;
+    match copy_object(shared, region, source, from.timeline, piece).await {
+        Ok(()) => {
+            at.lsn = at.lsn.max(piece.range.end);
+            return Ok(Reached { at, blocked: None });
+        }
+        Err(error) if salvage::is_about_object(&error, region) => {}
+        Err(error) => return Err(error),
     }
-    Ok(())
+    let others = shared.archive.regions.iter();
+    let others: Vec<_> = others
+        .filter(|other| other.index != region.index)
+        .cloned()
+        .collect();
+    while at.lsn < piece.range.end {
+        let range = LsnRange::new(at.lsn, piece.range.end);
+        let one = |source: Arc<Region>, piece: Piece| async move {
+            copy_object(shared, region, &source, from.timeline, &piece).await
+        };
+        let filled = salvage::fill(shared, region, &others, from.timeline, range, one).await?;
+        at.lsn = filled.reached;
+        shared.progress.stored(region.index, at);
+        match filled.rest {
+            None => break,
+            Some(Rest::Unknown(error)) => return Err(error),
+            Some(Rest::Damaged(damage)) => match beyond(shared, region, &damage) {
+                Some(behind) => at = behind,
+                None => {
+                    return Ok(Reached {
+                        at,
+                        blocked: Some(damage),
+                    });
+                }
+            },
+        }
+    }
+    Ok(Reached { at, blocked: None })
+}
+
+/// The position behind damage, if everything up to there was acknowledged to PostgreSQL before.
+fn beyond(shared: &Shared, region: &Region, damage: &Damage) -> Option<Position> {
+    let durable = shared.progress.durable().map(DurableLsn::position);
+    let told = durable.max(shared.acknowledged)?;
+    let behind = Position {
+        timeline: damage.timeline,
+        lsn: damage.range.end,
+    };
+    if told < behind {
+        return None;
+    }
+    let start = damage.range.start;
+    tracing::error!(
+        region = region.name, to = %behind,
+        "the region goes on behind {damage}. Take a base backup: restores from older ones end at {start}"
+    );
+    shared.state.update_region(region.index, |view| {
+        view.lacks.wal_bytes += damage.range.len();
+        view.lacks.damaged_bytes += damage.range.len();
+        view.lacks.detail = Some(damage.as_lack());
+    });
+    Some(behind)
 }
 
 async fn copy_object(

@@ -1,91 +1,145 @@
-//! A region is filled only from what another one really holds.
-
 use highwater_config::Policy;
-use highwater_format::{Identity, SegmentSize, SystemId};
-use highwater_store::{MemoryStore, PutMode, Store};
+use highwater_format::coverage::PieceKind;
 
 use super::*;
-use crate::budget::Budget;
-use crate::places::Places;
-use crate::progress::Progress;
-use crate::region::Archive;
-use crate::state::State;
-use crate::window::Window;
+use crate::test_world::{MIB, World, piece, world};
 
-const MIB: u64 = 1 << 20;
-
-fn at(timeline: u32, megabyte: u64) -> Position {
+fn at(mib: u64) -> Position {
     Position {
-        timeline: TimelineId::new(timeline).unwrap(),
-        lsn: Lsn(megabyte * MIB),
+        timeline: TimelineId::FIRST,
+        lsn: Lsn(mib * MIB),
     }
 }
 
-/// Two regions; the first has got to 6 MiB on timeline 2, which left timeline 1 at 4 MiB.
-fn shared(stores: [&Arc<MemoryStore>; 2]) -> Shared {
-    let segment_size = SegmentSize::new(MIB).unwrap();
-    let identity = Identity {
-        system_id: SystemId(7),
-        server_version: 150_020,
-        segment_size,
-        wal_block_size: 8192,
-        block_size: 8192,
-    };
-    let names = ["a", "b"];
-    let region = |index: usize| {
-        Arc::new(Region {
-            name: names[index].into(),
-            index,
-            store: stores[index].clone(),
-            quick: stores[index].clone(),
-        })
-    };
-    let state = State::new(names.map(str::to_owned));
-    let shared = Shared {
-        archive: Archive::new("orders".parse().unwrap(), identity, vec![region(0), region(1)]),
-        segment_size,
-        window: Arc::new(Window::new(2, 100 * MIB, at(2, 6))),
-        progress: Arc::new(Progress::new(Policy::Any, 2, state.clone())),
-        state,
-        uploads: 4,
-        in_flight: 100 * MIB,
-        server_timeline: TimelineId::new(2).unwrap(),
-        budget: Budget::new(100 * MIB),
-        origin: at(2, 6),
-        acknowledged: None,
-        histories: Arc::new([]),
-        places: Places::new("orders/7/", "this"),
-    };
-    shared.progress.stored(0, at(2, 6));
-    shared
+/// The second region holds three segments, of which the second is damaged; the first holds one of them.
+async fn lagging(policy: Policy) -> World {
+    let world = world(policy);
+    for number in 1..4 {
+        let segment = piece(PieceKind::Segment, number * MIB, (number + 1) * MIB);
+        let key = world.put_wal(1, segment).await;
+        match number {
+            1 => drop(world.put_wal(0, segment).await),
+            2 => world.damage(1, &key).await,
+            _ => {}
+        }
+    }
+    world.shared.progress.stored(0, at(2));
+    world.shared.progress.stored(1, at(4));
+    world
 }
 
-async fn put(store: &MemoryStore, key: String, content: &'static str) {
-    store
-        .put(&key, Object::new(content), PutMode::Create)
-        .await
-        .unwrap();
+async fn advanced(world: &World) -> Position {
+    let mut position = at(2);
+    for _ in 0..3 {
+        position = advance(&world.shared, world.region(0), position).await.unwrap();
+    }
+    position
+}
+
+fn view(world: &World) -> crate::state::RegionView {
+    world.shared.state.snapshot().regions[0].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_segment_is_filled_from_the_chunks_of_any_region() {
+    let world = lagging(Policy::All).await;
+    let half = 2 * MIB + MIB / 2;
+    world.put_wal(1, piece(PieceKind::Tail, 2 * MIB, half)).await;
+    world.put_wal(2, piece(PieceKind::Tail, half, 3 * MIB)).await;
+    assert_eq!(advanced(&world).await, at(4));
+    assert_eq!(
+        (view(&world).blocked, view(&world).lacks.damaged_bytes),
+        (None, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_in_the_middle_of_a_damaged_segment_needs_only_the_rest_of_it() {
+    let world = lagging(Policy::All).await;
+    let half = Lsn(2 * MIB + MIB / 2);
+    world.put_wal(1, piece(PieceKind::Tail, half.0, 3 * MIB)).await;
+    let from = Position { lsn: half, ..at(2) };
+    world.shared.progress.stored(0, from);
+    let reached = advance(&world.shared, world.region(0), from).await.unwrap();
+    assert_eq!(reached, at(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_that_was_not_acknowledged_keeps_the_position_and_says_so() {
+    let world = lagging(Policy::All).await;
+    world
+        .put_wal(1, piece(PieceKind::Tail, 2 * MIB, 2 * MIB + 700))
+        .await;
+    let edge = Position {
+        lsn: Lsn(2 * MIB + 700),
+        ..at(2)
+    };
+    assert_eq!(advanced(&world).await, edge);
+    assert_eq!(world.shared.progress.position(0), Some(edge));
+    let blocked = view(&world).blocked.unwrap();
+    for part in ["[0/2002BC, 0/300000)", "region b", "base backup"] {
+        assert!(blocked.contains(part), "{part}: {blocked}");
+    }
+    // An intact version is put back.
+    world
+        .put_wal(1, piece(PieceKind::Segment, 2 * MIB, 3 * MIB))
+        .await;
+    let reached = advance(&world.shared, world.region(0), edge).await.unwrap();
+    assert_eq!((reached, view(&world).blocked), (at(4), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_goes_on_behind_damage_that_was_acknowledged_and_lacks_it() {
+    let world = lagging(Policy::Any).await;
+    assert_eq!(advanced(&world).await, at(4));
+    let view = view(&world);
+    assert_eq!((view.blocked, view.lacks.damaged_bytes), (None, MIB));
+    assert!(view.lacks.detail.unwrap().contains("[0/200000, 0/300000)"));
+    assert!(
+        !world
+            .has(0, &world.key(piece(PieceKind::Segment, 2 * MIB, 3 * MIB)))
+            .await
+    );
+    assert!(
+        world
+            .has(0, &world.key(piece(PieceKind::Segment, 3 * MIB, 4 * MIB)))
+            .await
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_does_not_answer_may_have_a_good_copy() {
+    let world = lagging(Policy::Any).await;
+    world.silence(2);
+    assert_eq!(advanced(&world).await, at(2));
+    assert_eq!(view(&world).blocked, None);
 }
 
 /// The other region has lost the end of timeline 1: its history says where timeline 2 begins, and that must not carry
 /// anybody over what is missing.
 #[tokio::test(start_paused = true)]
 async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_there() {
-    let (a, b) = (Arc::new(MemoryStore::new("a")), Arc::new(MemoryStore::new("b")));
-    let shared = shared([&a, &b]);
-    let (layout, region) = (&shared.archive.layout, &shared.archive.regions[1]);
+    let world = world(Policy::Any);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
     let two = TimelineId::new(2).unwrap();
-    put(&a, layout.history(two), "1\t0/400000\tpromoted\n").await;
-    let range = LsnRange::new(at(2, 4).lsn, at(2, 6).lsn);
-    put(&a, layout.tail(two, range), "wal").await;
+    let on_two = |mib| Position {
+        timeline: two,
+        ..at(mib)
+    };
+    shared.progress.stored(1, on_two(6));
+    let history = layout.history(two);
+    world.put(1, &history, "1\t0/400000\tpromoted\n").await;
+    let range = LsnRange::new(at(4).lsn, at(6).lsn);
+    world.put(1, &layout.tail(two, range), "wal").await;
 
-    let reached = advance(&shared, region, at(1, 3)).await.unwrap();
-    assert_eq!(reached, at(1, 3));
-    assert_eq!(shared.progress.position(1), None);
-    assert!(b.keys().is_empty(), "{:?}", b.keys());
+    let reached = advance(shared, world.region(0), at(3)).await.unwrap();
+    assert_eq!(reached, at(3));
+    assert_eq!(shared.progress.position(0), None);
+    assert!(!world.has(0, &history).await);
 
     // With all of timeline 1 it goes on, history first.
-    let reached = advance(&shared, region, at(1, 4)).await.unwrap();
-    assert_eq!(reached, at(2, 4));
-    assert_eq!(b.keys(), [layout.history(two)]);
+    let reached = advance(shared, world.region(0), at(4)).await.unwrap();
+    assert_eq!(reached, on_two(4));
+    assert!(world.has(0, &history).await);
+    assert!(!world.has(0, &layout.tail(two, range)).await);
 }

@@ -37,6 +37,7 @@ mod receiver;
 pub mod region;
 pub mod resume;
 pub mod run;
+mod salvage;
 pub mod schedule;
 pub mod sealer;
 pub mod segmenter;
@@ -49,6 +50,8 @@ pub mod status;
 mod strays;
 pub mod surroundings;
 pub mod synchronous;
+#[cfg(test)]
+mod test_world;
 pub mod uploader;
 pub mod window;
 pub mod writer;

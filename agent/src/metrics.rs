@@ -138,6 +138,20 @@ fn missing(page: &mut Page, all: &[RegionView]) {
         |view| view.lacks.wal_bytes.to_string(),
     );
     page.per_region(
+        "highwater_region_damaged_wal_bytes",
+        "gauge",
+        "Of the missing WAL, what is damaged in every other region too: it cannot be filled in.",
+        all,
+        |view| view.lacks.damaged_bytes.to_string(),
+    );
+    page.per_region(
+        "highwater_region_blocked",
+        "gauge",
+        "1 when the region cannot be filled beyond its stored position, because the WAL that follows is damaged.",
+        all,
+        |view| u8::from(view.blocked.is_some()).to_string(),
+    );
+    page.per_region(
         "highwater_region_missing_backups",
         "gauge",
         "Base backups of other regions that are not complete here, as the last comparison found.",

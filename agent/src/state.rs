@@ -57,6 +57,8 @@ pub struct Lacks {
     pub backups: u64,
     /// The region had some of it before: something outside the agent removed it.
     pub lost: bool,
+    /// Of the WAL, bytes that are damaged wherever else they are, so that they cannot be filled in.
+    pub damaged_bytes: u64,
     /// In words: which WAL and which base backups, and what is done about it.
     pub detail: Option<String>,
 }
@@ -75,6 +77,8 @@ pub struct RegionView {
     pub state: RegionState,
     /// Text of the last error, cleared by the next success.
     pub last_error: Option<String>,
+    /// Why it cannot be filled beyond `stored` although others hold more, and what to do; none when it can.
+    pub blocked: Option<String>,
     /// Calls that had to be repeated since the start.
     pub retries: u64,
     /// Objects stored since the start.

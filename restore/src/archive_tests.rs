@@ -3,6 +3,7 @@
 //! timeline 2 leaves timeline 1, in the middle of a page.
 
 mod archive;
+mod damage;
 
 use std::sync::Arc;
 
@@ -228,22 +229,22 @@ async fn a_region_that_does_not_answer_is_never_an_empty_one() {
         error,
         kind: ErrorKind::Retry,
     };
-    let catalog = read::read(&regions, &"orders".parse().unwrap(), None)
+    let mut catalog = read::read(&regions, &"orders".parse().unwrap(), None)
         .await
         .unwrap();
-    let latest = locate::resolve(&catalog, &regions, &Request::latest())
+    let latest = locate::resolve(&mut catalog, &regions, &Request::latest())
         .await
         .unwrap_err();
     assert_eq!(latest.exit(), Exit::Trouble);
     assert!(latest.to_string().contains("--without-region b"), "{latest}");
     let inside = Request::to(Target::Lsn(Lsn(0x71_6E78)));
-    assert!(locate::resolve(&catalog, &regions, &inside).await.is_ok());
+    assert!(locate::resolve(&mut catalog, &regions, &inside).await.is_ok());
     regions[1].access = Access::LeftOut;
-    let catalog = read::read(&regions, &"orders".parse().unwrap(), None)
+    let mut catalog = read::read(&regions, &"orders".parse().unwrap(), None)
         .await
         .unwrap();
     assert!(
-        locate::resolve(&catalog, &regions, &Request::latest())
+        locate::resolve(&mut catalog, &regions, &Request::latest())
             .await
             .is_ok()
     );
@@ -323,7 +324,7 @@ async fn verify_and_list_name_what_is_missing() {
     let archive = Archive::whole().await;
     let lost = Archive::key_of(&archive.a, Lsn(0x71_0000)).await;
     archive.a.delete(&lost).await.unwrap();
-    let catalog = archive.catalog().await;
+    let mut catalog = archive.catalog().await;
     let found = verify::verify(&catalog, &archive.regions(), 4).await;
     assert_eq!(found.exit(), Exit::No);
     assert!(
@@ -333,7 +334,7 @@ async fn verify_and_list_name_what_is_missing() {
             .any(|problem| problem.problem.contains("region b has it")),
         "{found}"
     );
-    let listing = list::list(&catalog, &archive.regions()).await.unwrap();
+    let listing = list::list(&mut catalog, &archive.regions()).await.unwrap();
     let to_end = |line: &&list::WindowLine| line.timeline == second_timeline() && line.to == archive.end;
     assert!(listing.windows.iter().any(|line| to_end(&line)));
     assert!(

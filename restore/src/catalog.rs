@@ -2,14 +2,16 @@
 //!
 //! Owns: the facts and the questions asked of them (which regions hold a piece, which timelines exist, how they
 //! descend). Does not own: reading them from the stores (`catalog::read`), choosing among them (`plan`), and whether
-//! an object's content is whole: a catalog knows bulk objects by their keys alone; they are verified when used.
+//! an object's content is whole: a catalog knows bulk objects by their keys alone; they are verified when used, and
+//! what turns out to be damaged then is noted here (`catalog::damage`).
 //!
 //! Invariant: a region that could not be read is a fact in here and never looks like an empty one.
 
 mod chain;
 mod combine;
+mod damage;
 pub mod read;
-mod wal;
+pub(crate) mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +24,7 @@ use highwater_format::{
 };
 
 pub use chain::{BrokenChain, Chain, Source};
+pub use damage::Damaged;
 
 /// The archive of one lineage, as all regions together show it.
 #[derive(Debug, Clone)]
@@ -36,6 +39,8 @@ pub struct Catalog {
     pub regions: Vec<RegionView>,
     /// What is wrong, or differs between regions.
     pub findings: Vec<Finding>,
+    /// Objects that were read and that no region has a good copy of.
+    pub damaged: Vec<Damaged>,
 }
 
 /// One region's part of it.

@@ -151,17 +151,17 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
     let clock = Clock::default();
     match &cli.command {
         Command::List => {
-            let archive = Archive::open(&cli.common).await?;
+            let mut archive = Archive::open(&cli.common).await?;
             Ok(Answer::new(
                 "list",
                 Exit::Done,
-                list::list(&archive.catalog, &archive.regions).await?,
+                list::list(&mut archive.catalog, &archive.regions).await?,
             ))
         }
         Command::Plan(target) => {
             let request = request(target, &clock)?;
-            let archive = Archive::open(&cli.common).await?;
-            let plan = locate::resolve(&archive.catalog, &archive.regions, &request).await?;
+            let mut archive = Archive::open(&cli.common).await?;
+            let plan = locate::resolve(&mut archive.catalog, &archive.regions, &request).await?;
             Ok(Answer::new(
                 "plan",
                 Exit::Done,
@@ -192,8 +192,8 @@ fn request(args: &TargetArgs, clock: &Clock) -> Result<Request, RestoreError> {
 
 async fn restore(common: &Common, args: &RunArgs, clock: Clock) -> Result<Answer, RestoreError> {
     let request = request(&args.target, &clock)?;
-    let archive = Archive::open(common).await?;
-    let plan = locate::resolve(&archive.catalog, &archive.regions, &request).await?;
+    let mut archive = Archive::open(common).await?;
+    let plan = locate::resolve(&mut archive.catalog, &archive.regions, &request).await?;
     if common.output == Output::Text {
         let _ = write!(io::stderr(), "{}", report::plan(&archive.catalog, &plan));
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     catalog::{Catalog, Reading},
     error::RestoreError,
-    locate::Locator,
+    locate::{Locator, Unanswered, learn},
     plan::{Answer, End, Question, Window, windows},
     regions::Region,
     report::bytes,
@@ -121,33 +121,29 @@ pub struct WindowLine {
     pub backups: Vec<BackupId>,
 }
 
-/// Builds the listing, reading the headers at the end of each window for its time.
+/// Builds the listing, reading the headers at the end of each window for its time. What is found to be damaged is noted
+/// in the catalog, and the windows are those of what is left.
 ///
 /// # Errors
 ///
 /// None at present: what cannot be read is part of the answer.
-pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, RestoreError> {
-    let locator = Locator::new(catalog, regions);
-    let mut problems: Vec<String> = Vec::new();
-    let mut all = Vec::new();
+pub async fn list(catalog: &mut Catalog, regions: &[Region]) -> Result<Listing, RestoreError> {
+    let (lines, mut problems) = loop {
+        match all_windows(catalog, regions).await {
+            Ok(found) => break found,
+            Err(unanswered) => {
+                if let Err(error) = learn(catalog, regions, unanswered).await {
+                    break (without_times(catalog), vec![error.to_string()]);
+                }
+            }
+        }
+    };
     for (timeline, windows) in windows(catalog, &catalog.readable()) {
-        match windows {
-            Ok(windows) => all.extend(windows),
-            Err(broken) => problems.push(format!("timeline {timeline} cannot be restored: {broken}")),
+        if let Err(broken) = windows {
+            problems.push(format!("timeline {timeline} cannot be restored: {broken}"));
         }
     }
-    let mut lines = Vec::new();
-    for window in all {
-        let time = match locator.answer(&Question::Proven { span: window.span }).await {
-            Ok(Answer::Time(time)) => time,
-            Ok(_) => None,
-            Err(error) => {
-                problems.push(error.to_string());
-                None
-            }
-        };
-        lines.push(WindowLine::of(None, &window, time));
-    }
+    problems.extend(catalog.damaged.iter().map(ToString::to_string));
     problems.extend(catalog.findings.iter().map(ToString::to_string));
     Ok(Listing {
         cluster: catalog.layout.cluster().to_string(),
@@ -164,6 +160,38 @@ pub async fn list(catalog: &Catalog, regions: &[Region]) -> Result<Listing, Rest
         branches: catalog.branches(&catalog.readable()),
         problems,
     })
+}
+
+/// The windows of all regions together, each with the latest time that its last objects prove.
+async fn all_windows(
+    catalog: &Catalog,
+    regions: &[Region],
+) -> Result<(Vec<WindowLine>, Vec<String>), Unanswered> {
+    let locator = Locator::new(catalog, regions);
+    let (mut lines, mut problems) = (Vec::new(), Vec::new());
+    for window in open_windows(catalog) {
+        let time = match locator.answer(&Question::Proven { span: window.span }).await {
+            Ok(Answer::Time(time)) => time,
+            Ok(_) => None,
+            Err(Unanswered::Failed(error)) => {
+                problems.push(error.to_string());
+                None
+            }
+            Err(spoilt @ Unanswered::Spoilt(_)) => return Err(spoilt),
+        };
+        lines.push(WindowLine::of(None, &window, time));
+    }
+    Ok((lines, problems))
+}
+
+fn without_times(catalog: &Catalog) -> Vec<WindowLine> {
+    let all = open_windows(catalog).into_iter();
+    all.map(|window| WindowLine::of(None, &window, None)).collect()
+}
+
+fn open_windows(catalog: &Catalog) -> Vec<Window> {
+    let of_all = windows(catalog, &catalog.readable()).into_iter();
+    of_all.filter_map(|(_, windows)| windows.ok()).flatten().collect()
 }
 
 impl WindowLine {
@@ -186,11 +214,18 @@ fn end_in_words(end: &End) -> String {
         End::Archive => "the archive ends".to_owned(),
         End::Hole {
             range,
+            damaged: Some(why),
+            ..
+        } => format!("WAL {range} is damaged: {why}"),
+        End::Hole {
+            range,
             recorded: None,
+            ..
         } => format!("WAL {range} is missing"),
         End::Hole {
             range,
             recorded: Some(why),
+            ..
         } => format!("WAL {range} is missing, recorded: {why}"),
         End::Ragged => "the archive ends; what lies behind was never acknowledged".to_owned(),
         End::Switch { child, at } => format!("timeline {child} branched off at {at}"),

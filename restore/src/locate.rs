@@ -6,6 +6,7 @@
 //! answer (`plan`), and what a record is (`trace`).
 
 mod bytes;
+mod damage;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::{
     target::Request,
 };
 pub(crate) use bytes::{expectation, open as open_object};
+pub use damage::{Unanswered, learn};
 use trace::{Flow, Seen, Trace};
 
 /// Objects that an exact scan begins before the one that the headers point to.
@@ -33,21 +35,53 @@ const LAST_HEADERS: usize = 32;
 /// Bytes of stored WAL held ahead of a scan are bounded by this many objects.
 const READ_AHEAD: usize = 4;
 
-/// Plans for `request`, reading whatever WAL that takes.
+/// Plans for `request`, reading whatever WAL that takes. What is found to be damaged on the way is noted in the catalog,
+/// and planned around where other objects hold the same WAL.
 ///
 /// # Errors
 ///
 /// A refusal, or WAL that cannot be read.
-pub async fn resolve(catalog: &Catalog, regions: &[Region], request: &Request) -> Result<Plan, RestoreError> {
+pub async fn resolve(
+    catalog: &mut Catalog,
+    regions: &[Region],
+    request: &Request,
+) -> Result<Plan, RestoreError> {
     let mut answers = Answers::new();
-    let locator = Locator::new(catalog, regions);
+    let stores = Stores::of(catalog, regions);
     loop {
-        match plan(catalog, request, &answers)? {
+        let question = match plan(catalog, request, &answers)? {
             Step::Done(plan) => return Ok(*plan),
-            Step::Ask(question) => {
-                let answer = locator.answer(&question).await?;
-                answers.insert(question, answer);
+            Step::Ask(question) => question,
+        };
+        match Locator::with(catalog, stores.clone()).answer(&question).await {
+            Ok(answer) => drop(answers.insert(question, answer)),
+            Err(unanswered) => {
+                learn(catalog, regions, unanswered).await?;
+                answers.clear();
             }
+        }
+    }
+}
+
+/// The readable regions of a catalog.
+#[derive(Debug, Clone)]
+struct Stores {
+    /// All of them.
+    all: Sources,
+    /// Each of them alone, by its index: for objects that only one holds.
+    alone: BTreeMap<usize, Sources>,
+}
+
+impl Stores {
+    fn of(catalog: &Catalog, regions: &[Region]) -> Self {
+        let store = |index: usize| Some((index, regions.get(index)?.store()?.clone()));
+        let stores: Vec<_> = catalog.readable().into_iter().filter_map(store).collect();
+        Self {
+            all: Sources::new(stores.iter().map(|(_, store)| store.clone()).collect()),
+            alone: stores
+                .into_iter()
+                .map(|(index, store)| (index, Sources::new(vec![store])))
+                .collect(),
         }
     }
 }
@@ -57,10 +91,7 @@ pub async fn resolve(catalog: &Catalog, regions: &[Region], request: &Request) -
 pub struct Locator<'a> {
     catalog: &'a Catalog,
     readable: Vec<usize>,
-    /// All readable regions.
-    all: Sources,
-    /// Each of them alone, by its index: for objects that only one holds.
-    alone: BTreeMap<usize, Sources>,
+    stores: Stores,
 }
 
 /// The objects of one span.
@@ -74,25 +105,22 @@ impl<'a> Locator<'a> {
     /// A locator over the regions that the catalog was read from.
     #[must_use]
     pub fn new(catalog: &'a Catalog, regions: &[Region]) -> Self {
-        let readable = catalog.readable();
-        let store = |index: &usize| Some((*index, regions.get(*index)?.store()?.clone()));
-        let stores: Vec<_> = readable.iter().filter_map(store).collect();
+        Self::with(catalog, Stores::of(catalog, regions))
+    }
+
+    fn with(catalog: &'a Catalog, stores: Stores) -> Self {
         Self {
             catalog,
-            readable,
-            all: Sources::new(stores.iter().map(|(_, store)| store.clone()).collect()),
-            alone: stores
-                .into_iter()
-                .map(|(index, store)| (index, Sources::new(vec![store])))
-                .collect(),
+            readable: catalog.readable(),
+            stores,
         }
     }
 
     /// The regions to ask for an object.
     fn sources(&self, source: &Source) -> &Sources {
         match self.catalog.holders(source.timeline, &source.piece).as_slice() {
-            [only] => self.alone.get(only).unwrap_or(&self.all),
-            _ => &self.all,
+            [only] => self.stores.alone.get(only).unwrap_or(&self.stores.all),
+            _ => &self.stores.all,
         }
     }
 
@@ -100,8 +128,8 @@ impl<'a> Locator<'a> {
     ///
     /// # Errors
     ///
-    /// No region has a good copy of an object that is needed, or the WAL in it is damaged.
-    pub async fn answer(&self, question: &Question) -> Result<Answer, RestoreError> {
+    /// No region gives an object that is needed, or the WAL in it is damaged.
+    pub async fn answer(&self, question: &Question) -> Result<Answer, Unanswered> {
         match question {
             Question::Commits { span, time, or_at } => self.commits(&self.path(span)?, *time, *or_at).await,
             Question::Records { span, lsn } => self.records(&self.path(span)?, *lsn).await,
@@ -120,7 +148,7 @@ impl<'a> Locator<'a> {
         }
     }
 
-    fn path(&self, span: &Span) -> Result<Path, RestoreError> {
+    fn path(&self, span: &Span) -> Result<Path, Unanswered> {
         let chain = self
             .catalog
             .chain(span.timeline, &self.readable)
@@ -136,7 +164,7 @@ impl<'a> Locator<'a> {
     }
 
     /// The latest time at which the server's WAL was seen to end within the path.
-    async fn proven(&self, path: &Path) -> Result<Option<Time>, RestoreError> {
+    async fn proven(&self, path: &Path) -> Result<Option<Time>, Unanswered> {
         let first = path.sources.len().saturating_sub(LAST_HEADERS);
         let last = path.sources.get(first..).unwrap_or_default();
         let headers = stream::iter(last).map(|source| async move { (source, self.header(source).await) });
@@ -153,7 +181,7 @@ impl<'a> Locator<'a> {
         Ok(proven)
     }
 
-    async fn commits(&self, path: &Path, time: Time, or_at: bool) -> Result<Answer, RestoreError> {
+    async fn commits(&self, path: &Path, time: Time, or_at: bool) -> Result<Answer, Unanswered> {
         let stops = |at: Time| if or_at { at >= time } else { at > time };
         let place = self.first_stopping(path, &stops).await?;
         let mut back = NEIGHBOURS;
@@ -182,11 +210,7 @@ impl<'a> Locator<'a> {
     }
 
     /// The index of the first object whose last commit stops recovery, as the headers say; their number if none does.
-    async fn first_stopping(
-        &self,
-        path: &Path,
-        stops: &impl Fn(Time) -> bool,
-    ) -> Result<usize, RestoreError> {
+    async fn first_stopping(&self, path: &Path, stops: &impl Fn(Time) -> bool) -> Result<usize, Unanswered> {
         let (mut low, mut high) = (0, path.sources.len());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -217,7 +241,7 @@ impl<'a> Locator<'a> {
         path: &Path,
         begin: usize,
         stops: &impl Fn(Time) -> bool,
-    ) -> Result<(Option<Mark>, Option<Mark>), RestoreError> {
+    ) -> Result<(Option<Mark>, Option<Mark>), Unanswered> {
         let mut kept: Option<Seen> = None;
         let mut left: Option<Seen> = None;
         self.scan(path, begin, path.span.end, |seen| {
@@ -236,7 +260,7 @@ impl<'a> Locator<'a> {
     }
 
     /// The last transaction end in the objects before `end`.
-    async fn last_commit_before(&self, path: &Path, end: usize) -> Result<Option<Mark>, RestoreError> {
+    async fn last_commit_before(&self, path: &Path, end: usize) -> Result<Option<Mark>, Unanswered> {
         for index in (0..end).rev() {
             let Some(source) = path.sources.get(index) else {
                 continue;
@@ -261,7 +285,7 @@ impl<'a> Locator<'a> {
     }
 
     /// The first event that `hit` accepts.
-    async fn first(&self, path: &Path, hit: impl Fn(&WalEvent) -> bool) -> Result<Answer, RestoreError> {
+    async fn first(&self, path: &Path, hit: impl Fn(&WalEvent) -> bool) -> Result<Answer, Unanswered> {
         let mut found: Option<Seen> = None;
         self.scan(path, 0, path.span.end, |seen| {
             if !hit(&seen.event) {
@@ -275,7 +299,7 @@ impl<'a> Locator<'a> {
     }
 
     /// The records around an LSN, scanning from further back until the one before it is known.
-    async fn records(&self, path: &Path, lsn: Lsn) -> Result<Answer, RestoreError> {
+    async fn records(&self, path: &Path, lsn: Lsn) -> Result<Answer, Unanswered> {
         let at = path
             .sources
             .iter()
@@ -302,7 +326,7 @@ impl<'a> Locator<'a> {
         begin: usize,
         until: Lsn,
         on: impl FnMut(Seen) -> Flow,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<(), Unanswered> {
         let mut trace = self.trace(path, begin);
         self.feed(path, begin, until, &mut trace, on).await
     }
@@ -333,7 +357,7 @@ impl<'a> Locator<'a> {
         until: Lsn,
         trace: &mut Trace,
         mut on: impl FnMut(Seen) -> Flow,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<(), Unanswered> {
         let start = self.start(path, begin);
         let wanted: Vec<Source> = path
             .sources
@@ -361,7 +385,7 @@ impl<'a> Locator<'a> {
                          run `highwater-restore verify`, and restore to before it with --to-lsn",
                         path.span.timeline
                     );
-                    return Err(RestoreError::failed(Exit::Damage, message));
+                    return Err(RestoreError::failed(Exit::Damage, message).into());
                 }
             }
         }

@@ -58,10 +58,12 @@ pub fn error_json(command: &str, error: &RestoreError) -> String {
             timeline,
             range,
             recorded,
+            damaged,
         } = &refusal.reason
         {
-            body["missing"] =
-                json!({ "timeline": timeline, "start": range.start, "end": range.end, "recorded": recorded });
+            body["missing"] = json!({
+                "timeline": timeline, "start": range.start, "end": range.end, "recorded": recorded, "damaged": damaged,
+            });
         }
     }
     let json = json!({ "format": FORMAT, "command": command, "exit": error.exit().code(), "error": body });

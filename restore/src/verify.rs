@@ -5,6 +5,7 @@
 //! not own: mending anything.
 
 mod backup;
+mod good;
 mod wal;
 
 use std::fmt;
@@ -14,6 +15,8 @@ use highwater_config::Exit;
 use highwater_format::{Gap, Key, Lsn, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
 use highwater_store::{Meta, list_all};
 use serde::Serialize;
+
+use good::Good;
 
 use crate::{
     catalog::{Catalog, Reading, RegionView},
@@ -28,6 +31,8 @@ pub struct Verified {
     pub regions: Vec<RegionCount>,
     /// Objects that cannot be trusted, and contradictions.
     pub damage: Vec<Problem>,
+    /// WAL that is in no region in any form that can be used, because objects are damaged.
+    pub lost: Vec<Problem>,
     /// WAL and objects that should be there and are not.
     pub missing: Vec<Problem>,
     /// What is worth knowing and not wrong.
@@ -200,7 +205,6 @@ fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Ve
         }
         Some(Key::Pack(..) | Key::Manifest(_) | Key::Writer(_)) => {}
         // What is left of the question whether the store honours conditional writes.
-        // What is left of the question whether the store honours conditional writes.
         None if meta.key.contains("/probe/") => {}
         None => found.notes.push(Problem::new(
             &view.name,
@@ -211,7 +215,13 @@ fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Ve
 }
 
 /// The holes in one region's WAL of one timeline, recorded or not, and how far it is behind what its pulse claims.
-pub(crate) fn holes(catalog: &Catalog, subject: &Subject<'_>, timeline: TimelineId, found: &mut Verified) {
+pub(crate) fn holes(
+    catalog: &Catalog,
+    subject: &Subject<'_>,
+    timeline: TimelineId,
+    good: &Good,
+    found: &mut Verified,
+) {
     let Some(view) = subject.view.timelines.get(&timeline) else {
         return;
     };
@@ -236,7 +246,10 @@ pub(crate) fn holes(catalog: &Catalog, subject: &Subject<'_>, timeline: Timeline
     for hole in breaks {
         for (range, gap) in by_record(hole, &view.gaps) {
             let what = format!("WAL {range} of timeline {timeline}");
-            let also = elsewhere(catalog, subject.index, timeline, range);
+            let also = good
+                .elsewhere(catalog, subject.index, range)
+                .map(|names| format!("; region {names} has it"))
+                .unwrap_or_default();
             match gap {
                 Some(gap) => found.notes.push(Problem::new(
                     name,
@@ -278,17 +291,6 @@ fn by_record(hole: LsnRange, gaps: &[Gap]) -> Vec<(LsnRange, Option<&Gap>)> {
     parts
 }
 
-/// Which other regions have what is missing in one, as a clause.
-fn elsewhere(catalog: &Catalog, subject: usize, timeline: TimelineId, range: LsnRange) -> String {
-    let has = |index: &usize| *index != subject && catalog.coverage(timeline, &[*index]).cover(range).is_ok();
-    let others = catalog.readable().into_iter().filter(has);
-    let names: Vec<&str> = others.map(|index| catalog.region_name(index)).collect();
-    match names.is_empty() {
-        true => String::new(),
-        false => format!("; region {} has it", names.join(" and ")),
-    }
-}
-
 impl fmt::Display for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for count in &self.regions {
@@ -301,6 +303,7 @@ impl fmt::Display for Verified {
         }
         let groups = [
             ("damaged", &self.damage),
+            ("LOST", &self.lost),
             ("missing", &self.missing),
             ("not readable", &self.unreadable),
             ("note", &self.notes),

@@ -130,10 +130,31 @@ async fn fault_40_damage_everywhere_stops_recovery_and_leaves_no_file() {
     // Even where the plan ended before it: the segment exists, so it is not past the end.
     for end in [Some(10 * SIZE), Some(3 * SIZE), None] {
         let (answer, file) = Case::new(&[&a]).ask_with(end, &name(3)).await;
-        assert!(
-            matches!(answer, Answer::Failed(_)),
-            "{answer:?} with the end at {end:?}"
-        );
+        let Answer::Damaged { reason, before } = answer else {
+            panic!("{answer:?} with the end at {end:?}")
+        };
+        assert!(reason.contains("000000010000000000000003"), "{reason}");
+        assert_eq!((file, before), (None, Lsn(3 * SIZE)));
+    }
+    // A region that does not answer may have a good copy.
+    let (answer, _) = Case::new(&[&a])
+        .silent("b", true)
+        .ask_with(Some(10 * SIZE), &name(3))
+        .await;
+    assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+}
+
+/// PostgreSQL reads ahead of its target; without one the damage is never the end.
+#[tokio::test]
+async fn damage_behind_the_target_does_not_stop_recovery() {
+    let a = memory("a");
+    put_segment(&[&a], segment(3)).await;
+    a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
+    for (until, past) in [(3 * SIZE, true), (3 * SIZE + 1, false)] {
+        let mut facts = facts(&[("a", true)], Some(10 * SIZE));
+        facts.needed_until = Some(Lsn(until));
+        let (answer, file) = Case::new(&[&a]).ask_by(facts, &name(3)).await;
+        assert_eq!(matches!(answer, Answer::PastEnd(_)), past, "{answer:?}");
         assert_eq!(file, None);
     }
 }
@@ -176,7 +197,7 @@ async fn a_ragged_end_that_the_plan_accepted_is_the_end() {
     put_segment(&[&a], segment(3)).await;
     a.corrupt(&layout().segment(segment(3), size()), |bytes| bytes[200] ^= 1);
     let damaged = ask(3 * SIZE, name(3)).await.0;
-    assert!(matches!(damaged, Answer::Failed(_)), "{damaged:?}");
+    assert!(matches!(damaged, Answer::Damaged { .. }), "{damaged:?}");
 }
 
 #[tokio::test]

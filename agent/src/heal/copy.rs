@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_format::coverage::{Coverage, Piece};
+use highwater_format::coverage::Piece;
 use highwater_format::{
     Backup, BackupId, Document, Expect, FormatError, LsnRange, Manifest, Object as Container, PackInfo,
     TimelineId, decode,
 };
 use highwater_store::Object;
 
-use super::listing::{Base, Listing};
+use super::listing::Base;
 use crate::archived::{read_piece, verify};
 use crate::backup::wal::WalOf;
 use crate::blocking;
@@ -24,6 +24,7 @@ use crate::budget::Budget;
 use crate::error::{AgentError, Result};
 use crate::gap;
 use crate::region::{Region, Written, get_optional, write_once};
+use crate::salvage::{self, Damage, Rest};
 use crate::uploader::Shared;
 
 /// One object counts for at most this part of the budget.
@@ -41,6 +42,15 @@ pub(crate) struct Copied {
     pub(crate) bytes: u64,
 }
 
+/// What became of a piece of WAL.
+#[derive(Debug, Default)]
+pub(crate) struct CopiedWal {
+    /// What was written.
+    pub(crate) copied: Copied,
+    /// What could not be, because it is damaged everywhere.
+    pub(crate) damage: Vec<Damage>,
+}
+
 /// From the other regions into one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Copier<'a> {
@@ -50,13 +60,6 @@ pub(crate) struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn listing(&self) -> Listing<'_> {
-        Listing {
-            layout: &self.shared.archive.layout,
-            size: self.shared.segment_size,
-        }
-    }
-
     /// The peers, beginning with number `first`.
     fn from(&self, first: usize) -> impl Iterator<Item = &Arc<Region>> {
         let preferred = self.peers.iter().skip(first).take(1);
@@ -110,75 +113,49 @@ impl Copier<'_> {
         }
     }
 
-    /// A piece of WAL. Where the peer's object cannot be used, the same bytes are looked for in the others,
-    /// and in the chunks that a segment object made superfluous.
-    pub(crate) async fn wal(&self, timeline: TimelineId, piece: Piece, first: usize) -> Result<Copied> {
-        let mut spoilt = Vec::new();
-        let mut trouble = match self.piece(timeline, piece, first).await {
-            Err(error) if self.is_of_a_source(&error) => error,
-            done => return done,
-        };
-        spoilt.push((first, piece));
-        for (number, peer) in self.peers.iter().enumerate() {
-            match self
-                .instead(timeline, piece.range, number, peer, &mut spoilt)
-                .await
-            {
-                Err(error) if self.is_of_a_source(&error) => trouble = error,
-                Ok(None) => {}
-                Ok(Some(copied)) => return Ok(copied),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(trouble)
-    }
-
-    /// All of `range` from one peer's other objects; none if they do not hold all of it.
-    async fn instead(
-        &self,
-        timeline: TimelineId,
-        range: LsnRange,
-        number: usize,
-        peer: &Region,
-        spoilt: &mut Vec<(usize, Piece)>,
-    ) -> Result<Option<Copied>> {
-        let listed = self.listing().around(&*peer.quick, timeline, range).await?;
-        loop {
-            let usable = listed.iter().filter(|piece| {
-                let bad = |(of, bad): &(usize, Piece)| {
-                    *of == number && (bad.range, bad.kind) == (piece.range, piece.kind)
-                };
-                !spoilt.iter().any(bad)
-            });
-            let Ok(pieces) = usable.copied().collect::<Coverage>().cover(range) else {
-                return Ok(None);
-            };
-            let mut copied = Copied::default();
-            let mut failed = None;
-            for piece in pieces {
-                match self.piece(timeline, piece, number).await {
-                    Ok(one) => copied.add(one),
-                    Err(error @ AgentError::Object { .. }) => {
-                        tracing::error!(region = self.region.name, %error, "a damaged object is not copied");
-                        failed = Some(piece);
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            match failed {
-                None => return Ok(Some(copied)),
-                Some(piece) => spoilt.push((number, piece)),
-            }
-        }
-    }
-
-    async fn piece(&self, timeline: TimelineId, piece: Piece, number: usize) -> Result<Copied> {
-        let Some(peer) = self.peers.get(number) else {
+    /// A piece of WAL. Where the peer's object cannot be used, the same bytes are looked for in all other regions, and
+    /// in the chunks that a segment object made superfluous. What is damaged everywhere is left out and told.
+    pub(crate) async fn wal(&self, timeline: TimelineId, piece: Piece, first: usize) -> Result<CopiedWal> {
+        let Some(peer) = self.peers.get(first) else {
             return Err(AgentError::Bug(format!(
-                "there is no region {number} to copy from"
+                "there is no region {first} to copy from"
             )));
         };
+        let mut done = CopiedWal::default();
+        match self.piece(timeline, piece, peer).await {
+            Ok(copied) => {
+                done.copied = copied;
+                return Ok(done);
+            }
+            Err(error) if self.is_of_a_source(&error) => {}
+            Err(error) => return Err(error),
+        }
+        let others = self.shared.archive.regions.iter();
+        let others: Vec<_> = others
+            .filter(|other| other.index != self.region.index)
+            .cloned()
+            .collect();
+        let mut at = piece.range.start;
+        while at < piece.range.end {
+            let range = LsnRange::new(at, piece.range.end);
+            let one =
+                |peer: Arc<Region>, piece: Piece| async move { self.piece(timeline, piece, &peer).await };
+            let filled = salvage::fill(self.shared, self.region, &others, timeline, range, one).await?;
+            filled.copied.into_iter().for_each(|one| done.copied.add(one));
+            at = match filled.rest {
+                None => break,
+                Some(Rest::Unknown(error)) => return Err(error),
+                Some(Rest::Damaged(damage)) => {
+                    let behind = damage.range.end;
+                    done.damage.push(damage);
+                    behind
+                }
+            };
+        }
+        Ok(done)
+    }
+
+    async fn piece(&self, timeline: TimelineId, piece: Piece, peer: &Region) -> Result<Copied> {
         let (archive, size) = (&self.shared.archive, self.shared.segment_size);
         let copying = async {
             let (key, bytes, object) = read_piece(archive, &*peer.quick, size, timeline, &piece).await?;

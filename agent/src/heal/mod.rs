@@ -24,7 +24,7 @@ use highwater_format::{BackupId, Lsn, LsnRange, TimelineId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::copy::{Copied, Copier};
+use self::copy::{Copied, CopiedWal, Copier};
 use self::lack::{Held, Lack, Step};
 use self::listing::{Base, Listing};
 use crate::agree::{self, Agreement};
@@ -34,6 +34,7 @@ use crate::frontier::Position;
 use crate::identity;
 use crate::inventory::{piece_key, timelines};
 use crate::region::Region;
+use crate::salvage::Damage;
 use crate::state::{Lacks, RegionState};
 use crate::uploader::{Shared, is_of_this_region};
 
@@ -62,6 +63,8 @@ pub struct Healer {
     backups_before: BTreeSet<BackupId>,
     /// What stays missing when everything that others have was copied.
     beyond_help: Lacks,
+    /// What the last comparison found to be damaged wherever it is.
+    damaged: Vec<Damage>,
     /// What was last said to be gone, so that it is said once.
     said: Option<String>,
     /// Histories and doubtful objects that were compared and found equal, or damaged and reported.
@@ -80,6 +83,8 @@ struct Outcome {
     left: usize,
     /// Not every other region could be read.
     partial: bool,
+    /// What cannot be copied because it is damaged everywhere.
+    damaged: Vec<Damage>,
 }
 
 impl Healer {
@@ -93,6 +98,7 @@ impl Healer {
             before: BTreeMap::new(),
             backups_before: BTreeSet::new(),
             beyond_help: Lacks::default(),
+            damaged: Vec::new(),
             said: None,
             settled: BTreeSet::new(),
             agreed: false,
@@ -199,9 +205,14 @@ impl Healer {
         self.settle_histories(&peers).await?;
         self.settle_doubts(&peers, &ours, &theirs).await?;
         let lack = lack::compare(&ours, &theirs, position);
+        if lack.steps.is_empty() {
+            self.damaged.clear();
+        }
         self.note(&ours, &theirs, &lack, outcome.partial);
         if !lack.steps.is_empty() {
             self.repair(&peers, &ours, lack, &mut outcome).await?;
+            self.damaged = std::mem::take(&mut outcome.damaged);
+            self.note_damage();
         }
         Ok(outcome)
     }
@@ -327,9 +338,13 @@ impl Healer {
         for step in &lack.steps {
             self.wait(Duration::ZERO).await?;
             match self.step(&copier, ours, step).await {
-                Ok(copied) => {
-                    healed.add(copied);
-                    self.step_done();
+                Ok(done) => {
+                    healed.add(done.copied);
+                    match done.damage.is_empty() {
+                        true => self.step_done(),
+                        false => outcome.left += 1,
+                    }
+                    outcome.damaged.extend(done.damage);
                 }
                 Err(error) if is_of_this_region(&error) => {
                     outcome.left += 1;
@@ -354,24 +369,25 @@ impl Healer {
         Ok(())
     }
 
-    async fn step(&self, copier: &Copier<'_>, ours: &Held, step: &Step) -> Result<Copied> {
-        let copied = match step {
-            Step::Gap(timeline, range, peer) => copier.gap(*timeline, *range, *peer).await?,
-            Step::Wal(timeline, piece, peer) => copier.wal(*timeline, *piece, *peer).await?,
+    async fn step(&self, copier: &Copier<'_>, ours: &Held, step: &Step) -> Result<CopiedWal> {
+        let mut done = CopiedWal::default();
+        match step {
+            Step::Gap(timeline, range, peer) => done.copied = copier.gap(*timeline, *range, *peer).await?,
+            Step::Wal(timeline, piece, peer) => done = copier.wal(*timeline, *piece, *peer).await?,
             Step::Backup(id) => {
-                let (nothing, mut all) = (Base::default(), Copied::default());
+                let nothing = Base::default();
                 let held = ours.backups.get(id).unwrap_or(&nothing);
                 copier
                     .backup(id, held, |one| {
-                        all.add(one);
+                        done.copied.add(one);
                         self.count(one);
                     })
                     .await?;
-                return Ok(all);
+                return Ok(done);
             }
-        };
-        self.count(copied);
-        Ok(copied)
+        }
+        self.count(done.copied);
+        Ok(done)
     }
 }
 

@@ -42,7 +42,8 @@ impl Healer {
                 objects: lack.steps.len() as u64,
                 backups: lack.backups.len() as u64,
                 lost,
-                detail: describe(lack, lost),
+                damaged_bytes: self.damaged_bytes(),
+                detail: self.with_damage(describe(lack, lost)),
             }
         };
         let now = self.clock.now();
@@ -65,6 +66,43 @@ impl Healer {
         }
         let visible = ours.backups.iter().filter(|(_, base)| base.visible);
         self.backups_before.extend(visible.map(|(id, _)| id.clone()));
+    }
+
+    /// Shows what the repair could not do.
+    pub(super) fn note_damage(&self) {
+        if self.damaged.is_empty() {
+            return;
+        }
+        let (bytes, detail) = (self.damaged_bytes(), self.with_damage(None));
+        tracing::error!(
+            region = self.region.name,
+            bytes,
+            "cannot be filled: the region {}",
+            detail.as_deref().unwrap_or_default()
+        );
+        self.shared.state.update_region(self.region.index, |view| {
+            view.lacks.damaged_bytes = bytes;
+            view.lacks.detail = detail;
+        });
+    }
+
+    fn damaged_bytes(&self) -> u64 {
+        self.damaged.iter().map(|damage| damage.range.len()).sum()
+    }
+
+    /// What is damaged everywhere comes first: somebody has to act.
+    fn with_damage(&self, words: Option<String>) -> Option<String> {
+        let Some(first) = self.damaged.first() else {
+            return words;
+        };
+        let mut text = first.as_lack();
+        if self.damaged.len() > 1 {
+            text.push_str(&format!("; and {} ranges more", self.damaged.len() - 1));
+        }
+        if let Some(words) = words {
+            text.push_str(&format!("; {words}"));
+        }
+        Some(text)
     }
 
     /// One step of the repair was done.

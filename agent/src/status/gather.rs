@@ -128,7 +128,8 @@ fn lacking(document: &Value) -> Vec<(String, String)> {
         .map(Vec::as_slice)
         .unwrap_or_default();
     let told = regions.iter().filter_map(|region| {
-        let detail = region["lacks"]["detail"].as_str()?;
+        let blocked = region["blocked"].as_str();
+        let detail = blocked.or_else(|| region["lacks"]["detail"].as_str())?;
         Some((region["name"].as_str()?.to_owned(), detail.to_owned()))
     });
     told.collect()

@@ -227,7 +227,7 @@ impl Archive {
     }
 
     pub(super) async fn plan(&self, request: &Request) -> Result<Plan, RestoreError> {
-        locate::resolve(&self.catalog().await, &self.regions(), request).await
+        locate::resolve(&mut self.catalog().await, &self.regions(), request).await
     }
 
     pub(super) async fn key_of(store: &MemoryStore, lsn: Lsn) -> String {

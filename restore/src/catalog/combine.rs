@@ -30,6 +30,7 @@ pub(super) fn combine(
         other_lineages,
         regions,
         findings,
+        damaged: Vec::new(),
     })
 }
 

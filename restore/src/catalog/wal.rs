@@ -61,6 +61,23 @@ async fn segments(
     Ok(())
 }
 
+/// The tail chunks that hold some of `range`, those that a segment object makes superfluous included.
+pub(crate) async fn chunks(
+    store: &dyn Store,
+    layout: &Layout,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Vec<Piece>, StoreError> {
+    let mut view = TimelineView::default();
+    tails(store, layout, timeline, range, &mut view).await?;
+    let all = view.pieces.into_iter().map(|((start, end, kind), size)| Piece {
+        range: LsnRange::new(start, end),
+        kind,
+        size,
+    });
+    Ok(all.filter(|piece| piece.range.end > range.start).collect())
+}
+
 /// Tail chunks that reach into `open`. One that begins before it may, but by no more than an object holds.
 async fn tails(
     store: &dyn Store,

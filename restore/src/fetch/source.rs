@@ -69,6 +69,16 @@ impl fmt::Display for Nowhere {
 }
 
 impl Nowhere {
+    /// What each region said, without the key.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        let said = self.attempts.iter();
+        let said: Vec<String> = said
+            .map(|attempt| format!("{}: {}", attempt.region, attempt.reason))
+            .collect();
+        said.join("; ")
+    }
+
     /// Every region answered, and none has the object.
     #[must_use]
     pub fn is_absent(&self) -> bool {

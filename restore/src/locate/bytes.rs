@@ -3,14 +3,12 @@
 use bytes::Bytes;
 use highwater_config::Exit;
 use highwater_format::{Expect, FormatError, Header, Object, SegmentName, coverage::PieceKind};
-use highwater_store::StoreError;
 
-use super::Locator;
+use super::{Locator, Unanswered};
 use crate::{
     catalog::{Catalog, Source},
     error::RestoreError,
-    fetch::source::{ReadError, Reject},
-    regions::{Meaning, meaning},
+    fetch::source::{Attempt, Nowhere, ReadError, Reject},
 };
 
 /// What the object behind a source must say about itself.
@@ -34,35 +32,31 @@ pub(crate) fn open(bytes: Bytes, expect: &Expect) -> Result<Vec<u8>, FormatError
 
 impl Locator<'_> {
     /// The header of an object.
-    pub(super) async fn header(&self, source: &Source) -> Result<Header, RestoreError> {
+    pub(super) async fn header(&self, source: &Source) -> Result<Header, Unanswered> {
         let key = self.catalog.piece_key(source.timeline, &source.piece);
         let expect = expectation(self.catalog, source);
-        let mut problems = Vec::new();
-        let mut silent = false;
+        let mut attempts = Vec::new();
         for store in self.sources(source).stores() {
-            let problem = match store.get_range(&key, 0..Header::LEN as u64).await {
+            let (reason, kind) = match store.get_range(&key, 0..Header::LEN as u64).await {
                 Ok(bytes) => {
                     match Header::decode(&bytes).and_then(|header| expect.check(&header).map(|()| header)) {
                         Ok(header) => return Ok(header),
-                        Err(error) => error.to_string(),
+                        Err(error) => (error.to_string(), None),
                     }
                 }
-                Err(error) => {
-                    silent |= is_silent(&error);
-                    error.to_string()
-                }
+                Err(error) => (error.to_string(), Some(error.kind())),
             };
-            problems.push(format!("{}: {problem}", store.region()));
+            attempts.push(Attempt {
+                region: store.region().to_owned(),
+                reason,
+                kind,
+            });
         }
-        let exit = if silent { Exit::Trouble } else { Exit::Damage };
-        Err(RestoreError::failed(
-            exit,
-            format!("no region has a good copy of {key}; {}", problems.join("; ")),
-        ))
+        Err(Unanswered::spoilt(source, Nowhere { key, attempts }))
     }
 
     /// The bytes that a source contributes, verified.
-    pub(super) async fn plain(&self, source: &Source) -> Result<Bytes, RestoreError> {
+    pub(super) async fn plain(&self, source: &Source) -> Result<Bytes, Unanswered> {
         let key = self.catalog.piece_key(source.timeline, &source.piece);
         let expect = expectation(self.catalog, source);
         let had = self
@@ -83,8 +77,8 @@ impl Locator<'_> {
             })
             .await
             .map_err(|error| match error {
-                ReadError::Nowhere(nowhere) => RestoreError::failed(nowhere.exit(), nowhere.to_string()),
-                ReadError::Fatal(error) => error,
+                ReadError::Nowhere(nowhere) => Unanswered::spoilt(source, nowhere),
+                ReadError::Fatal(error) => Unanswered::Failed(error),
             })?;
         let offset = |lsn: highwater_format::Lsn| {
             usize::try_from(lsn.distance_from(source.piece.range.start))
@@ -95,8 +89,4 @@ impl Locator<'_> {
             .value
             .slice(offset(source.used.start)..offset(source.used.end)))
     }
-}
-
-fn is_silent(error: &StoreError) -> bool {
-    meaning(error) == Meaning::Silent
 }

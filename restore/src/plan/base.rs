@@ -4,7 +4,7 @@
 
 use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time};
 
-use crate::catalog::{BrokenChain, Catalog, Chain};
+use crate::catalog::{BrokenChain, Catalog, Chain, Damaged};
 use highwater_format::TimelineId;
 
 use super::{Reason, Span};
@@ -17,7 +17,8 @@ pub(crate) struct Line {
     pub(crate) bases: Vec<Base>,
     /// Backups of the chain whose own WAL is not whole, with what is missing.
     pub(crate) broken: Vec<(BackupId, LsnRange)>,
-    /// Everything that is known to exist ends here: WAL that is stored, claimed by a pulse or recorded as missing.
+    /// Everything that is known to exist ends here: WAL that is stored, damaged, claimed by a pulse or recorded as
+    /// missing.
     pub(crate) end: Lsn,
     /// Everything before this was once reported as stored: a break before it is a loss.
     pub(crate) claimed: Option<Lsn>,
@@ -78,7 +79,11 @@ impl Line {
             .map(|gap| gap.end)
             .max()
             .unwrap_or(Lsn::ZERO);
-        let end = stored.max(recorded).max(claimed.unwrap_or(Lsn::ZERO));
+        let damaged = damaged(catalog, &chain).map(|range| range.end).max();
+        let end = stored
+            .max(recorded)
+            .max(damaged.unwrap_or(Lsn::ZERO))
+            .max(claimed.unwrap_or(Lsn::ZERO));
         Ok(Self {
             chain,
             bases,
@@ -104,6 +109,7 @@ impl Line {
             timeline,
             range,
             recorded,
+            damaged: catalog.damage_within(range),
         })
     }
 
@@ -127,7 +133,9 @@ impl Line {
         let vouched = pulses
             .filter_map(|pulse| pulse.quorum)
             .all(|quorum| quorum.is_vouched_for_by(regions.len()));
-        own && !recorded && vouched && self.claimed.is_some_and(|claimed| claimed <= end)
+        // What is damaged was stored whole once: it was not on its way.
+        let damaged = damaged(catalog, &self.chain).any(|range| range.end > end);
+        own && !recorded && !damaged && vouched && self.claimed.is_some_and(|claimed| claimed <= end)
     }
 
     /// The latest server time at which a pulse saw the WAL end within `span`: everything before it is there.
@@ -162,6 +170,15 @@ fn backups<'a>(
             && chain.holds(backup.stop_timeline, backup.stop_lsn)
             && visible(&backup.id)
     })
+}
+
+/// What of the chain is in damaged objects.
+fn damaged<'a>(catalog: &'a Catalog, chain: &'a Chain) -> impl Iterator<Item = LsnRange> + 'a {
+    let on_chain = |damaged: &'a Damaged| {
+        let leg = chain.history.range_of(damaged.timeline)?;
+        damaged.range.intersect(leg).filter(|range| !range.is_empty())
+    };
+    catalog.damaged.iter().filter_map(on_chain)
 }
 
 /// The furthest that the pulses of this timeline claim. What one region says about all of them counts only while none

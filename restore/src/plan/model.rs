@@ -208,6 +208,7 @@ impl Model {
             other_lineages: Vec::new(),
             regions,
             findings: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 

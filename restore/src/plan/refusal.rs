@@ -33,6 +33,8 @@ pub enum Reason {
         range: LsnRange,
         /// The recorded reason, if it was left out on purpose.
         recorded: Option<String>,
+        /// The objects that should hold it and that no region has a good copy of.
+        damaged: Option<Box<str>>,
     },
     /// The target lies before the earliest consistent state.
     TooEarly {
@@ -95,6 +97,16 @@ impl Refusal {
             next: next.into(),
             exit: Exit::No,
         }
+    }
+
+    /// The same where objects that were found to be damaged are the reason: somebody may mend that.
+    #[must_use]
+    pub fn because_of_damage(mut self, damaged: bool) -> Self {
+        if damaged {
+            self.exit = Exit::Damage;
+            self.next = format!("put an intact version of the object back, or {}", self.next);
+        }
+        self
     }
 }
 

@@ -6,7 +6,7 @@ use highwater_config::Exit;
 use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time, TimelineId};
 
 use crate::{
-    catalog::{Catalog, Reading, RegionView},
+    catalog::{Catalog, Damaged, Reading, RegionView},
     target::Target,
 };
 
@@ -44,18 +44,21 @@ pub(super) fn no_backup(catalog: &Catalog, line: &Line) -> Refusal {
         let range = *hole;
         let message = format!(
             "no backup on timeline {timeline} can be restored: the newest, {id}, lacks the WAL {range} that it needs to \
-             become consistent"
+             become consistent{}",
+            because(catalog, range)
         );
         let reason = Reason::Hole {
             timeline,
             range,
             recorded: None,
+            damaged: catalog.damage_within(range),
         };
         return Refusal::no(
             reason,
             message,
             "run `highwater-restore verify` to see what else is missing",
-        );
+        )
+        .because_of_damage(catalog.damage_within(range).is_some());
     }
     let elsewhere: BTreeSet<TimelineId> = catalog.backups().values().map(|backup| backup.timeline).collect();
     let message = format!("no finished base backup lies on timeline {timeline} or its ancestors");
@@ -77,7 +80,10 @@ pub(super) fn no_backup(catalog: &Catalog, line: &Line) -> Refusal {
 pub(super) fn unknown_backup(catalog: &Catalog, line: &Line, wanted: &BackupId) -> Refusal {
     let broken = line.broken.iter().find(|(id, _)| id == wanted);
     let message = match broken {
-        Some((_, hole)) => format!("backup {wanted} lacks the WAL {hole} that it needs to become consistent"),
+        Some((_, hole)) => format!(
+            "backup {wanted} lacks the WAL {hole} that it needs to become consistent{}",
+            because(catalog, *hole)
+        ),
         None if catalog.backups().contains_key(wanted) => {
             format!(
                 "backup {wanted} does not lie on timeline {} or its ancestors",
@@ -98,6 +104,7 @@ pub(super) fn unknown_backup(catalog: &Catalog, line: &Line, wanted: &BackupId) 
         message,
         "`highwater-restore list` shows the backups; leave out --backup for the best one",
     )
+    .because_of_damage(broken.is_some_and(|(_, hole)| catalog.damage_within(*hole).is_some()))
 }
 
 /// The archive's end is not known, because a region does not answer.
@@ -117,18 +124,20 @@ pub(super) fn open_end(region: &RegionView, error: &str) -> Refusal {
 }
 
 pub(super) fn hole(reason: Reason, end: Lsn, target: &Target) -> Refusal {
+    let is_damage = matches!(reason, Reason::Hole { damaged: Some(_), .. });
     let what = match &reason {
         Reason::Hole {
             timeline,
             range,
             recorded,
-        } => {
-            let why = recorded
-                .as_ref()
-                .map(|why| format!(" (recorded: {why})"))
-                .unwrap_or_default();
-            format!("the WAL {range} of timeline {timeline} is missing{why}")
-        }
+            damaged,
+        } => match (damaged, recorded) {
+            (Some(why), _) => format!("the WAL {range} of timeline {timeline} is damaged: {why}"),
+            (None, Some(why)) => {
+                format!("the WAL {range} of timeline {timeline} is missing (recorded: {why})")
+            }
+            (None, None) => format!("the WAL {range} of timeline {timeline} is missing"),
+        },
         _ => "WAL is missing".to_owned(),
     };
     let message =
@@ -138,6 +147,15 @@ pub(super) fn hole(reason: Reason, end: Lsn, target: &Target) -> Refusal {
         message,
         format!("to accept that, add --to-lsn {end}; `highwater-restore list` shows all windows"),
     )
+    .because_of_damage(is_damage)
+}
+
+/// Why a hole is one, where objects that should fill it were found to be damaged.
+fn because(catalog: &Catalog, hole: LsnRange) -> String {
+    catalog
+        .damage_within(hole)
+        .map(|why| format!(": {why}"))
+        .unwrap_or_default()
 }
 
 pub(super) fn too_late(line: &Line, end: Lsn, proven: Option<Time>, target: &Target) -> Refusal {
@@ -154,7 +172,7 @@ pub(super) fn too_late(line: &Line, end: Lsn, proven: Option<Time>, target: &Tar
     )
 }
 
-pub(super) fn too_early(bases: &[&Base], broken: &[(BackupId, LsnRange)], target: &Target) -> Refusal {
+pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], target: &Target) -> Refusal {
     let earliest = bases
         .iter()
         .map(|base| &base.backup)
@@ -164,14 +182,20 @@ pub(super) fn too_early(bases: &[&Base], broken: &[(BackupId, LsnRange)], target
     });
     let at = time.map(|time| format!(" ({time})")).unwrap_or_default();
     let mut message = format!("{target} lies before the earliest state that can be restored, {lsn}{at}");
-    if let Some((id, hole)) = broken.first() {
-        message.push_str(&format!("; backup {id} cannot be used, it lacks the WAL {hole}"));
+    let broken = line.broken.first();
+    let is_damage = broken.is_some_and(|(_, hole)| catalog.damage_within(*hole).is_some());
+    if let Some((id, hole)) = broken {
+        let why = because(catalog, *hole);
+        message.push_str(&format!(
+            "; backup {id} cannot be used, it lacks the WAL {hole}{why}"
+        ));
     }
     Refusal::no(
         Reason::TooEarly { earliest: lsn, time },
         message,
         format!("the earliest choice is --to-lsn {lsn}"),
     )
+    .because_of_damage(is_damage)
 }
 
 pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, target: &Target) -> Refusal {
@@ -186,8 +210,13 @@ pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, t
         "{target} is not in the WAL {range} of timeline {}",
         line.timeline()
     );
-    if let Some(Reason::Hole { range, .. }) = broken {
-        message.push_str(&format!("; the WAL {range} is missing and may hold it"));
+    if let Some(Reason::Hole { range, damaged, .. }) = broken {
+        match damaged {
+            Some(why) => message.push_str(&format!(
+                "; the WAL {range}, which may hold it, is damaged: {why}"
+            )),
+            None => message.push_str(&format!("; the WAL {range} is missing and may hold it")),
+        }
     }
     let next = match target {
         Target::Xid(_) => {
@@ -195,7 +224,8 @@ pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, t
         }
         _ => "check the spelling; restore points are made with pg_create_restore_point()",
     };
-    Refusal::no(Reason::NotFound, message, next)
+    let is_damage = matches!(broken, Some(Reason::Hole { damaged: Some(_), .. }));
+    Refusal::no(Reason::NotFound, message, next).because_of_damage(is_damage)
 }
 
 pub(super) fn on_ancestor(line: &Line, own: &Line) -> String {
@@ -255,10 +285,25 @@ pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> 
         }
     }
     let skipped = line.broken.iter().filter(|(id, _)| *id > backup.id);
-    notes.extend(skipped.map(|(id, hole)| format!("backup {id} is passed over: it lacks the WAL {hole}")));
+    notes.extend(skipped.map(|(id, hole)| {
+        format!(
+            "backup {id} is passed over: it lacks the WAL {hole}{}",
+            because(catalog, *hole)
+        )
+    }));
+    notes.extend(damage_notes(catalog, line));
     notes.extend(branch_notes(catalog, line));
     notes.extend(catalog.findings.iter().map(ToString::to_string));
     notes
+}
+
+/// What planning found to be damaged, and what becomes of it.
+fn damage_notes(catalog: &Catalog, line: &Line) -> Vec<String> {
+    let note = |damaged: &Damaged| match line.chain.cover(damaged.range) {
+        Ok(_) => format!("{damaged}; other objects hold the same WAL and are used"),
+        Err(_) => format!("{damaged}; it is not needed for this target"),
+    };
+    catalog.damaged.iter().map(note).collect()
 }
 
 /// Of WAL that only one of two timelines has, a plan for either says so.

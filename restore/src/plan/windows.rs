@@ -41,6 +41,8 @@ pub enum End {
         range: LsnRange,
         /// The recorded reason.
         recorded: Option<String>,
+        /// The objects that should hold it and that no region has a good copy of.
+        damaged: Option<Box<str>>,
     },
     /// Objects behind a break that was never acknowledged: the archive ends here.
     Ragged,
@@ -115,7 +117,16 @@ fn open(catalog: &Catalog, regions: &[usize], line: &Line, base: &Base) -> Windo
 fn end(catalog: &Catalog, regions: &[usize], line: &Line, at: Lsn) -> End {
     match line.break_at(catalog, regions, at) {
         Some(_) if line.is_ragged_end(catalog, regions, at) => End::Ragged,
-        Some(Reason::Hole { range, recorded, .. }) => End::Hole { range, recorded },
+        Some(Reason::Hole {
+            range,
+            recorded,
+            damaged,
+            ..
+        }) => End::Hole {
+            range,
+            recorded,
+            damaged,
+        },
         _ => child(catalog, line.timeline(), at).unwrap_or(End::Archive),
     }
 }

@@ -6,7 +6,10 @@ use highwater_format::{BackupId, Lsn, SystemId, Time, TimelineId};
 use serde::Serialize;
 
 use super::bytes;
-use crate::{catalog::Catalog, plan::Plan};
+use crate::{
+    catalog::Catalog,
+    plan::{Amount, Plan},
+};
 
 /// What would be done.
 #[derive(Debug, Clone, Serialize)]
@@ -37,18 +40,9 @@ pub struct PlanReport {
     pub stop_time: Option<Time>,
     /// PostgreSQL's settings.
     pub settings: Vec<Setting>,
-    /// Stored bytes of the backup.
-    pub backup_bytes: u64,
-    /// What the backup takes on disk.
-    pub backup_plain_bytes: u64,
-    /// Packs to read.
-    pub packs: u64,
-    /// Stored bytes of WAL.
-    pub wal_bytes: u64,
-    /// WAL objects to read.
-    pub wal_objects: u64,
-    /// WAL segments to replay.
-    pub wal_segments: u64,
+    /// What will be read.
+    #[serde(flatten)]
+    pub amount: Amount,
     /// What the operator should know.
     pub notes: Vec<String>,
 }
@@ -108,12 +102,7 @@ pub fn plan(catalog: &Catalog, plan: &Plan) -> PlanReport {
                 value: value.clone(),
             })
             .collect(),
-        backup_bytes: plan.amount.backup_bytes,
-        backup_plain_bytes: plan.amount.backup_plain_bytes,
-        packs: plan.amount.packs,
-        wal_bytes: plan.amount.wal_bytes,
-        wal_objects: plan.amount.wal_objects,
-        wal_segments: plan.amount.wal_segments,
+        amount: plan.amount,
         notes: plan.notes.clone(),
     }
 }
@@ -145,19 +134,19 @@ impl fmt::Display for PlanReport {
         writeln!(
             f,
             "         {} in {} packs from {}; {} on disk",
-            bytes(self.backup_bytes),
-            self.packs,
+            bytes(self.amount.backup_bytes),
+            self.amount.packs,
             self.backup_regions.join(", then "),
-            bytes(self.backup_plain_bytes)
+            bytes(self.amount.backup_plain_bytes)
         )?;
         writeln!(
             f,
             "wal      {} to {}: {} segments, {} in {} objects",
             self.wal_start,
             self.wal_end,
-            self.wal_segments,
-            bytes(self.wal_bytes),
-            self.wal_objects
+            self.amount.wal_segments,
+            bytes(self.amount.wal_bytes),
+            self.amount.wal_objects
         )?;
         for (index, setting) in self.settings.iter().enumerate() {
             let label = if index == 0 { "settings" } else { "        " };

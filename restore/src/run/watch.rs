@@ -15,6 +15,7 @@ use highwater_format::{Lsn, SegmentSize, TimelineId};
 use super::reached;
 use super::serverlog::ServerLog;
 use crate::target::{Action, Target};
+use crate::walfeed::DAMAGED;
 
 /// How often the log is read.
 const LOOK: Duration = Duration::from_millis(20);
@@ -195,6 +196,11 @@ fn advice(fatal: &str, log: &ServerLog) -> (Exit, String) {
     if let Some(next) = raise(log) {
         return (Exit::Trouble, next);
     }
+    let damaged = log.last_lines().into_iter().find(|line| line.contains(DAMAGED));
+    if let Some(line) = damaged {
+        let next = format!("nothing was opened, and the directory keeps what was restored; {line}");
+        return (Exit::Damage, next);
+    }
     let (exit, next) = known_advice(fatal, log);
     (exit, next.to_owned())
 }
@@ -310,6 +316,16 @@ mod tests {
         );
         assert!(
             exit == Exit::Trouble && next.contains("max_wal_senders = 20"),
+            "{next}"
+        );
+        let mut damaged = ServerLog::default();
+        damaged.feed(&format!("highwater-restore: 000000010000000000000003 {DAMAGED}: the archive lacks WAL [0/3000000, 0/4000000)\n"));
+        let (exit, next) = advice(
+            "could not restore file \"000000010000000000000003\" from archive",
+            &damaged,
+        );
+        assert!(
+            exit == Exit::Damage && next.contains("[0/3000000, 0/4000000)"),
             "{next}"
         );
         log.feed("x cannot be had, and is not proven to lie past the end: time-out\n");

@@ -6,15 +6,17 @@
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use highwater_format::{
-    Lsn, LsnRange, TimelineId, container::MAX_OBJECT_PLAIN, coverage::Piece, walscan::WalScanner,
+    FormatError, Lsn, LsnRange, TimelineId, container::MAX_OBJECT_PLAIN, coverage::Piece, walscan::WalScanner,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::task::JoinError;
 
-use super::{Problem, Subject, Verified, holes};
+use super::{Problem, Subject, Verified, good::Good, holes};
 use crate::{
     catalog::{Catalog, Source},
     locate::{expectation, open_object},
     progress::Bar,
+    regions::{Meaning, meaning},
 };
 
 pub(super) async fn verify(
@@ -29,14 +31,22 @@ pub(super) async fn verify(
         .flat_map(|subject| subject.view.timelines.keys().copied())
         .collect();
     for timeline in timelines {
-        let mut scan = Scan::new(catalog, timeline);
+        let (mut scan, mut good) = (Scan::new(catalog, timeline), Good::default());
+        let reader = Reader {
+            catalog,
+            subjects,
+            timeline,
+            parallel,
+            bar,
+        };
         for (_, pieces) in blocks(catalog, subjects, timeline) {
-            let block = read(catalog, subjects, timeline, &pieces, parallel, bar, found).await;
+            let block = reader.read(&pieces, &mut good, found).await;
             let merged = merge(catalog, subjects, timeline, &block, found);
             scan.feed(&merged, found);
         }
+        good.tell(catalog, timeline, found);
         for subject in subjects {
-            holes(catalog, subject, timeline, found);
+            holes(catalog, subject, timeline, &good, found);
         }
         history(catalog, timeline, found);
     }
@@ -82,62 +92,73 @@ fn blocks(catalog: &Catalog, subjects: &[Subject<'_>], timeline: TimelineId) -> 
     blocks
 }
 
-/// Fetches and opens the pieces of one block; what is no good is reported and left out.
-async fn read(
-    catalog: &Catalog,
-    subjects: &[Subject<'_>],
+/// Reads one timeline.
+struct Reader<'a> {
+    catalog: &'a Catalog,
+    subjects: &'a [Subject<'a>],
     timeline: TimelineId,
-    pieces: &[Place],
     parallel: usize,
-    bar: &Bar,
-    found: &mut Verified,
-) -> Vec<(Place, Bytes)> {
-    let fetched = stream::iter(pieces).map(|place| async move {
-        let (index, piece) = place;
-        let store = subjects.get(*index)?.region.store()?;
-        let key = catalog.piece_key(timeline, piece);
-        let bytes = store.get(&key).await;
-        Some((*place, key, bytes))
-    });
-    let mut fetched = fetched.buffered(parallel.max(1));
-    let mut good = Vec::new();
-    while let Some(next) = fetched.next().await {
-        bar.add(1);
-        let Some((place, key, bytes)) = next else { continue };
-        let Some(subject) = subjects.get(place.0) else {
-            continue;
-        };
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                found.failed(&subject.region.name, &key, &error);
+    bar: &'a Bar,
+}
+
+impl Reader<'_> {
+    /// Fetches and opens the pieces of one block; what is no good is reported and left out.
+    async fn read(&self, pieces: &[Place], good: &mut Good, found: &mut Verified) -> Vec<(Place, Bytes)> {
+        let fetched = stream::iter(pieces).map(|place| async move {
+            let (index, piece) = place;
+            let store = self.subjects.get(*index)?.region.store()?;
+            let key = self.catalog.piece_key(self.timeline, piece);
+            let bytes = store.get(&key).await;
+            Some((*place, key, bytes))
+        });
+        let mut fetched = fetched.buffered(self.parallel.max(1));
+        let mut block = Vec::new();
+        while let Some(next) = fetched.next().await {
+            self.bar.add(1);
+            let Some((place, key, bytes)) = next else { continue };
+            let Some(subject) = self.subjects.get(place.0) else {
                 continue;
+            };
+            let (region, range) = (subject.region.name.as_str(), place.1.range);
+            let bytes = match bytes {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    found.failed(region, &key, &error);
+                    if meaning(&error) == Meaning::Bad {
+                        good.bad(subject.index, key, range);
+                    }
+                    continue;
+                }
+            };
+            let stored = bytes.len() as u64;
+            match self.open(place.1, bytes).await {
+                Ok(Ok(plain)) => {
+                    found.good(subject.index, stored);
+                    good.whole(subject.index, place.1);
+                    block.push((place, Bytes::from(plain)));
+                }
+                Ok(Err(error)) => {
+                    found.damage.push(Problem::new(region, &key, error.to_string()));
+                    good.bad(subject.index, key, range);
+                }
+                Err(error) => found
+                    .unreadable
+                    .push(Problem::new(region, key, error.to_string())),
             }
-        };
-        let stored = bytes.len() as u64;
-        let expect = expectation(
-            catalog,
-            &Source {
-                timeline,
-                piece: place.1,
-                used: place.1.range,
-            },
-        );
-        let opened = tokio::task::spawn_blocking(move || open_object(bytes, &expect)).await;
-        match opened {
-            Ok(Ok(plain)) => {
-                found.good(subject.index, stored);
-                good.push((place, Bytes::from(plain)));
-            }
-            Ok(Err(error)) => found
-                .damage
-                .push(Problem::new(&subject.region.name, key, error.to_string())),
-            Err(error) => found
-                .unreadable
-                .push(Problem::new(&subject.region.name, key, error.to_string())),
         }
+        block
     }
-    good
+
+    /// The plain bytes of an object, on a thread that may take its time.
+    async fn open(&self, piece: Piece, bytes: Bytes) -> Result<Result<Vec<u8>, FormatError>, JoinError> {
+        let source = Source {
+            timeline: self.timeline,
+            piece,
+            used: piece.range,
+        };
+        let expect = expectation(self.catalog, &source);
+        tokio::task::spawn_blocking(move || open_object(bytes, &expect)).await
+    }
 }
 
 /// The bytes of a block in order, without overlaps, each overlap compared.

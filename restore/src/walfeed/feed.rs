@@ -23,7 +23,7 @@ use super::look::Look;
 use super::place::{self, Offer, PlaceError};
 use super::prove::{Seen, Verdict, judge};
 use super::watched::{self, Note, Watched};
-use crate::fetch::source::{ReadError, Reject, Sources};
+use crate::fetch::source::{Nowhere, ReadError, Reject, Sources};
 use crate::recovery::facts::{Facts, TimelineFacts};
 
 /// What PostgreSQL is told.
@@ -35,6 +35,34 @@ pub enum Answer {
     PastEnd(String),
     /// Neither; recovery must stop.
     Failed(String),
+    /// The same, and trying again is of no use: every region answered, and what holds it is damaged in all of them.
+    Damaged {
+        /// Which WAL, and what is wrong with which object.
+        reason: String,
+        /// Everything before this is there.
+        before: Lsn,
+    },
+}
+
+/// What of a segment was tried in vain.
+#[derive(Debug, Default)]
+struct Tried {
+    spoilt: HashSet<Offer>,
+    /// What is wrong with the last of them; a missing whole segment is no trouble, the newest one never has that object.
+    troubles: String,
+    /// A region did not answer.
+    silent: bool,
+}
+
+impl Tried {
+    /// Notes an object; `false` if it was noted before.
+    fn note(&mut self, offer: Offer, nowhere: &Nowhere) -> bool {
+        if !nowhere.is_absent() {
+            self.troubles = format!("; {nowhere}");
+        }
+        self.silent |= nowhere.may_pass();
+        self.spoilt.insert(offer)
+    }
 }
 
 /// An archive as `wal-fetch` sees it.
@@ -147,9 +175,7 @@ impl Feed {
             return Answer::PastEnd(format!("timeline {} was left at {switch}", name.timeline));
         }
         let limit = left_at.map_or(range.end, |switch| switch.min(range.end));
-        let mut spoilt: HashSet<Offer> = HashSet::new();
-        // Why objects could not be used; a missing whole segment is no trouble, the newest one never has that object.
-        let mut troubles = String::new();
+        let mut tried = Tried::default();
         if self.size.bytes() <= MAX_OBJECT_PLAIN {
             let piece = Piece {
                 range,
@@ -164,31 +190,28 @@ impl Feed {
             match self.write(range, &[whole], limit, path).await {
                 Ok(()) => return Answer::Done,
                 Err(PlaceError::Local(error)) => return Answer::Failed(error),
-                Err(PlaceError::Offer(offer, error)) => {
-                    if !error.is_absent() {
-                        troubles = format!("; {error}");
-                    }
-                    spoilt.insert(*offer)
-                }
+                Err(PlaceError::Offer(offer, error)) => tried.note(*offer, &error),
             };
         }
         let known = self.facts.timeline(name.timeline);
         let seen = self.look(name).await;
+        tried.silent |= seen.iter().any(|seen| seen.listed.is_err());
         let offers = self.offers(name, &seen).await;
         // Each round takes at least one offer away, so this ends.
         loop {
             let left = offers
                 .iter()
-                .filter(|offer| !spoilt.iter().any(|bad| bad.is_same_object(offer)));
+                .filter(|offer| !tried.spoilt.iter().any(|bad| bad.is_same_object(offer)));
             let by_range: HashMap<LsnRange, Offer> = left.map(|offer| (offer.used, *offer)).collect();
             let coverage: Coverage = by_range.values().map(Offer::as_piece).collect();
             let (pieces, until) = match judge(range, known, &seen, &coverage) {
                 Verdict::Serve { pieces, until } => (pieces, until),
                 Verdict::PastEnd(_) if offers.iter().any(|offer| unproven(offer, range, known)) => {
-                    return Answer::Failed(format!("what the regions list of it cannot be used{troubles}"));
+                    let reason = "what the regions list of it cannot be used".to_owned();
+                    return self.lost(range, &coverage, reason, &tried);
                 }
                 Verdict::PastEnd(proof) => return Answer::PastEnd(proof),
-                Verdict::Refuse(reason) => return Answer::Failed(reason + &troubles),
+                Verdict::Refuse(reason) => return self.lost(range, &coverage, reason, &tried),
             };
             let chosen: Vec<Offer> = pieces
                 .iter()
@@ -199,13 +222,27 @@ impl Feed {
                 Ok(()) => return Answer::Done,
                 Err(PlaceError::Local(error)) => return Answer::Failed(error),
                 Err(PlaceError::Offer(offer, error)) => {
-                    if !spoilt.insert(*offer) {
+                    if !tried.note(*offer, &error) {
                         return Answer::Failed(error.to_string());
                     }
-                    troubles = format!("; {error}");
                 }
             }
         }
+    }
+
+    /// Some of `range` cannot be had. Where that is proven to be damage, and the target of the restore lies before the
+    /// whole segment, PostgreSQL only reads ahead: it may be told that nothing follows, because with a target it does
+    /// not open the cluster at an end that comes too early.
+    fn lost(&self, range: LsnRange, coverage: &Coverage, reason: String, tried: &Tried) -> Answer {
+        let reason = reason + &tried.troubles;
+        if tried.silent || tried.troubles.is_empty() {
+            return Answer::Failed(reason);
+        }
+        if self.facts.needed_until.is_some_and(|until| until <= range.start) {
+            return Answer::PastEnd(format!("the target of this restore lies before it; {reason}"));
+        }
+        let before = coverage.contiguous_end(range.start).min(range.end);
+        Answer::Damaged { reason, before }
     }
 
     async fn write(

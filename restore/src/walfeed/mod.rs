@@ -33,6 +33,9 @@ const PAST_END: u8 = 1;
 /// Stop recovery.
 const STOP: u8 = 255;
 
+/// What is said of a segment that no patience brings back.
+pub(crate) const DAMAGED: &str = "is damaged in every region, and nothing else holds all of it";
+
 /// A segment that is being fetched is waited for this long before it is fetched a second time.
 const WAIT_FOR_PREFETCH: Duration = Duration::from_secs(60);
 /// How often the spool is looked at meanwhile.
@@ -79,6 +82,10 @@ impl Reply {
                     "{name} cannot be had, and is not proven to lie past the end: {reason}; {next}"
                 ))
             }
+            Answer::Damaged { reason, before } => Self::stop(format!(
+                "{name} {DAMAGED}: {reason}; recovery stops here. Put an intact version of the object back and start the server \
+                 again, or restore to the end of what is there: `highwater-restore run --to-lsn {before}` into another directory"
+            )),
         }
     }
 }

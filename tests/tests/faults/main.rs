@@ -7,6 +7,7 @@
 mod backup;
 mod clock;
 mod cuts;
+mod damage;
 mod restore;
 mod security;
 mod standby;

@@ -13,7 +13,7 @@ use highwater_tests::{Ledger, PgCluster, SmallDisk, archive, lsn};
 use crate::support::{VERSION, answers, from_both, from_region, leave, skipped};
 
 /// Whole segments of WAL after a backup, so that one in the middle can be lost; 1 MB each.
-async fn with_segments() -> Result<(Site, LedgerLog)> {
+pub(crate) async fn with_segments() -> Result<(Site, LedgerLog)> {
     let site = Site::start(PgCluster::builder(VERSION), 1).await?;
     let agent = site.start_agent().await?;
     site.backup().await?;
