@@ -192,7 +192,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         state,
         uploads: config.wal.uploads,
         in_flight: limit / 4,
-        server_timeline: view.timeline,
+        server: view.history.clone(),
         budget: Budget::new(limit),
         origin,
         acknowledged: view.slot.map(|lsn| Position {

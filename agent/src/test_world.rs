@@ -6,8 +6,8 @@ use bytes::Bytes;
 use highwater_config::Policy;
 use highwater_format::coverage::{Piece, PieceKind};
 use highwater_format::{
-    ClusterName, Codec, FrameEncoder, Header, Identity, Kind, Lsn, LsnRange, SegmentName, SegmentSize,
-    SystemId, TimelineId, seal,
+    ClusterName, Codec, FrameEncoder, Header, History, Identity, Kind, Lsn, LsnRange, SegmentName,
+    SegmentSize, SystemId, TimelineId, seal,
 };
 use highwater_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Object, PutMode, Rule, Store};
 
@@ -71,7 +71,7 @@ pub(crate) fn world(policy: Policy) -> World {
         state,
         uploads: 1,
         in_flight: MIB,
-        server_timeline: TimelineId::FIRST,
+        server: History::root(TimelineId::FIRST),
         budget: Budget::new(64 * MIB),
         origin,
         acknowledged: None,

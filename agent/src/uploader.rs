@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::try_join;
 use futures::stream::FuturesOrdered;
-use highwater_format::{SegmentSize, TimelineId};
+use highwater_format::{History, SegmentSize, TimelineId};
 use highwater_store::Object;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -68,8 +68,8 @@ pub struct Shared {
     /// Bytes in flight per region; one object always may be. What is in flight to a region that does not
     /// answer stays in memory, and must leave room for the others.
     pub in_flight: u64,
-    /// The server's timeline when the agent started.
-    pub server_timeline: TimelineId,
+    /// The server's timeline when the agent started, and what that descends from.
+    pub server: History,
     /// The bound on memory.
     pub budget: Arc<Budget>,
     /// Where the stream began: the position of a region that holds nothing when no other does either.
@@ -206,7 +206,7 @@ impl Uploader {
         let position =
             inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
         tracing::info!(region = self.region.name, position = ?position, "region joined");
-        self.refuse_newer(position)?;
+        self.refuse_other_course(position)?;
         Ok(position)
     }
 
@@ -251,27 +251,36 @@ impl Uploader {
         }
     }
 
-    /// A region that joins late may show that the server is not the one that the archive follows any more.
-    fn refuse_newer(&self, position: Option<Position>) -> Result<()> {
-        let streamed = self
-            .shared
-            .state
-            .snapshot()
-            .timeline
-            .max(Some(self.shared.server_timeline));
-        match position {
-            // A standby follows later than its primary's agent.
-            Some(_) if self.shared.state.snapshot().standby => Ok(()),
-            Some(at) if Some(at.timeline) > streamed => Err(AgentError::refused(
-                format!(
-                    "region {} already follows timeline {} (up to {}): the server is an old primary that was started again, \
-                     or not the one that was promoted",
-                    self.region.name, at.timeline, at.lsn
-                ),
+    /// A region that joins late may show that the server is not the one that the archive follows.
+    fn refuse_other_course(&self, position: Option<Position>) -> Result<()> {
+        let (snapshot, server) = (self.shared.state.snapshot(), &self.shared.server);
+        // A standby follows later than its primary's agent.
+        let Some(at) = position.filter(|_| !snapshot.standby) else {
+            return Ok(());
+        };
+        let (what, next) = if Some(at.timeline) > snapshot.timeline.max(Some(server.timeline)) {
+            (
+                "the server is an old primary that was started again, or not the one that was promoted"
+                    .to_owned(),
                 "Point the agent at the primary of the newest timeline",
-            )),
-            _ => Ok(()),
-        }
+            )
+        } else if at.timeline < server.timeline && server.switch_of(at.timeline).is_none() {
+            (
+                format!(
+                    "which is not in the history of the server's timeline {}",
+                    server.timeline
+                ),
+                "Point the agent at a server that descends from the archived one, or give that region up: start its archive \
+                 anew in a place of its own",
+            )
+        } else {
+            return Ok(());
+        };
+        let (name, timeline, lsn) = (&self.region.name, at.timeline, at.lsn);
+        Err(AgentError::refused(
+            format!("region {name} already follows timeline {timeline} (up to {lsn}): {what}"),
+            next,
+        ))
     }
 
     /// Stores items in window order from number `from` on, until the window has forgotten what comes next.

@@ -1,7 +1,7 @@
 //! One region's order: what must be there before anything that follows is stored.
 
 use highwater_config::Policy;
-use highwater_format::{Gap, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
+use highwater_format::{Gap, History, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
 use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule, Store as _};
 
 use super::*;
@@ -47,7 +47,7 @@ fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
         state,
         uploads: 4,
         in_flight: 100 * MIB,
-        server_timeline: TimelineId::FIRST,
+        server: History::root(TimelineId::FIRST),
         budget: Budget::new(100 * MIB),
         origin: at(1),
         acknowledged: None,

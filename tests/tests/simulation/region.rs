@@ -299,10 +299,9 @@ impl Store for SimRegion {
             let trip = self.draw(Operation::List);
             let mut page = self.pass(trip, Operation::List, prefix, call).await?;
             let last = page.entries.last().map(|meta| meta.key.clone());
-            let hide = lock(&self.sky).weather.hide;
             let born = lock(&self.bucket.born);
-            page.entries
-                .retain(|meta| born.get(&meta.key).is_none_or(|at| at.elapsed() >= hide));
+            let hide = lock(&self.sky).weather.hide;
+            page.entries.retain(|meta| !is_hidden(&born, &meta.key, hide));
             // The last entry is what the caller goes on from.
             if !page.entries.is_empty() || !page.more {
                 return Ok(page);
@@ -315,6 +314,20 @@ impl Store for SimRegion {
         self.bucket.sim.lock().fail(format!("{key} is deleted"));
         self.bucket.objects.delete(key).await
     }
+}
+
+/// Whether a listing leaves a key out. It lags, and shows what came before: the first object of a timeline is never left
+/// out, because a region that shows nothing of one cannot be told from a region that never had it.
+fn is_hidden(born: &BTreeMap<String, Instant>, key: &str, hide: Duration) -> bool {
+    let Some(at) = born.get(key).filter(|at| at.elapsed() < hide) else {
+        return false;
+    };
+    let Some((before, timeline)) = key.split_once("/wal/") else {
+        return true;
+    };
+    let timeline = &key[..before.len() + "/wal/".len() + timeline.find('/').unwrap_or(0)];
+    let mut others = born.iter().filter(|(other, _)| other.starts_with(timeline));
+    others.any(|(_, other)| other < at)
 }
 
 /// A key without what all keys have in common.
