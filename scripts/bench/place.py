@@ -136,6 +136,15 @@ class Site:
         self.sql("CHECKPOINT")
         return self.wal_end() & ~((16 << 20) - 1), point
 
+    def make_backlog(self, segments):
+        """As much WAL as that many segments of 16 MiB, fast: one kind of record, hexadecimal text. Returns its end."""
+        begin = self.wal_end()
+        while self.wal_end() - begin < segments * (16 << 20):
+            self.sql("DO $$ DECLARE piece text; BEGIN SELECT string_agg(md5(i::text), '') INTO piece FROM generate_series(1, "
+                     "500000) i; FOR n IN 1..8 LOOP PERFORM pg_logical_emit_message(false, 'bench', piece); END LOOP; END $$")
+        self.sql("SELECT pg_switch_wal()")
+        return self.wal_end() & ~((16 << 20) - 1)
+
     # Regions, agent
 
     def start_endpoints(self):

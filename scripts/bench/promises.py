@@ -67,9 +67,12 @@ class Drain:
         site.start_cluster(wal_keep_size=f"{(self.segments + 64) * 16}MB")
         site.pgbench("-i", "-q", "-s", "20")
         config, port = site.configure("s3")
-        site.sql("SELECT pg_create_physical_replication_slot('highwater', true)")
+        # An archive begins when every region has been read once.
+        first = site.spawn("agent-first", *site.agent(config, "run"))
+        wait(lambda: (metric(port, "highwater_durable_lsn") or 0) > 0, 60, "the archive has begun")
+        site.end(first)
         begin = site.wal_end()
-        end, _ = site.make_wal(self.segments)
+        end = site.make_backlog(self.segments)
         frozen = site.endpoints[1]
         frozen.send_signal(signal.SIGSTOP)
         agent = site.spawn("agent", *site.agent(config, "run"))
