@@ -149,9 +149,7 @@ fn in_window(shared: &Shared, region: &Region, tail: &Tail) -> Result<bool> {
             continue;
         };
         let _charge = shared.budget.charge(range.len());
-        let plain = Object::open(item.object.bytes.clone())
-            .and_then(|object| object.plain())
-            .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
+        let plain = item.plain()?;
         tail.compare(shared, region, range, &plain, "the server's WAL")?;
         compared = true;
     }

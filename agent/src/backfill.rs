@@ -257,17 +257,12 @@ async fn copy_piece(
         Err(error) if salvage::is_about_object(&error, region) => {}
         Err(error) => return Err(error),
     }
-    let others = shared.archive.regions.iter();
-    let others: Vec<_> = others
-        .filter(|other| other.index != region.index)
-        .cloned()
-        .collect();
     while at.lsn < piece.range.end {
         let range = LsnRange::new(at.lsn, piece.range.end);
         let one = |source: Arc<Region>, piece: Piece| async move {
             copy_object(shared, region, &source, from.timeline, &piece).await
         };
-        let filled = salvage::fill(shared, region, &others, from.timeline, range, one).await?;
+        let filled = salvage::fill(shared, region, from.timeline, range, one).await?;
         at.lsn = filled.reached;
         shared.progress.stored(region.index, at);
         match filled.rest {

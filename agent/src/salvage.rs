@@ -80,12 +80,11 @@ pub(crate) struct Filled<T> {
     pub(crate) rest: Option<Rest>,
 }
 
-/// Fills `range` of `target` from the objects of `sources`, each copied by `one`. Bad objects of a source are passed
-/// over; any other error is the caller's.
+/// Fills `range` of `target` from the objects of all other regions, each copied by `one`. Bad objects are passed over;
+/// any other error is the caller's.
 pub(crate) async fn fill<T, F>(
     shared: &Shared,
     target: &Region,
-    sources: &[Arc<Region>],
     timeline: TimelineId,
     range: LsnRange,
     one: impl Fn(Arc<Region>, Piece) -> F,
@@ -93,7 +92,14 @@ pub(crate) async fn fill<T, F>(
 where
     F: Future<Output = Result<T>>,
 {
-    let mut search = Search::over(shared, sources, timeline, range).await?;
+    let sources: Vec<_> = shared
+        .archive
+        .regions
+        .iter()
+        .filter(|other| other.index != target.index)
+        .cloned()
+        .collect();
+    let mut search = Search::over(shared, &sources, timeline, range).await?;
     let mut filled = Filled {
         copied: Vec::new(),
         reached: range.start,

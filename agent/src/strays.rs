@@ -5,11 +5,11 @@
 //! course, and a chunk that is stored beside one has another key: so each is compared with what the stream brings, before
 //! that is stored and counts.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use highwater_format::coverage::Piece;
-use highwater_format::{LsnRange, Object, TimelineId};
+use highwater_format::{LsnRange, TimelineId};
 
 use crate::agree::part;
 use crate::archived::read_piece;
@@ -60,7 +60,7 @@ impl Strays {
     }
 
     /// Fails with a conflict if any of them says something else than `item`. What cannot be read is no evidence.
-    pub(crate) async fn agree(&self, shared: &Shared, region: &Region, item: &Item) -> Result<()> {
+    pub(crate) async fn agree(&self, shared: &Shared, region: &Region, item: &Arc<Item>) -> Result<()> {
         let What::Wal { timeline, range, .. } = item.what else {
             return Ok(());
         };
@@ -120,18 +120,13 @@ impl Strays {
 
 async fn compare(
     region: &Region,
-    item: &Item,
+    item: &Arc<Item>,
     range: LsnRange,
     (held, theirs): (LsnRange, Bytes),
     common: LsnRange,
 ) -> Result<()> {
-    let sealed = item.object.bytes.clone();
-    let ours = blocking::run("decoding an object", move || {
-        Object::open(sealed).and_then(|object| object.plain())
-    });
-    let ours = ours
-        .await?
-        .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))?;
+    let sealed = item.clone();
+    let ours = blocking::run("decoding an object", move || sealed.plain()).await??;
     let (ours, theirs) = (part(&ours, range, common), part(&theirs, held, common));
     if ours == theirs {
         return Ok(());

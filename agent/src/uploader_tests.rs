@@ -173,11 +173,14 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
     let range = |from, to| LsnRange::new(Lsn(2 * MIB + from), Lsn(2 * MIB + to));
     let strays = Strays::find(&shared, &region, at(1)).await.unwrap();
     let same = tail(&shared, range(0, 4), b"roll");
-    strays.agree(&shared, &region, &same).await.unwrap();
+    strays.agree(&shared, &region, &Arc::new(same)).await.unwrap();
     let beyond = tail(&shared, range(8, 12), b"else");
-    strays.agree(&shared, &region, &beyond).await.unwrap();
+    strays.agree(&shared, &region, &Arc::new(beyond)).await.unwrap();
     let other = tail(&shared, range(2, 6), b"ld u");
-    let error = strays.agree(&shared, &region, &other).await.unwrap_err();
+    let error = strays
+        .agree(&shared, &region, &Arc::new(other))
+        .await
+        .unwrap_err();
     assert!(matches!(error, AgentError::Conflict { .. }), "{error}");
     assert!(error.to_string().contains("0/200003"), "{error}");
 

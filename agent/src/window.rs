@@ -12,11 +12,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use highwater_format::{Lsn, LsnRange, Time, TimelineId};
+use highwater_format::{Lsn, LsnRange, Object as Container, Time, TimelineId};
 use highwater_store::Object;
 use tokio::sync::watch;
 
 use crate::budget::Charge;
+use crate::error::{AgentError, Result};
 use crate::followers::Followers;
 use crate::frontier::Position;
 
@@ -31,6 +32,15 @@ pub struct Item {
     pub what: What,
     /// Memory it stands for.
     pub charge: Option<Charge>,
+}
+
+impl Item {
+    /// The plain bytes of WAL that was sealed here.
+    pub(crate) fn plain(&self) -> Result<Vec<u8>> {
+        Container::open(self.object.bytes.clone())
+            .and_then(|object| object.plain())
+            .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", self.key)))
+    }
 }
 
 /// What an [`Item`] is.

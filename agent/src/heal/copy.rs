@@ -130,17 +130,12 @@ impl Copier<'_> {
             Err(error) if self.is_of_a_source(&error) => {}
             Err(error) => return Err(error),
         }
-        let others = self.shared.archive.regions.iter();
-        let others: Vec<_> = others
-            .filter(|other| other.index != self.region.index)
-            .cloned()
-            .collect();
         let mut at = piece.range.start;
         while at < piece.range.end {
             let range = LsnRange::new(at, piece.range.end);
             let one =
                 |peer: Arc<Region>, piece: Piece| async move { self.piece(timeline, piece, &peer).await };
-            let filled = salvage::fill(self.shared, self.region, &others, timeline, range, one).await?;
+            let filled = salvage::fill(self.shared, self.region, timeline, range, one).await?;
             filled.copied.into_iter().for_each(|one| done.copied.add(one));
             at = match filled.rest {
                 None => break,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use highwater_format::{Lsn, LsnRange, Object, TimelineId};
+use highwater_format::{Lsn, LsnRange, TimelineId};
 
 use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
@@ -72,7 +72,7 @@ impl Overlap {
             let next = range.start + plain.len() as u64;
             if let Some((held, item)) = window.iter().find(|(held, _)| held.contains(next)) {
                 let _decoded = shared.budget.charge(held.len());
-                append(&mut plain, range, *held, &decoded(item)?);
+                append(&mut plain, range, *held, &item.plain()?);
                 continue;
             }
             let until = window
@@ -173,12 +173,6 @@ fn in_window(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Vec<(Lsn
         What::History { .. } | What::Gap { .. } => None,
     };
     items.filter_map(covers).collect()
-}
-
-fn decoded(item: &Item) -> Result<Vec<u8>> {
-    Object::open(item.object.bytes.clone())
-        .and_then(|object| object.plain())
-        .map_err(|error| AgentError::Bug(format!("{} cannot be read back: {error}", item.key)))
 }
 
 /// Reads `range` from whichever region holds it; none if those that should answered that they do not.

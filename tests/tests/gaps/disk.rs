@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::postgres::PgBuilder;
-use highwater_tests::program::{Program, Running};
+use highwater_tests::program::Running;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgVersion, SmallDisk, lsn};
 
-use crate::support::{Loss, SLOW, backed_up, now, one_gap, restores_around};
+use crate::support::{Agent, Loss, SLOW, backed_up, now, one_gap, restores_around, stop_taking, take_again};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,17 +32,6 @@ fn on(disk: &SmallDisk) -> PgBuilder {
         .initdb(&format!("--waldir={}", waldir.display()))
 }
 
-fn stop_taking(site: &Site) {
-    for region in &site.regions {
-        region.faults().only_keys("/wal/");
-        region.faults().fail_always(Some(503));
-    }
-}
-
-fn take_again(site: &Site) {
-    site.regions.iter().for_each(|region| region.faults().clear());
-}
-
 /// Rows that do not compress, so that memory does not hold more of them than it should.
 async fn prepare_flood(site: &Site) -> Result<()> {
     let rows = "CREATE UNLOGGED TABLE source AS
@@ -61,40 +50,21 @@ async fn write_a_little(site: &Site) -> Result<()> {
         .map(drop)
 }
 
-/// With a port for its metrics.
-struct Agent {
-    port: u16,
-}
-
-impl Agent {
-    fn new() -> Result<Self> {
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
-        Ok(Self { port })
-    }
-
-    fn program(&self, site: &Site) -> Result<Program> {
-        let listen = format!("127.0.0.1:{}", self.port);
-        Ok(site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen))
-    }
-
-    /// What `/status` says of the slot's time until the disk is full.
-    async fn seconds_until_full(&self) -> Option<u64> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let mut lines = answer.lines();
-        lines.find_map(|line| {
-            line.strip_prefix("highwater_slot_seconds_until_full ")?
-                .parse()
-                .ok()
-        })
-    }
+/// What the metrics say of the slot's time until the disk is full.
+async fn seconds_until_full(agent: &Agent) -> Option<u64> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", agent.port))
+        .await
+        .ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let mut lines = answer.lines();
+    lines.find_map(|line| {
+        line.strip_prefix("highwater_slot_seconds_until_full ")?
+            .parse()
+            .ok()
+    })
 }
 
 /// The slot is given up while there is room, so that the server goes on through more WAL than its disk holds; what is
@@ -199,7 +169,7 @@ async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() 
     let mut announced = None;
     while write_a_little(&site).await.is_ok() {
         if announced.is_none() && running.stderr().contains("the room for it runs out") {
-            announced = Some((disk.free()?, agent.seconds_until_full().await));
+            announced = Some((disk.free()?, seconds_until_full(&agent).await));
         }
         // Slower than the five seconds between two looks take a disk to fill.
         tokio::time::sleep(Duration::from_millis(400)).await;

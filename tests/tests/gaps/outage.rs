@@ -7,7 +7,8 @@ use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgVersion, lsn};
 
 use crate::support::{
-    Loss, SLOW, backed_up, now, one_gap, records, recycle, restores_around, write_segments,
+    Agent, Loss, SLOW, backed_up, now, one_gap, records, recycle, restores_around, stop_taking, take_again,
+    write_segments,
 };
 
 /// Rows that do not compress, more than the agent's memory takes.
@@ -36,16 +37,8 @@ async fn flood(site: &Site) -> Result<()> {
 async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
     let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
     site.settings += "[memory]\nlimit = \"64MiB\"\n[outage]\npolicy = \"give-up\"\nmax_backlog = \"8MiB\"\npatience = \"5s\"\n";
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-        .local_addr()?
-        .port();
-    let program = || {
-        anyhow::Ok(
-            site.agent()?
-                .env("HIGHWATER_ADMIN_LISTEN", format!("127.0.0.1:{port}")),
-        )
-    };
-    let mut agent = program()?.arg("run").start()?;
+    let with_status = Agent::new()?;
+    let mut agent = with_status.program(&site)?.arg("run").start()?;
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     ledger.grow(20).await?;
     site.backup().await?;
@@ -53,16 +46,13 @@ async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
     ledger.grow(20).await?;
     site.all_durable().await?;
 
-    for region in &site.regions {
-        region.faults().only_keys("/wal/");
-        region.faults().fail_always(Some(503));
-    }
+    stop_taking(&site);
     flood(&site).await?;
     ledger.grow(20).await?;
     let inside = now(&site).await?;
     ledger.grow(20).await?;
     agent.says("GAVE UP THE SLOT", PATIENCE).await?;
-    let status = program()?.arg("status").output().await?;
+    let status = with_status.program(&site)?.arg("status").output().await?;
     ensure!(
         status.code == 1 && status.stdout.contains("max_backlog") && status.stdout.contains("room not known"),
         "{}",
@@ -84,15 +74,19 @@ async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
         "more was reported than is stored"
     );
 
-    for region in &site.regions {
-        region.faults().clear();
-    }
+    take_again(&site);
     backed_up(&site, 2, &agent).await?;
     ledger.grow(20).await?;
     let log = ledger.stop().await;
     site.all_durable().await.with_context(|| agent.last_words())?;
     let well = || async {
-        let status = program().ok()?.arg("status").output().await.ok()?;
+        let status = with_status
+            .program(&site)
+            .ok()?
+            .arg("status")
+            .output()
+            .await
+            .ok()?;
         (status.code == 0).then_some(())
     };
     eventually("the status to be well again", PATIENCE, well)
@@ -112,10 +106,7 @@ async fn fault_10_a_slot_lost_under_a_running_agent_costs_nothing_that_memory_ho
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     site.backup().await?;
     ledger.grow(20).await?;
-    for region in &site.regions {
-        region.faults().only_keys("/wal/");
-        region.faults().fail_always(Some(503));
-    }
+    stop_taking(&site);
     write_segments(&site, 6).await?;
     let end = site.position().await?;
     let received = || async { (site.tap.last_feedback()?.write >= end).then_some(()) };
@@ -131,9 +122,7 @@ async fn fault_10_a_slot_lost_under_a_running_agent_costs_nothing_that_memory_ho
         .await
         .with_context(|| agent.last_words())?;
     ledger.grow(20).await?;
-    for region in &site.regions {
-        region.faults().clear();
-    }
+    take_again(&site);
     let log = ledger.stop().await;
     site.all_durable().await.with_context(|| agent.last_words())?;
     drop(agent);

@@ -7,7 +7,7 @@ use highwater_format::Time;
 use highwater_tests::clock::{self, eventually};
 use highwater_tests::ledger::{Expect, LedgerLog, Pace};
 use highwater_tests::postgres::PgBuilder;
-use highwater_tests::program::Running;
+use highwater_tests::program::{Program, Running};
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, archive, lsn};
 
@@ -17,6 +17,37 @@ pub(crate) const SLOW: Pace = Pace {
     pause: std::time::Duration::from_millis(5),
     filling: 60,
 };
+
+/// An agent with a port for its metrics and its status.
+pub(crate) struct Agent {
+    pub(crate) port: u16,
+}
+
+impl Agent {
+    pub(crate) fn new() -> Result<Self> {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        Ok(Self { port })
+    }
+
+    pub(crate) fn program(&self, site: &Site) -> Result<Program> {
+        let listen = format!("127.0.0.1:{}", self.port);
+        Ok(site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen))
+    }
+}
+
+/// No region takes WAL any more; everything else works.
+pub(crate) fn stop_taking(site: &Site) {
+    for region in &site.regions {
+        region.faults().only_keys("/wal/");
+        region.faults().fail_always(Some(503));
+    }
+}
+
+pub(crate) fn take_again(site: &Site) {
+    site.regions.iter().for_each(|region| region.faults().clear());
+}
 
 /// How WAL is lost while no agent streams.
 #[derive(Clone, Copy, Debug)]

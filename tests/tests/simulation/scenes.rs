@@ -9,6 +9,13 @@ use crate::schedule::{Schedule, Theme, runtime};
 use crate::wire::lsn;
 use crate::world::Power;
 
+/// Lets time pass until the agent, which was told to end, has ended.
+async fn until_ended(scene: &mut Schedule) {
+    while scene.agent.ended().await.is_none() {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// The server is gone and uploads are on their way when the agent is told to stop: they are waited for.
 #[test]
 fn what_is_sealed_is_stored_when_the_agent_stops_without_a_server() {
@@ -31,9 +38,7 @@ fn what_is_sealed_is_stored_when_the_agent_stops_without_a_server() {
         });
         sleep(Duration::from_millis(300)).await;
         scene.agent.stop();
-        while scene.agent.ended().await.is_none() {
-            sleep(Duration::from_millis(100)).await;
-        }
+        until_ended(&mut scene).await;
         let mut world = scene.sim.lock();
         let line = world.node.line.clone();
         assert_eq!(world.broken, None);
@@ -66,9 +71,7 @@ fn what_the_server_has_lost_comes_from_the_region_that_joins_late() {
             sleep(Duration::from_secs(3)).await;
         }
         scene.agent.kill();
-        while scene.agent.ended().await.is_none() {
-            sleep(Duration::from_millis(100)).await;
-        }
+        until_ended(&mut scene).await;
         let (line, before) = {
             let mut world = scene.sim.lock();
             let line = world.node.line.clone();
@@ -108,9 +111,7 @@ fn the_archive_does_not_begin_anew_beside_a_region_that_was_not_read() {
         scene.start_agent();
         sleep(Duration::from_secs(8)).await;
         scene.agent.stop();
-        while scene.agent.ended().await.is_none() {
-            sleep(Duration::from_millis(100)).await;
-        }
+        until_ended(&mut scene).await;
         scene.regions[1].empty().await;
         scene.regions[0].freeze(true);
         scene.start_agent();
@@ -139,9 +140,7 @@ fn a_gap_ends_where_the_server_can_be_read_again() {
         scene.start_agent();
         sleep(Duration::from_secs(8)).await;
         scene.agent.stop();
-        while scene.agent.ended().await.is_none() {
-            sleep(Duration::from_millis(100)).await;
-        }
+        until_ended(&mut scene).await;
         scene.sim.change(|world| {
             let segment = world.segment();
             world.write(8 * segment);
