@@ -72,6 +72,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 fn write(major: u32, steps: &[Step]) -> WalBuilder {
     let mut wal = WalBuilder::new(3 * SEGMENT, major);
+    wal.filler(100);
     for step in steps {
         match *step {
             Step::Filler(length) => wal.filler(length),
@@ -128,8 +129,10 @@ proptest! {
         bit in 0..8_u32,
     ) {
         let mut wal = write(major, &steps);
-        // The fillers at the end are there to follow, not to be hit.
-        let hit = &wal.records[..wal.records.len() - 2];
+        // The fillers at the end are there to follow, not to be hit. Nor is the first record: when a page behind it
+        // replaces a torn record, only the back link to it tells that it was not the torn one, and a reader that
+        // begins in the middle knows no back link yet.
+        let hit = &wal.records[1..wal.records.len() - 2];
         prop_assume!(!hit.is_empty());
         let (start, end) = hit[record.index(hit.len())];
         let whole = feed(scanner_for(&wal), &wal.bytes);
