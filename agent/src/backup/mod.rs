@@ -10,6 +10,7 @@
 //! Does not own: streaming WAL, deleting what a failed attempt left behind (retention).
 
 pub mod command;
+mod compressors;
 mod entries;
 pub(crate) mod list;
 mod packs;
@@ -262,7 +263,7 @@ impl<'a> BackupRun<'a> {
             threads: options.threads,
             memory: PACKS_IN_FLIGHT * options.pack_size,
         };
-        let packs = Packs::new(settings, self.targets.clone(), self.ctx.progress.clone());
+        let packs = Packs::new(settings, self.targets.clone(), self.ctx.progress.clone())?;
         let seconds = started_at.unix_micros().div_euclid(1_000_000);
         let received = stream::receive(stream, packs, seconds, &self.ctx.progress, &self.ctx.cancel).await?;
         verify::against_pg_manifest(&received.pg_manifest, &received.entries, system_id)?;

@@ -7,16 +7,17 @@
 //! PUT; when they are spent [`Packs::append`] waits, and with it the socket and PostgreSQL.
 //! Does not own: which bytes belong to which file (`entries`), regions (`regions`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use highwater_format::BackupId;
-use highwater_format::container::{FRAME_SIZE, Frame, FrameEncoder, Header, Sealed, seal};
+use highwater_format::container::{FRAME_SIZE, Frame, Header, Sealed, seal};
 use highwater_format::layout::Layout;
 use highwater_format::manifest::{Extent, PackInfo};
 use highwater_store::Object;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::compressors::{Compressed, Compressors, UNIT};
 use super::progress::Progress;
 use super::regions::Targets;
 use crate::blocking;
@@ -47,8 +48,9 @@ pub(crate) struct Packs {
     /// Plain bytes of the current pack, those in `frame` included.
     used: u64,
     frame: Option<OpenFrame>,
-    frames: u32,
-    encoding: JoinSet<Result<EncodedFrame>>,
+    compressors: Compressors,
+    /// The current pack's frames, in order.
+    encoding: Vec<Compressed>,
     storing: JoinSet<Result<PackInfo>>,
     stored: Vec<PackInfo>,
 }
@@ -60,10 +62,6 @@ struct Shared {
     progress: Progress,
     /// One permit per [`UNIT`] bytes in flight.
     memory: Arc<Semaphore>,
-    compute: Arc<Semaphore>,
-    /// Encoders and plain buffers that are not in use.
-    encoders: Mutex<Vec<FrameEncoder>>,
-    buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -72,41 +70,31 @@ struct OpenFrame {
     permit: OwnedSemaphorePermit,
 }
 
-#[derive(Debug)]
-struct EncodedFrame {
-    number: u32,
-    frame: Frame,
-    permit: OwnedSemaphorePermit,
-}
-
-/// Bytes per memory permit; coarse, so that the permits of large budgets fit the semaphore.
-const UNIT: usize = 1024;
 const FRAME_UNITS: u32 = FRAME_SIZE / 1024;
 
 impl Packs {
-    pub(crate) fn new(settings: PackSettings, targets: Arc<Targets>, progress: Progress) -> Packs {
+    pub(crate) fn new(settings: PackSettings, targets: Arc<Targets>, progress: Progress) -> Result<Packs> {
         let least = settings.pack_size + FRAME as u64;
         let units =
             usize::try_from(settings.memory.max(least) / UNIT as u64).unwrap_or(Semaphore::MAX_PERMITS);
+        let frames = units / FRAME_UNITS as usize;
+        let compressors = Compressors::start(settings.header.codec, settings.threads, frames)?;
         let shared = Shared {
             memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
-            compute: Arc::new(Semaphore::new(settings.threads.max(1))),
-            encoders: Mutex::default(),
-            buffers: Mutex::default(),
             settings,
             targets,
             progress,
         };
-        Packs {
+        Ok(Packs {
             shared: Arc::new(shared),
             pack: 0,
             used: 0,
             frame: None,
-            frames: 0,
-            encoding: JoinSet::new(),
+            compressors,
+            encoding: Vec::new(),
             storing: JoinSet::new(),
             stored: Vec::new(),
-        }
+        })
     }
 
     /// Takes the next bytes of content and tells `placed` where they will lie. Waits while the memory is
@@ -130,7 +118,7 @@ impl Packs {
             data = later;
             let pack_full = self.used >= self.shared.settings.pack_size;
             if pack_full || frame.plain.len() >= FRAME {
-                self.encode(frame);
+                self.encode(frame).await;
             } else {
                 self.frame = Some(frame);
             }
@@ -153,7 +141,7 @@ impl Packs {
     /// Stores what is left; returns every pack in order once all of them are stored.
     pub(crate) async fn finish(mut self) -> Result<Vec<PackInfo>> {
         if let Some(frame) = self.frame.take() {
-            self.encode(frame);
+            self.encode(frame).await;
         }
         if self.used > 0 {
             self.close_pack();
@@ -175,24 +163,13 @@ impl Packs {
                 Some(result) = self.storing.join_next() => note(&mut self.stored, result)?,
             }
         };
-        let plain = lock(&self.shared.buffers)
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(FRAME));
+        let plain = self.compressors.buffer();
         Ok(OpenFrame { plain, permit })
     }
 
-    fn encode(&mut self, frame: OpenFrame) {
-        let (shared, number) = (self.shared.clone(), self.frames);
-        self.frames += 1;
-        // A free slot is taken here: a task that only waits for it would be one more thread to wake for every frame.
-        match shared.compute.clone().try_acquire_owned() {
-            Ok(slot) => self
-                .encoding
-                .spawn_blocking(move || shared.compress(number, frame, slot)),
-            Err(_) => self
-                .encoding
-                .spawn(async move { shared.encode(number, frame).await }),
-        };
+    async fn encode(&mut self, frame: OpenFrame) {
+        let OpenFrame { plain, permit } = frame;
+        self.encoding.push(self.compressors.compress(plain, permit).await);
     }
 
     fn close_pack(&mut self) {
@@ -200,7 +177,6 @@ impl Packs {
         self.storing.spawn(self.shared.clone().store(self.pack, frames));
         self.pack += 1;
         self.used = 0;
-        self.frames = 0;
     }
 
     fn note(&mut self, result: Joined) -> Result<()> {
@@ -216,64 +192,19 @@ fn note(stored: &mut Vec<PackInfo>, result: Joined) -> Result<()> {
 }
 
 impl Shared {
-    /// Compresses one frame on the blocking pool as soon as there is a slot.
-    async fn encode(self: Arc<Self>, number: u32, open: OpenFrame) -> Result<EncodedFrame> {
-        let slot = self
-            .compute
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| closed("compression"))?;
-        blocking::run("compressing a frame", move || self.compress(number, open, slot)).await?
-    }
-
-    /// Compresses one frame, and gives back the memory that compression saved.
-    fn compress(&self, number: u32, open: OpenFrame, slot: OwnedSemaphorePermit) -> Result<EncodedFrame> {
-        let OpenFrame { plain, mut permit } = open;
-        let encoder = lock(&self.encoders).pop();
-        let mut encoder = match encoder {
-            Some(encoder) => encoder,
-            None => FrameEncoder::new(self.settings.header.codec),
-        };
-        let frame = encoder.encode(&plain).map_err(|source| AgentError::Encode {
-            what: format!("frame {number} of a pack"),
-            source,
-        })?;
-        self.keep(plain);
-        lock(&self.encoders).push(encoder);
-        let keep = frame.bytes.len().div_ceil(UNIT);
-        drop(permit.split(permit.num_permits().saturating_sub(keep)));
-        drop(slot);
-        Ok(EncodedFrame {
-            number,
-            frame,
-            permit,
-        })
-    }
-
-    /// Keeps a plain buffer for reuse; few, because idle ones are outside the memory bound.
-    fn keep(&self, mut plain: Vec<u8>) {
-        let mut buffers = lock(&self.buffers);
-        if buffers.len() <= self.settings.threads {
-            plain.clear();
-            buffers.push(plain);
-        }
-    }
-
     /// Seals one pack and writes it to the regions.
-    async fn store(
-        self: Arc<Self>,
-        number: u32,
-        mut encoding: JoinSet<Result<EncodedFrame>>,
-    ) -> Result<PackInfo> {
+    async fn store(self: Arc<Self>, number: u32, encoding: Vec<Compressed>) -> Result<PackInfo> {
         let mut frames = Vec::with_capacity(encoding.len());
-        while let Some(frame) = encoding.join_next().await {
-            frames.push(frame.map_err(|error| AgentError::Bug(format!("compressing: {error}")))??);
+        let mut permits = Vec::with_capacity(encoding.len());
+        for compressed in encoding {
+            let (frame, permit) = compressed
+                .await
+                .map_err(|_| AgentError::Bug("a compressing thread ended".into()))??;
+            frames.push(frame);
+            permits.push(permit);
         }
-        frames.sort_unstable_by_key(|frame| frame.number);
         let shared = self.clone();
-        let (sealed, permits) =
-            blocking::run("sealing a pack", move || shared.seal(number, frames)).await??;
+        let sealed = blocking::run("sealing a pack", move || shared.seal(number, &frames)).await??;
         let info = PackInfo {
             number,
             plain_len: sealed.header.plain_len,
@@ -289,25 +220,15 @@ impl Shared {
         Ok(info)
     }
 
-    fn seal(&self, number: u32, frames: Vec<EncodedFrame>) -> Result<(Sealed, Vec<OwnedSemaphorePermit>)> {
-        let (frames, permits): (Vec<_>, Vec<_>) = frames
-            .into_iter()
-            .map(|frame| (frame.frame, frame.permit))
-            .unzip();
+    fn seal(&self, number: u32, frames: &[Frame]) -> Result<Sealed> {
         let mut header = self.settings.header.clone();
         header.start = u64::from(number);
         header.end = u64::from(number) + 1;
-        let sealed = seal(header, &frames).map_err(|source| AgentError::Encode {
+        seal(header, frames).map_err(|source| AgentError::Encode {
             what: format!("pack {number}"),
             source,
-        })?;
-        Ok((sealed, permits))
+        })
     }
-}
-
-/// A panic elsewhere leaves nothing half-done in these lists, so a poisoned lock is as good as any.
-fn lock<T>(list: &Mutex<Vec<T>>) -> std::sync::MutexGuard<'_, Vec<T>> {
-    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn closed(what: &str) -> AgentError {

@@ -68,7 +68,7 @@ async fn round_trip(pieces: Vec<Vec<u8>>, pack_size: u64, codec: Codec) {
     let stores = [Arc::new(MemoryStore::new("a")), Arc::new(MemoryStore::new("b"))];
     let regions = [region(0, stores[0].clone()), region(1, stores[1].clone())];
     let targets = Arc::new(Targets::new(&regions, 2, Duration::from_secs(5)));
-    let mut packs = Packs::new(settings(pack_size, 0, codec), targets, Progress::new());
+    let mut packs = Packs::new(settings(pack_size, 0, codec), targets, Progress::new()).unwrap();
     let mut extents = Vec::new();
     for piece in &pieces {
         let mut of_piece = Vec::new();
@@ -180,7 +180,7 @@ async fn a_slow_region_stops_the_reader_at_the_memory_bound_and_no_earlier() {
         Duration::from_secs(3600),
     ));
     let memory = 8 << 20;
-    let mut packs = Packs::new(settings(1 << 20, memory, Codec::None), targets, Progress::new());
+    let mut packs = Packs::new(settings(1 << 20, memory, Codec::None), targets, Progress::new()).unwrap();
     let piece = vec![7; 1 << 20];
     let mut taken = 0;
     // Incompressible by choice of codec: what is taken is what is held.
@@ -209,7 +209,7 @@ async fn a_region_that_hangs_is_given_up_and_the_policy_decides() {
         let fast = Arc::new(MemoryStore::new("fast"));
         let regions = [region(0, fast), region(1, gate())];
         let targets = Arc::new(Targets::new(&regions, needed, Duration::from_millis(200)));
-        let mut packs = Packs::new(settings(PACK, 0, Codec::Lz4), targets.clone(), Progress::new());
+        let mut packs = Packs::new(settings(PACK, 0, Codec::Lz4), targets.clone(), Progress::new()).unwrap();
         packs.append(&content(1, 100_000), |_| ()).await.unwrap();
         let result = packs.finish().await;
         assert_eq!(result.is_ok(), good, "{result:?}");
