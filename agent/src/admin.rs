@@ -43,7 +43,7 @@ pub struct StatusDocument<'a> {
     now: Time,
     ready: bool,
     reason: Option<String>,
-    lag_bytes: u64,
+    lag_bytes: Option<u64>,
     lag_seconds: f64,
     #[serde(flatten)]
     snapshot: &'a Snapshot,
@@ -167,7 +167,7 @@ async fn status(Extract(shared): Extract<Shared>) -> Response {
         now,
         ready: reason.is_none(),
         reason,
-        lag_bytes: snapshot.server_end.distance_from(snapshot.durable),
+        lag_bytes: snapshot.lag_of(snapshot.durable),
         lag_seconds: metrics::lag_seconds(&snapshot, now),
         snapshot: &snapshot,
     };

@@ -25,6 +25,7 @@ fn server(timeline: u32, slot: Option<u64>, end: u64, history: &str) -> ServerVi
         history: History::parse(id(timeline), history.as_bytes()).unwrap(),
         slot: slot.map(Lsn),
         slot_event: None,
+        slot_is_new: false,
         in_recovery: false,
     }
 }

@@ -56,11 +56,13 @@ fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
         "The high-water mark: WAL before this byte position is in as many regions as the policy asks for.",
         snapshot.durable.0,
     );
-    page.gauge(
-        "highwater_lag_bytes",
-        "WAL that the server has and that is not durable.",
-        snapshot.server_end.distance_from(snapshot.durable),
-    );
+    if let Some(lag) = snapshot.lag_of(snapshot.durable) {
+        page.gauge(
+            "highwater_lag_bytes",
+            "WAL that the server has and that is not durable.",
+            lag,
+        );
+    }
     page.gauge(
         "highwater_lag_seconds",
         "For how long there has been received WAL that is not durable; 0 when all is.",
@@ -94,8 +96,8 @@ fn regions(page: &mut Page, snapshot: &Snapshot) {
         "highwater_region_lag_bytes",
         "gauge",
         "WAL that the server has and the region has not.",
-        all,
-        |view| behind(view, snapshot).to_string(),
+        all.iter().filter(|view| snapshot.lag_of(view.stored).is_some()),
+        |view| snapshot.lag_of(view.stored).unwrap_or_default().to_string(),
     );
     page.per_region(
         "highwater_region_up",
@@ -368,10 +370,6 @@ fn gaps(page: &mut Page, snapshot: &Snapshot) {
 
 /// WAL that the server has and the region has not. A region on an older timeline has an LSN that may lie
 /// beyond the switch; what it lacks cannot be told from positions and is at least what the server wrote since.
-fn behind(view: &RegionView, snapshot: &Snapshot) -> u64 {
-    snapshot.server_end.distance_from(view.stored)
-}
-
 /// For how long received WAL has waited to become durable.
 pub fn lag_seconds(snapshot: &Snapshot, now: Time) -> f64 {
     if snapshot.received == Lsn::ZERO || snapshot.durable >= snapshot.received {
@@ -426,12 +424,12 @@ impl Page {
         self.line(name, &[], value);
     }
 
-    fn per_region(
+    fn per_region<'a>(
         &mut self,
         name: &str,
         kind: &str,
         help: &str,
-        regions: &[RegionView],
+        regions: impl IntoIterator<Item = &'a RegionView>,
         value: impl Fn(&RegionView) -> String,
     ) {
         self.head(name, kind, help);
@@ -554,6 +552,26 @@ mod tests {
         assert_eq!(value(&text, "highwater_connection{state=\"reconnecting\"}"), "1");
         assert_eq!(value(&text, "highwater_connection{state=\"streaming\"}"), "0");
         assert_eq!(value(&text, "highwater_backup_last_success"), "1");
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_no_lag_of_zero() {
+        for forget in [
+            |snapshot: &mut Snapshot| snapshot.server_end = Lsn::ZERO,
+            |snapshot: &mut Snapshot| {
+                snapshot.durable = Lsn::ZERO;
+                snapshot
+                    .regions
+                    .iter_mut()
+                    .for_each(|view| view.stored = Lsn::ZERO);
+            },
+        ] {
+            let mut early = snapshot();
+            forget(&mut early);
+            let text = render(&early, at("2026-11-20T12:00:03.5Z"));
+            assert!(!text.contains("\nhighwater_lag_bytes "), "{text}");
+            assert!(!text.contains("\nhighwater_region_lag_bytes{"), "{text}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct ServerView {
     pub slot: Option<Lsn>,
     /// What was wrong with the slot, when it had to be made just now.
     pub slot_event: Option<String>,
+    /// There was no such slot before.
+    pub slot_is_new: bool,
 }
 
 /// A stream to be started.

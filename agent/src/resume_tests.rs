@@ -25,6 +25,7 @@ fn server(timeline: u32, end: u64, history: &str) -> ServerView {
         history,
         slot: Some(Lsn(35 * MIB)),
         slot_event: None,
+        slot_is_new: false,
     }
 }
 

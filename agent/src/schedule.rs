@@ -122,6 +122,18 @@ struct Seen {
     gaps: Gaps,
 }
 
+impl Seen {
+    /// With the one that this agent began when its own clock said `began`. The schedule is compared with that clock: by
+    /// the server's, which may be slower, the same moment would come due again at once, and again. One that lies
+    /// ahead of `now` says nothing: the clock was set back.
+    fn with(&self, began: Option<Time>, now: Time) -> Self {
+        Self {
+            last: self.last.max(began.filter(|began| *began <= now)),
+            gaps: self.gaps.clone(),
+        }
+    }
+}
+
 /// What one region told.
 struct Told {
     backups: Vec<BackupId>,
@@ -177,7 +189,7 @@ impl Scheduled {
     }
 
     async fn repeat(&self) {
-        let (mut failures, mut not_before) = (0, None);
+        let (mut failures, mut not_before, mut began) = (0, None, None);
         let mut seen = self.first_reading().await;
         let mut read_at = self.clock.now();
         loop {
@@ -192,7 +204,7 @@ impl Scheduled {
             }
             // Beside a standby it is the primary's agent that takes them, and one that was fenced takes none.
             let elsewhere = self.state.snapshot().writer_epoch == 0;
-            let wait = wait(self.schedule.as_ref(), &seen, not_before, now);
+            let wait = wait(self.schedule.as_ref(), &seen.with(began, now), not_before, now);
             if !wait.is_zero() || elsewhere {
                 let due = if elsewhere {
                     LOOK_EVERY
@@ -209,7 +221,7 @@ impl Scheduled {
             }
             match self.back_up().await {
                 Ok(started) => {
-                    (failures, not_before) = (0, None);
+                    (failures, not_before, began) = (0, None, Some(now));
                     seen = self.read().await.unwrap_or(seen);
                     seen.last = seen.last.max(Some(started));
                     if seen.gaps.open > 0 {

@@ -137,3 +137,24 @@ fn rubbish_is_refused_with_an_example() {
         assert!(error.to_string().contains("0 2 * * *"), "{error}");
     }
 }
+
+/// The server's clock, by which base backups are named, may be slower than that of the agent, which the schedule follows.
+#[test]
+fn one_moment_is_due_once_whatever_the_servers_clock_says() {
+    let seen = Seen {
+        last: Some(at("2026-11-20T01:00:01Z")),
+        gaps: Gaps::default(),
+    };
+    let (began, now) = (Some(at("2026-11-20T02:00:00Z")), at("2026-11-20T02:05:00Z"));
+    assert_eq!(wait(Some(&nightly()), &seen, None, now), Duration::ZERO);
+    assert_eq!(
+        wait(Some(&nightly()), &seen.with(began, now), None, now),
+        Duration::from_secs(24 * 3600 - 300)
+    );
+    // Set back since.
+    let now = at("2026-11-20T01:30:00Z");
+    assert_eq!(
+        wait(Some(&nightly()), &seen.with(began, now), None, now),
+        Duration::from_secs(1800)
+    );
+}

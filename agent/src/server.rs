@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_config::Standby;
-use highwater_format::{History, Identity, SegmentSize, TimelineId};
+use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection, Mode};
 
 use crate::error::{AgentError, Result};
@@ -48,12 +48,14 @@ fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
     )
 }
 
-/// Where the server stands. Sees to it that there is a slot that keeps WAL ([`crate::slot`]).
+/// Where the server stands. Refuses a standby where none is allowed; only then sees to it that there is a slot that keeps
+/// WAL ([`crate::slot`]): on a server that is not archived it would fill the disk.
 pub async fn view(
     conn: &mut Connection,
     info: &ConnInfo,
     slot: &str,
     identity: &Identity,
+    standby: Standby,
 ) -> Result<ServerView> {
     let system = conn.identify_system().await?;
     if system.system_id != identity.system_id {
@@ -66,6 +68,10 @@ pub async fn view(
         ));
     }
     let history = history_of(conn, system.timeline).await?;
+    let in_recovery = in_recovery(conn).await;
+    if in_recovery && standby == Standby::Refuse {
+        return Err(refused_standby(system.timeline, system.xlogpos));
+    }
     let slot = slot::ensure(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
@@ -73,7 +79,8 @@ pub async fn view(
         history,
         slot: slot.keeps,
         slot_event: slot.event,
-        in_recovery: in_recovery(conn).await,
+        slot_is_new: slot.is_new,
+        in_recovery,
     })
 }
 
@@ -85,20 +92,15 @@ pub async fn in_recovery(conn: &mut Connection) -> bool {
         .is_ok_and(|answer| answer == "on")
 }
 
-/// Refuses a server in recovery unless the configuration allows it.
-pub fn refuse_standby(view: &ServerView, allowed: Standby) -> Result<()> {
-    if !view.in_recovery || allowed == Standby::Stream {
-        return Ok(());
-    }
-    Err(AgentError::refused(
+fn refused_standby(timeline: TimelineId, end: Lsn) -> AgentError {
+    AgentError::refused(
         format!(
-            "the server is in recovery: it is a standby, or is being restored (timeline {}, WAL up to {}). Its WAL comes later \
-             than the primary's, and what it has not received cannot be archived",
-            view.timeline, view.end
+            "the server is in recovery: it is a standby, or is being restored (timeline {timeline}, WAL up to {end}). Its WAL \
+             comes later than the primary's, and what it has not received cannot be archived"
         ),
         "Point the agent at the primary, for instance with target_session_attrs=primary and all hosts in the connection \
          string. To run one agent beside every node, set standby = \"stream\" in [cluster]",
-    ))
+    )
 }
 
 /// A history file, verbatim; none if the server has none (the first timeline has none).

@@ -7,7 +7,7 @@
 //! to it that nothing more is removed meanwhile.
 
 use highwater_format::Lsn;
-use highwater_pgwire::{ConnInfo, Connection};
+use highwater_pgwire::{ConnInfo, Connection, Mode, PgError};
 
 use crate::error::{AgentError, Result};
 use crate::sql::{self, Rows};
@@ -28,6 +28,8 @@ pub struct Slot {
     pub keeps: Option<Lsn>,
     /// What was wrong with it, when it had to be made just now: the likely cause of a gap.
     pub event: Option<String>,
+    /// There was none of that name before.
+    pub is_new: bool,
 }
 
 /// Finds the slot; makes it where it is missing, anew where it keeps nothing.
@@ -38,6 +40,7 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
             return Ok(Slot {
                 keeps: Some(keeps),
                 event: None,
+                is_new: false,
             });
         }
         Some(_) => {
@@ -52,7 +55,25 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
     Ok(Slot {
         keeps: position(conn, info, name).await?.flatten(),
         event: Some(event),
+        is_new: found.is_none(),
     })
+}
+
+/// Drops a slot that was made for nothing: nobody reads from it, and it would keep WAL until the disk is full. One that
+/// somebody uses meanwhile stays.
+pub async fn take_back(info: &ConnInfo, name: &str) {
+    let dropped = async {
+        let mut conn = Connection::connect(info, Mode::Replication).await?;
+        conn.drop_replication_slot(name).await?;
+        conn.close().await;
+        Ok::<_, PgError>(())
+    };
+    match dropped.await {
+        Ok(()) => tracing::info!(slot = name, "dropped the slot again that was made for this start"),
+        Err(error) => {
+            tracing::warn!(slot = name, %error, "the slot that was made for this start is left: drop it")
+        }
+    }
 }
 
 /// Drops the slot and makes it anew, so that the server keeps WAL only from its last checkpoint on. Nothing is

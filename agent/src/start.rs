@@ -15,6 +15,7 @@ use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::resume::{Resume, ServerView, resume};
 use crate::server;
+use crate::slot;
 use crate::state::{Connection::Reconnecting, State};
 use crate::writer::Claims;
 use crate::writer::judge::Line;
@@ -46,14 +47,17 @@ pub(crate) async fn beginning(
     connection: Connection,
 ) -> Result<Beginning> {
     let (mut open, mut attempts) = (Some(connection), 0_u32);
+    let slot = &config.cluster.slot;
+    let mut slot_is_new = false;
     loop {
         let attempt = async {
             let mut connection = match open.take() {
                 Some(connection) => connection,
                 None => server::connect(conninfo).await?,
             };
-            let view = server::view(&mut connection, conninfo, &config.cluster.slot, identity).await?;
-            server::refuse_standby(&view, config.cluster.standby)?;
+            let standby = config.cluster.standby;
+            let view = server::view(&mut connection, conninfo, slot, identity, standby).await?;
+            slot_is_new |= view.slot_is_new;
             claims.compare(&view.history).await?;
             let resume = match resume(furthest, &view, identity.segment_size) {
                 Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
@@ -79,7 +83,12 @@ pub(crate) async fn beginning(
                 state.update(|snapshot| snapshot.connection = Reconnecting(reason));
                 tokio::time::sleep(PAUSE).await;
             }
-            Err(error) => return Err(claims.name_rival(error).await),
+            Err(error) => {
+                if slot_is_new {
+                    slot::take_back(conninfo, slot).await;
+                }
+                return Err(claims.name_rival(error).await);
+            }
         }
     }
 }

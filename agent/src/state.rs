@@ -209,6 +209,15 @@ pub struct State {
     cell: Arc<watch::Sender<Snapshot>>,
 }
 
+impl Snapshot {
+    /// What the server has beyond `position`, in bytes. `None` as long as one of the two is not known: the server has
+    /// said nothing yet, or no WAL was found or stored yet.
+    pub fn lag_of(&self, position: Lsn) -> Option<u64> {
+        let known = self.server_end > Lsn::ZERO && position > Lsn::ZERO;
+        known.then(|| self.server_end.distance_from(position))
+    }
+}
+
 impl State {
     /// A state in which nothing is known but the regions' names.
     pub fn new(regions: impl IntoIterator<Item = String>) -> Self {

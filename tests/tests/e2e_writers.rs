@@ -62,6 +62,13 @@ async fn refused(agent: &mut Running, code: i32, parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// An agent that was refused leaves no slot behind, which would keep WAL until the disk is full.
+async fn keeps_no_wal(server: &PgCluster) -> Result<()> {
+    let slots = server.value("SELECT count(*) FROM pg_replication_slots").await?;
+    ensure!(slots == "0", "{slots} slots are left");
+    Ok(())
+}
+
 /// The agent that holds the slot is frozen: the next one says who is in the way, and goes on when that is gone.
 #[tokio::test]
 async fn fault_12_slot_busy() -> Result<()> {
@@ -310,8 +317,12 @@ async fn fault_19_demoted_node() -> Result<()> {
     std::fs::write(site.primary.data_dir().join("standby.signal"), "")?;
     site.primary.start_again().await?;
     refused(&mut agent, 1, &["in recovery", "standby = \"stream\""]).await?;
+    site.primary
+        .sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        .await?;
     let mut again = site.agent()?.arg("run").start()?;
     refused(&mut again, 1, &["in recovery"]).await?;
+    keeps_no_wal(&site.primary).await?;
 
     // Where the configuration allows it, the same server is followed, and its promotion too.
     let mut beside = site.agent_at(&site.tap.connection_string())?.arg("run").start()?;
@@ -353,6 +364,7 @@ async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<
         &[&pid, "timeline 1", "timeline 2", "restored copy", "--take-over"],
     )
     .await?;
+    keeps_no_wal(&copy).await?;
     nothing_was_replaced(&archived, &site)?;
     ensure!(
         content(&site).iter().zip(&held).all(|(now, before)| now

@@ -127,7 +127,11 @@ impl Receiver {
             let began = Instant::now();
             let result = self.session().await;
             if self.context.cancel.is_cancelled() {
-                return Ok(());
+                // A session that ended well has waited for its last bytes already.
+                return match result {
+                    Ok(()) => Ok(()),
+                    Err(_) => self.give_grace().await,
+                };
             }
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
@@ -271,7 +275,14 @@ impl Receiver {
     /// Where the server stands now. Nothing before its slot's position is ever reported.
     async fn look_at(&mut self, connection: &mut Connection) -> Result<ServerView> {
         let context = &self.context;
-        let view = server::view(connection, &context.conninfo, &context.slot, &context.identity).await?;
+        let view = server::view(
+            connection,
+            &context.conninfo,
+            &context.slot,
+            &context.identity,
+            context.standby,
+        )
+        .await?;
         if view.slot_event.is_some() {
             self.cause.clone_from(&view.slot_event);
         }
@@ -284,7 +295,6 @@ impl Receiver {
 
     /// Makes sure that what this server sends may be stored.
     async fn enter(&self, view: &ServerView) -> Result<()> {
-        server::refuse_standby(view, self.context.standby)?;
         let line = Line::of(&view.history);
         self.context.claims.enter(line, view.in_recovery).await
     }

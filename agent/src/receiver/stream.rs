@@ -220,7 +220,10 @@ impl<'a> Stream<'a> {
                 self.context.shared.state.update_quietly(|snapshot| {
                     snapshot.received_bytes += bytes;
                     snapshot.received = received;
-                    snapshot.server_end = server_end;
+                    // Before its first message on this stream the server has said nothing.
+                    if server_end > Lsn::ZERO {
+                        snapshot.server_end = server_end;
+                    }
                     snapshot.server_time = Some(server_time);
                 });
                 self.commit_group().await?;
@@ -355,7 +358,7 @@ impl<'a> Stream<'a> {
             } else {
                 state::Connection::Streaming
             };
-            if snapshot.durable >= received && received >= server_end {
+            if server_end > Lsn::ZERO && snapshot.durable >= received && received >= server_end {
                 snapshot.current_at = Some(now);
                 if let Some(given_up) = &mut snapshot.given_up {
                     given_up.is_felt = false;
