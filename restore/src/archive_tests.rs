@@ -3,6 +3,7 @@
 //! timeline 2 leaves timeline 1, in the middle of a page.
 
 mod archive;
+mod clocks;
 mod damage;
 
 use std::sync::Arc;
