@@ -174,7 +174,7 @@ impl Archive {
         }
         let first = LsnRange::new(START, Lsn(8 * SEGMENT));
         archive
-            .tails(&archive.a, TimelineId::FIRST, first, wal, &commits)
+            .tails(&archive.a, TimelineId::FIRST, first, wal, commits)
             .await;
         let key = layout().segment(
             SegmentName {
@@ -186,7 +186,7 @@ impl Archive {
         put(
             &archive.b,
             &key,
-            container(Kind::Segment, TimelineId::FIRST, first, wal, &commits),
+            container(Kind::Segment, TimelineId::FIRST, first, wal, commits),
         )
         .await;
         archive

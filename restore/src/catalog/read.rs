@@ -12,7 +12,7 @@ use futures::future::join_all;
 use highwater_config::Exit;
 use highwater_format::{
     BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, Pulse,
-    SegmentSize, SystemId, TimelineId, decode,
+    SegmentSize, SystemId, Time, TimelineId, decode,
 };
 use highwater_store::{Store, StoreError, list_all};
 
@@ -152,10 +152,11 @@ async fn choose(
         (Some(wanted), ..) => Err(absent(format!("there is no archive of system {wanted} in cluster {cluster}"))),
         (None, None, _) => Err(absent(format!("there is no archive of cluster {cluster} in any region"))),
         (None, Some(only), None) => Ok(only),
-        (None, Some(_), Some(_)) => newest(regions, cluster, found).await.ok_or_else(|| {
+        (None, Some(_), Some(_)) => newest(regions, cluster, found).await.map_err(|why| {
             let known: Vec<String> = found.iter().map(ToString::to_string).collect();
             let message = format!(
-                "cluster {cluster} has the lineages {} and nothing says which is the newest; choose one with --system-id",
+                "cluster {cluster} has the lineages {} and it is not certain which is the newest: {why}; choose one with \
+                 --system-id",
                 known.join(", ")
             );
             RestoreError::failed(Exit::Usage, message)
@@ -163,21 +164,39 @@ async fn choose(
     }
 }
 
-async fn newest(regions: &[Region], cluster: &ClusterName, found: &BTreeSet<SystemId>) -> Option<SystemId> {
+/// The lineage with the newest sign of life. One whose pulse is not known may be newer than all others, so that restoring
+/// another would quietly bring back what was there before an upgrade: then the reason is returned.
+async fn newest(
+    regions: &[Region],
+    cluster: &ClusterName,
+    found: &BTreeSet<SystemId>,
+) -> Result<SystemId, String> {
     let mut newest = None;
     for id in found {
         let key = Layout::new(cluster.clone(), *id).pulse();
-        for store in regions.iter().filter_map(Region::store) {
-            let Ok(bytes) = store.get(&key).await else {
-                continue;
+        let mut latest: Option<Time> = None;
+        for region in regions {
+            let store = match &region.access {
+                Access::Store(store) => store,
+                Access::LeftOut => continue,
+                Access::Failed { error, .. } => return Err(format!("region {}: {error}", region.name)),
             };
-            let Ok(pulse) = decode::<Pulse>(&bytes) else {
-                continue;
-            };
-            newest = newest.max(Some((pulse.server_time, *id)));
+            match store.get(&key).await {
+                Ok(bytes) => {
+                    let pulse = decode::<Pulse>(&bytes)
+                        .map_err(|error| format!("region {}: {key}: {error}", region.name))?;
+                    latest = latest.max(Some(pulse.server_time));
+                }
+                Err(error) if meaning(&error) == Meaning::Absent => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
+        let Some(latest) = latest else {
+            return Err(format!("no region has {key}"));
+        };
+        newest = newest.max(Some((latest, *id)));
     }
-    newest.map(|(_, id)| id)
+    newest.map(|(_, id)| id).ok_or_else(|| "there is none".to_owned())
 }
 
 /// Everything one region shows; a region that stops answering half-way is unreadable, not half empty.
@@ -220,17 +239,18 @@ impl RegionReader<'_> {
             self.timelines(size).await?;
             return self.backups().await;
         }
-        // Without its identity nothing of a region can be interpreted; it must not pass for an empty one.
-        if !self
-            .store
-            .list(self.layout.root(), None, 1)
-            .await?
-            .entries
-            .is_empty()
-        {
-            let error = format!("{} is missing or cannot be used", self.layout.identity());
-            self.read.view.reading = Reading::Unreadable { error };
-        }
+        // Without its identity nothing of a region can be interpreted. Where there is nothing at all, too, it may be the
+        // wrong place (a directory that is not mounted), and what it should hold is not known: no witness of an end.
+        let root = self.layout.root();
+        let page = self.store.list(root, None, 1).await?;
+        let error = if page.entries.is_empty() {
+            format!(
+                "there is nothing under {root}: the region is new or was emptied, its url is wrong, or its directory is not mounted"
+            )
+        } else {
+            format!("{} is missing or cannot be used", self.layout.identity())
+        };
+        self.read.view.reading = Reading::Unreadable { error };
         Ok(())
     }
 
@@ -276,26 +296,36 @@ impl RegionReader<'_> {
         }
     }
 
-    /// The commit mark sorts before everything else of its backup, so the first key of each tells.
+    /// The commit mark sorts before everything else of its backup, so the first key of each tells; unless somebody
+    /// else's sorts before it (`.DS_Store`, the empty object of a "directory"), and then it is looked up.
     async fn backups(&mut self) -> Result<(), StoreError> {
         let directory = self.layout.base_dir();
         for (name, first) in subdirectories(self.store, &directory).await? {
             let Ok(id) = BackupId::parse(&name) else { continue };
-            if first != self.layout.backup(&id) {
+            let mark = self.layout.backup(&id);
+            if first != mark && !self.exists(&mark).await? {
                 self.read.view.unfinished.insert(id);
                 continue;
             }
-            let Some(backup) = self.document::<highwater_format::Backup>(&first).await? else {
+            let Some(backup) = self.document::<highwater_format::Backup>(&mark).await? else {
                 continue;
             };
             if backup.id == id && backup.system_id == self.layout.system_id() {
                 self.read.view.backups.insert(id, backup);
             } else {
                 let found = format!("it is about backup {} of system {}", backup.id, backup.system_id);
-                self.finding(first, found, false);
+                self.finding(mark, found, false);
             }
         }
         Ok(())
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        match self.store.head(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if meaning(&error) == Meaning::Absent => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn document<T: Document>(&mut self, key: &str) -> Result<Option<T>, StoreError> {
@@ -345,7 +375,7 @@ pub(crate) async fn subdirectories(
     store: &dyn Store,
     directory: &str,
 ) -> Result<Vec<(String, String)>, StoreError> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<(String, String)> = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = store.list(directory, after.as_deref(), 1).await?;
@@ -359,12 +389,16 @@ pub(crate) async fn subdirectories(
         else {
             return Ok(parts);
         };
-        after = Some(if first.key.len() == directory.len() + name.len() {
+        // A key that is not ours may sort behind the one that was to pass over its directory.
+        let passed = parts.last().is_some_and(|(last, _)| last == name);
+        after = Some(if passed || first.key.len() == directory.len() + name.len() {
             first.key.clone()
         } else {
             format!("{directory}{name}/{AFTER_ALL}")
         });
-        parts.push((name.to_owned(), first.key));
+        if !passed {
+            parts.push((name.to_owned(), first.key));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use highwater_config::Exit;
-use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time, TimelineId};
+use highwater_format::{Backup, BackupId, Lsn, LsnRange, SystemId, Time, TimelineId};
 
 use crate::{
     catalog::{Catalog, Damaged, Reading, RegionView},
@@ -268,7 +268,7 @@ pub(super) fn found(target: &Target, mark: Mark) -> String {
 
 /// What an operator should know about the archive before trusting the plan.
 pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = catalog.other_lineages.iter().map(other_lineage).collect();
     for region in &catalog.regions {
         match &region.reading {
             Reading::Readable => {
@@ -295,6 +295,12 @@ pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> 
     notes.extend(branch_notes(catalog, line));
     notes.extend(catalog.findings.iter().map(ToString::to_string));
     notes
+}
+
+fn other_lineage(other: &SystemId) -> String {
+    format!(
+        "another lineage is archived under this cluster's name, as after an upgrade with pg_upgrade: --system-id {other} restores that one"
+    )
 }
 
 /// What planning found to be damaged, and what becomes of it.

@@ -234,8 +234,8 @@ mod tests {
 
     fn fake(directory: &Path, says: &str) {
         let program = directory.join("postgres");
-        std::fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
             program: dir.path().join("postgres"),
             version: "15.20".to_owned(),
         };
-        std::fs::write(
+        fs::write(
             dir.path().join(LOG),
             "database system is ready to accept connections\n",
         )
@@ -275,7 +275,7 @@ mod tests {
         });
         let mut child = start(&postgres, dir.path(), &access, &StartOptions::default(), &[]).unwrap();
         assert!(child.wait().unwrap().success());
-        let log = std::fs::read_to_string(dir.path().join(LOG)).unwrap();
+        let log = fs::read_to_string(dir.path().join(LOG)).unwrap();
         assert_eq!(log, "the words of this server\n");
     }
 
