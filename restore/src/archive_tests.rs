@@ -7,6 +7,7 @@ mod clocks;
 mod damage;
 mod lost;
 mod odd;
+mod packs;
 
 use highwater_config::Exit;
 use highwater_format::{History, Kind, Lsn, LsnRange, TimelineId};

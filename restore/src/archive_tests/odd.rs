@@ -64,6 +64,16 @@ async fn fault_78_a_lineage_is_not_passed_over_because_its_pulse_cannot_be_read(
             "{error}"
         );
     }
+    for store in [&archive.a, &archive.b] {
+        store.delete(&newer.identity()).await.unwrap();
+        put(store, &format!("{}probe/place", newer.root()), Vec::new()).await;
+    }
+    let catalog = read_archive(&archive, None).await.unwrap();
+    assert_eq!(
+        catalog.layout.system_id(),
+        system_id(),
+        "an agent that was refused is no lineage"
+    );
     let mut catalog = read_archive(&archive, Some(system_id())).await.unwrap();
     let request = Request::to(Target::Immediate);
     let plan = locate::resolve(&mut catalog, &archive.regions(), &request)
@@ -131,4 +141,32 @@ async fn files_of_somebody_else_hide_nothing() {
             .iter()
             .all(|region| region.unfinished.contains(&id))
     );
+}
+
+/// A copy that was cut off names no ancestor, and would make the timeline a beginning.
+#[tokio::test]
+async fn fault_54_a_history_that_was_cut_off_is_none_and_one_that_differs_is_refused() {
+    let archive = Archive::whole().await;
+    let key = layout().history(second_timeline());
+    put(&archive.a, &key, Vec::new()).await;
+    let catalog = archive.catalog().await;
+    assert!(
+        catalog.findings.iter().any(|finding| finding.key == key),
+        "{catalog:?}"
+    );
+    let plan = archive.plan(&Request::latest()).await.unwrap();
+    assert_eq!(plan.chain.history.entries.len(), 1, "the other region's copy");
+
+    put(&archive.a, &key, b"1\t0/801B00\tanother\n".to_vec()).await;
+    let error = archive.plan(&Request::latest()).await.unwrap_err();
+    assert_eq!(error.exit(), Exit::Damage, "{error}");
+    for part in [
+        "region a: timeline 1 up to 0/801B00",
+        "region b: timeline 1 up to 0/801B90",
+    ] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    // The same descent in other words is the same.
+    put(&archive.a, &key, format!("1 {SWITCH}\n").into_bytes()).await;
+    assert!(archive.plan(&Request::latest()).await.is_ok());
 }

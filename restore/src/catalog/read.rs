@@ -9,17 +9,20 @@
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
-use highwater_config::Exit;
 use highwater_format::{
-    BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, Pulse,
-    SegmentSize, SystemId, Time, TimelineId, decode,
+    BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, SegmentSize,
+    SystemId, TimelineId, decode,
 };
 use highwater_store::{Store, StoreError, list_all};
 
-use super::{Catalog, Finding, Reading, RegionView, combine, wal};
+use super::{
+    Catalog, Finding, Reading, RegionView, combine,
+    lineages::{Silence, choose, lineages, refuse_all_silent},
+    wal,
+};
 use crate::{
-    error::{RestoreError, store_exit},
-    regions::{Access, Meaning, Region, is_newer, meaning},
+    error::RestoreError,
+    regions::{Meaning, Region, is_newer, meaning},
 };
 
 /// Sorts behind every character that a key of ours holds.
@@ -55,148 +58,6 @@ pub(super) struct Read {
     pub(super) view: RegionView,
     pub(super) identity: Option<Identity>,
     pub(super) findings: Vec<Finding>,
-}
-
-/// Why a region gave no answer.
-#[derive(Debug, Clone)]
-struct Silence {
-    error: String,
-    exit: Exit,
-}
-
-impl From<&StoreError> for Silence {
-    fn from(error: &StoreError) -> Self {
-        Self {
-            error: error.to_string(),
-            exit: store_exit(error.kind()),
-        }
-    }
-}
-
-async fn lineages(region: &Region, cluster: &ClusterName) -> Result<BTreeSet<SystemId>, Silence> {
-    let store = match &region.access {
-        Access::Store(store) => store,
-        Access::LeftOut => return Ok(BTreeSet::new()),
-        Access::Failed { error, kind } => {
-            return Err(Silence {
-                error: error.clone(),
-                exit: store_exit(*kind),
-            });
-        }
-    };
-    let directory = Layout::cluster_dir(cluster);
-    let parts = subdirectories(store.as_ref(), &directory)
-        .await
-        .map_err(|error| Silence::from(&error))?;
-    Ok(parts
-        .iter()
-        .filter_map(|(_, first)| Layout::parse_system_id(cluster, first))
-        .collect())
-}
-
-fn refuse_all_silent(
-    regions: &[Region],
-    lineages: &[Result<BTreeSet<SystemId>, Silence>],
-) -> Result<(), RestoreError> {
-    let asked = regions
-        .iter()
-        .zip(lineages)
-        .filter(|(region, _)| !matches!(region.access, Access::LeftOut));
-    let mut errors = Vec::new();
-    let mut exit = Exit::Usage;
-    for (region, read) in asked {
-        let Err(silence) = read else { return Ok(()) };
-        errors.push(format!("region {}: {}", region.name, silence.error));
-        if silence.exit != Exit::Usage {
-            exit = Exit::Trouble;
-        }
-    }
-    if errors.is_empty() {
-        return Err(RestoreError::failed(
-            Exit::Usage,
-            "every region is left out; keep at least one",
-        ));
-    }
-    Err(RestoreError::failed(
-        exit,
-        format!("no region can be read. {}", errors.join(". ")),
-    ))
-}
-
-/// The lineage to restore: the one asked for, the only one, or the one with the newest sign of life.
-async fn choose(
-    regions: &[Region],
-    cluster: &ClusterName,
-    found: &BTreeSet<SystemId>,
-    wanted: Option<SystemId>,
-    lineages: &[Result<BTreeSet<SystemId>, Silence>],
-) -> Result<SystemId, RestoreError> {
-    let silent = regions
-        .iter()
-        .zip(lineages)
-        .find_map(|(region, read)| read.as_ref().err().map(|_| &region.name));
-    let absent = |what: String| match silent {
-        None => RestoreError::failed(
-            Exit::No,
-            format!("{what}; check the cluster's name and the regions' urls"),
-        ),
-        Some(name) => {
-            let message =
-                format!("{what} that can be read, and region {name} does not answer; try again when it does");
-            RestoreError::failed(Exit::Trouble, message)
-        }
-    };
-    let mut ids = found.iter().copied();
-    match (wanted, ids.next(), ids.next()) {
-        (Some(wanted), ..) if found.contains(&wanted) => Ok(wanted),
-        (Some(wanted), ..) => Err(absent(format!("there is no archive of system {wanted} in cluster {cluster}"))),
-        (None, None, _) => Err(absent(format!("there is no archive of cluster {cluster} in any region"))),
-        (None, Some(only), None) => Ok(only),
-        (None, Some(_), Some(_)) => newest(regions, cluster, found).await.map_err(|why| {
-            let known: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let message = format!(
-                "cluster {cluster} has the lineages {} and it is not certain which is the newest: {why}; choose one with \
-                 --system-id",
-                known.join(", ")
-            );
-            RestoreError::failed(Exit::Usage, message)
-        }),
-    }
-}
-
-/// The lineage with the newest sign of life. One whose pulse is not known may be newer than all others, so that restoring
-/// another would quietly bring back what was there before an upgrade: then the reason is returned.
-async fn newest(
-    regions: &[Region],
-    cluster: &ClusterName,
-    found: &BTreeSet<SystemId>,
-) -> Result<SystemId, String> {
-    let mut newest = None;
-    for id in found {
-        let key = Layout::new(cluster.clone(), *id).pulse();
-        let mut latest: Option<Time> = None;
-        for region in regions {
-            let store = match &region.access {
-                Access::Store(store) => store,
-                Access::LeftOut => continue,
-                Access::Failed { error, .. } => return Err(format!("region {}: {error}", region.name)),
-            };
-            match store.get(&key).await {
-                Ok(bytes) => {
-                    let pulse = decode::<Pulse>(&bytes)
-                        .map_err(|error| format!("region {}: {key}: {error}", region.name))?;
-                    latest = latest.max(Some(pulse.server_time));
-                }
-                Err(error) if meaning(&error) == Meaning::Absent => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        let Some(latest) = latest else {
-            return Err(format!("no region has {key}"));
-        };
-        newest = newest.max(Some((latest, *id)));
-    }
-    newest.map(|(_, id)| id).ok_or_else(|| "there is none".to_owned())
 }
 
 /// Everything one region shows; a region that stops answering half-way is unreadable, not half empty.
@@ -287,10 +148,10 @@ impl RegionReader<'_> {
         let Some(bytes) = self.bytes(&key).await? else {
             return Ok(None);
         };
-        match History::parse(timeline, &bytes) {
+        match whole_history(timeline, &bytes) {
             Ok(history) => Ok(Some((history, bytes.to_vec()))),
-            Err(error) => {
-                self.finding(key, error.to_string(), false);
+            Err(problem) => {
+                self.finding(key, problem, false);
                 Ok(None)
             }
         }
@@ -368,6 +229,19 @@ impl RegionReader<'_> {
             newer_format,
         });
     }
+}
+
+/// Reads a history file. PostgreSQL writes none without an ancestor: one that names none was cut off, and would make its
+/// timeline a beginning without a past.
+pub(crate) fn whole_history(timeline: TimelineId, bytes: &[u8]) -> Result<History, String> {
+    let history = History::parse(timeline, bytes).map_err(|error| error.to_string())?;
+    if history.entries.is_empty() && timeline != TimelineId::FIRST {
+        return Err(format!(
+            "{} bytes that name no ancestor of timeline {timeline}",
+            bytes.len()
+        ));
+    }
+    Ok(history)
 }
 
 /// The parts directly below a directory, each with its first key.
