@@ -78,11 +78,12 @@ pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<
             return Ok(found);
         };
         after = Some(match Layout::parse_system_id(cluster, &entry.key) {
-            Some(id) => {
+            // A key that is not ours may sort behind the one that was to pass over its lineage.
+            Some(id) if found.last() != Some(&id) => {
                 found.push(id);
                 format!("{}\u{7f}", Layout::new(cluster.clone(), id).root())
             }
-            None => entry.key.clone(),
+            _ => entry.key.clone(),
         });
     }
 }

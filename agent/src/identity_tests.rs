@@ -70,6 +70,12 @@ async fn i14_a_new_lineage_begins_only_when_asked_for() {
         .unwrap();
     let lineages = other_lineages(&store, &"orders".parse().unwrap()).await.unwrap();
     assert_eq!(lineages, [SystemId(7), SystemId(8)]);
+    // Somebody else's file that sorts behind everything of ours.
+    let odd = Object::new(Vec::new());
+    let mode = PutMode::Create;
+    store.put("orders/7/\u{dc}.txt", odd, mode).await.unwrap();
+    let lineages = other_lineages(&store, &"orders".parse().unwrap()).await.unwrap();
+    assert_eq!(lineages, [SystemId(7), SystemId(8)]);
 }
 
 #[tokio::test]

@@ -33,11 +33,12 @@ pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<Timelin
             .get(prefix.len()..prefix.len() + 8)
             .and_then(TimelineId::from_hex8);
         after = Some(match timeline {
-            Some(timeline) => {
+            // A key that is not ours may sort behind the one that was to pass over its timeline.
+            Some(timeline) if found.last() != Some(&timeline) => {
                 found.push(timeline);
                 format!("{}{AFTER_ALL}", layout.timeline_dir(timeline))
             }
-            None => entry.key.clone(),
+            _ => entry.key.clone(),
         });
     }
 }

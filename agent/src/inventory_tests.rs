@@ -144,3 +144,14 @@ async fn a_record_with_nothing_behind_it_yet_is_the_end() {
     archive.segments(2, 12..13).await;
     assert_eq!(archive.end().await, (2, 13));
 }
+
+#[tokio::test]
+async fn a_file_of_somebody_else_does_not_hold_a_listing_in_one_place() {
+    let archive = Archive::new();
+    archive.segments(1, 3..5).await;
+    archive.segments(2, 5..6).await;
+    let odd = format!("{}\u{dc}.txt", archive.layout.timeline_dir(TimelineId::FIRST));
+    archive.put(odd, Object::new("x")).await;
+    let found = timelines(&archive.store, &archive.layout).await.unwrap();
+    assert_eq!(found, [TimelineId::FIRST, TimelineId::new(2).unwrap()]);
+}

@@ -3,13 +3,15 @@
 //! timeline 2 leaves timeline 1, in the middle of a page.
 
 mod archive;
+mod clocks;
 mod damage;
-
-use std::sync::Arc;
+mod lost;
+mod odd;
+mod packs;
 
 use highwater_config::Exit;
 use highwater_format::{History, Kind, Lsn, LsnRange, TimelineId};
-use highwater_store::{ErrorKind, MemoryStore, Store};
+use highwater_store::{ErrorKind, Store};
 
 use crate::{
     catalog::read,
@@ -206,11 +208,11 @@ async fn each_region_covers_for_the_other() {
     let lost = Archive::key_of(&archive.a, Lsn(0x71_0000)).await;
     archive.a.delete(&lost).await.unwrap();
     assert!(archive.plan(&Request::latest()).await.is_ok());
-    let alone = Archive {
-        b: Arc::new(MemoryStore::new("b")),
-        ..archive
-    };
-    let error = alone.plan(&Request::latest()).await.unwrap_err();
+    let alone = &archive.regions()[..1];
+    let mut catalog = read::read(alone, &"orders".parse().unwrap(), None).await.unwrap();
+    let error = locate::resolve(&mut catalog, alone, &Request::latest())
+        .await
+        .unwrap_err();
     let RestoreError::Refused(refusal) = &error else {
         panic!("{error}")
     };

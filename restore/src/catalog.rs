@@ -10,6 +10,7 @@
 mod chain;
 mod combine;
 mod damage;
+mod lineages;
 pub mod read;
 pub(crate) mod wal;
 
@@ -151,6 +152,11 @@ impl TimelineView {
     }
 }
 
+/// The ancestors, each with where it was left; what PostgreSQL noted beside it is of no matter.
+pub(crate) fn descent(history: &History) -> impl Iterator<Item = (TimelineId, Lsn)> {
+    history.entries.iter().map(|entry| (entry.timeline, entry.switch))
+}
+
 impl Catalog {
     /// The indices of all readable regions, in order of preference.
     #[must_use]
@@ -225,6 +231,22 @@ impl Catalog {
         self.regions
             .iter()
             .find_map(|region| region.timelines.get(&timeline)?.history.as_ref())
+    }
+
+    /// The readable regions' histories of a timeline where they do not all tell the same descent; else nothing.
+    #[must_use]
+    pub fn differing_histories(&self, timeline: TimelineId) -> Vec<(&str, &History)> {
+        let readable = self.regions.iter().filter(|region| region.is_readable());
+        let copies: Vec<(&str, &History)> = readable
+            .filter_map(|region| {
+                let (history, _) = region.timelines.get(&timeline)?.history.as_ref()?;
+                Some((region.name.as_str(), history))
+            })
+            .collect();
+        let same = copies
+            .windows(2)
+            .all(|pair| matches!(pair, [(_, one), (_, other)] if descent(one).eq(descent(other))));
+        if same { Vec::new() } else { copies }
     }
 
     /// The recorded gaps of a timeline, from all of the given regions, each once.

@@ -162,6 +162,7 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
             let request = request(target, &clock)?;
             let mut archive = Archive::open(&cli.common).await?;
             let plan = locate::resolve(&mut archive.catalog, &archive.regions, &request).await?;
+            run::inspect::inspect(&archive.catalog, &archive.regions, &plan).await?;
             Ok(Answer::new(
                 "plan",
                 Exit::Done,

@@ -1,12 +1,11 @@
 //! Answers the planner's questions from the WAL itself.
 //!
-//! Owns: which objects are read for an answer, and how few. Times are found by binary search over the headers of the
-//! objects and then by an exact scan around the place: commit times rise with the LSN only nearly, so the scan begins
-//! several objects earlier and is repeated from further back when it hits at once. Does not own: what is done with an
+//! Owns: which objects are read for an answer, and how few (for a time: `times`). Does not own: what is done with an
 //! answer (`plan`), and what a record is (`trace`).
 
 mod bytes;
 mod damage;
+mod times;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -19,7 +18,7 @@ use crate::{
     catalog::{Catalog, Chain, Source},
     error::RestoreError,
     fetch::Sources,
-    plan::{Answer, Answers, Mark, Plan, Question, Span, Step, plan},
+    plan::{Answer, Answers, Plan, Question, Span, Step, plan},
     progress::Bar,
     regions::Region,
     target::Request,
@@ -28,8 +27,6 @@ pub(crate) use bytes::{expectation, open as open_object};
 pub use damage::{Unanswered, learn};
 use trace::{Flow, Seen, Trace};
 
-/// Objects that an exact scan begins before the one that the headers point to.
-const NEIGHBOURS: usize = 8;
 /// Objects at the end of a span whose headers are asked when the archive was last known to be complete.
 const LAST_HEADERS: usize = 32;
 /// Bytes of stored WAL held ahead of a scan are bounded by this many objects.
@@ -131,7 +128,11 @@ impl<'a> Locator<'a> {
     /// No region gives an object that is needed, or the WAL in it is damaged.
     pub async fn answer(&self, question: &Question) -> Result<Answer, Unanswered> {
         match question {
-            Question::Commits { span, time, or_at } => self.commits(&self.path(span)?, *time, *or_at).await,
+            Question::Commits { span, time, or_at } => {
+                let (time, or_at) = (*time, *or_at);
+                let stops = move |at: Time| if or_at { at >= time } else { at > time };
+                self.commits(&self.path(span)?, stops).await
+            }
             Question::Records { span, lsn } => self.records(&self.path(span)?, *lsn).await,
             Question::Xid { span, xid } => {
                 let wanted = *xid;
@@ -179,109 +180,6 @@ impl<'a> Locator<'a> {
                 .max(header.last_commit.filter(|_| source.piece.range.end <= limit));
         }
         Ok(proven)
-    }
-
-    async fn commits(&self, path: &Path, time: Time, or_at: bool) -> Result<Answer, Unanswered> {
-        let stops = |at: Time| if or_at { at >= time } else { at > time };
-        let place = self.first_stopping(path, &stops).await?;
-        let mut back = NEIGHBOURS;
-        loop {
-            let begin = place.saturating_sub(back);
-            let (kept, left) = self.scan_commits(path, begin, &stops).await?;
-            // A hit in the oldest half of the neighbourhood says that the clock wavers more than it is wide.
-            let early = place.saturating_sub(back / 2);
-            let early = path
-                .sources
-                .get(early)
-                .map_or(path.span.end, |source| source.used.start);
-            if begin > 0 && left.is_some_and(|mark| mark.end < early) {
-                back *= 4;
-                continue;
-            }
-            let last_before = match kept {
-                Some(mark) => Some(mark),
-                None => self.last_commit_before(path, begin).await?,
-            };
-            return Ok(Answer::Commits {
-                last_before,
-                first_after: left,
-            });
-        }
-    }
-
-    /// The index of the first object whose last commit stops recovery, as the headers say; their number if none does.
-    async fn first_stopping(&self, path: &Path, stops: &impl Fn(Time) -> bool) -> Result<usize, Unanswered> {
-        let (mut low, mut high) = (0, path.sources.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            // Objects without a commit say nothing: ask the nearest earlier one that has some.
-            let mut probe = middle;
-            let last = loop {
-                let Some(source) = path.sources.get(probe) else {
-                    break None;
-                };
-                let header = self.header(source).await?;
-                match header.last_commit {
-                    None if probe > low => probe -= 1,
-                    found => break found,
-                }
-            };
-            if last.is_some_and(stops) {
-                high = probe;
-            } else {
-                low = middle + 1;
-            }
-        }
-        Ok(low)
-    }
-
-    /// The last transaction end before the first that stops, and that one, from the object `begin` on.
-    async fn scan_commits(
-        &self,
-        path: &Path,
-        begin: usize,
-        stops: &impl Fn(Time) -> bool,
-    ) -> Result<(Option<Mark>, Option<Mark>), Unanswered> {
-        let mut kept: Option<Seen> = None;
-        let mut left: Option<Seen> = None;
-        self.scan(path, begin, path.span.end, |seen| {
-            let WalEvent::Commit { time, .. } = seen.event else {
-                return Flow::Continue;
-            };
-            if stops(time) {
-                left = Some(seen);
-                return Flow::Stop;
-            }
-            kept = Some(seen);
-            Flow::Continue
-        })
-        .await?;
-        Ok((kept.map(|seen| seen.mark()), left.map(|seen| seen.mark())))
-    }
-
-    /// The last transaction end in the objects before `end`.
-    async fn last_commit_before(&self, path: &Path, end: usize) -> Result<Option<Mark>, Unanswered> {
-        for index in (0..end).rev() {
-            let Some(source) = path.sources.get(index) else {
-                continue;
-            };
-            if self.header(source).await?.last_commit.is_none() {
-                continue;
-            }
-            let mut last: Option<Seen> = None;
-            let until = source.used.end;
-            self.scan(path, index.saturating_sub(1), until, |seen| {
-                if matches!(seen.event, WalEvent::Commit { .. }) {
-                    last = Some(seen);
-                }
-                Flow::Continue
-            })
-            .await?;
-            if let Some(seen) = last {
-                return Ok(Some(seen.mark()));
-            }
-        }
-        Ok(None)
     }
 
     /// The first event that `hit` accepts.

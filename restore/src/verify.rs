@@ -6,17 +6,16 @@
 
 mod backup;
 mod good;
+mod holes;
 mod wal;
 
 use std::fmt;
 
 use futures::{StreamExt, stream};
 use highwater_config::Exit;
-use highwater_format::{Gap, Key, Lsn, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
+use highwater_format::{Key, LsnRange, TimelineId, coverage::Piece, coverage::PieceKind};
 use highwater_store::{Meta, list_all};
 use serde::Serialize;
-
-use good::Good;
 
 use crate::{
     catalog::{Catalog, Reading, RegionView},
@@ -214,83 +213,6 @@ fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Ve
     }
 }
 
-/// The holes in one region's WAL of one timeline, recorded or not, and how far it is behind what its pulse claims.
-pub(crate) fn holes(
-    catalog: &Catalog,
-    subject: &Subject<'_>,
-    timeline: TimelineId,
-    good: &Good,
-    found: &mut Verified,
-) {
-    let Some(view) = subject.view.timelines.get(&timeline) else {
-        return;
-    };
-    let name = &subject.region.name;
-    let pulse = subject
-        .view
-        .pulse
-        .as_ref()
-        .filter(|pulse| pulse.timeline == timeline);
-    let claimed = pulse.map(|pulse| pulse.stored_lsn);
-    let runs = view.coverage.runs();
-    let mut breaks: Vec<LsnRange> = runs
-        .windows(2)
-        .filter_map(|pair| Some(LsnRange::new(pair.first()?.end, pair.last()?.start)))
-        .collect();
-    let end = runs.last().map_or(Lsn::ZERO, |run| run.end);
-    breaks.extend(
-        claimed
-            .filter(|claimed| *claimed > end && end > Lsn::ZERO)
-            .map(|claimed| LsnRange::new(end, claimed)),
-    );
-    for hole in breaks {
-        for (range, gap) in by_record(hole, &view.gaps) {
-            let what = format!("WAL {range} of timeline {timeline}");
-            let also = good
-                .elsewhere(catalog, subject.index, range)
-                .map(|names| format!("; region {names} has it"))
-                .unwrap_or_default();
-            match gap {
-                Some(gap) => found.notes.push(Problem::new(
-                    name,
-                    what,
-                    format!("on record as lost: {}{also}", gap.reason),
-                )),
-                None if claimed.is_some_and(|claimed| claimed <= range.start) => {
-                    found.notes.push(Problem::new(
-                        name,
-                        what,
-                        format!("never acknowledged; the archive ends before it{also}"),
-                    ));
-                }
-                None => found
-                    .missing
-                    .push(Problem::new(name, what, format!("missing{also}"))),
-            }
-        }
-    }
-}
-
-/// The parts of a hole, each with the record that explains it. A record explains what it names and nothing around it.
-fn by_record(hole: LsnRange, gaps: &[Gap]) -> Vec<(LsnRange, Option<&Gap>)> {
-    let mut parts = Vec::new();
-    let mut at = hole.start;
-    while at < hole.end {
-        let holding = gaps.iter().filter(|gap| gap.range().contains(at));
-        if let Some(gap) = holding.max_by_key(|gap| gap.end) {
-            let end = gap.end.min(hole.end);
-            parts.push((LsnRange::new(at, end), Some(gap)));
-            at = end;
-            continue;
-        }
-        let next = gaps.iter().map(|gap| gap.start).filter(|start| *start > at).min();
-        let end = next.map_or(hole.end, |start| start.min(hole.end));
-        parts.push((LsnRange::new(at, end), None));
-        at = end;
-    }
-    parts
-}
-
 impl fmt::Display for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for count in &self.regions {
@@ -322,36 +244,5 @@ impl fmt::Display for Verified {
             Exit::No => writeln!(f, "the archive is NOT whole"),
             _ => writeln!(f, "what could be read is whole, and not everything could be read"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use highwater_format::Time;
-
-    use super::*;
-
-    #[test]
-    fn a_record_explains_what_it_names_and_nothing_around_it() {
-        let gap = |start, end| Gap {
-            timeline: TimelineId::FIRST,
-            start: Lsn(start),
-            end: Lsn(end),
-            reason: String::new(),
-            recorded_at: Time::UNIX_EPOCH,
-        };
-        let range = |start, end| LsnRange::new(Lsn(start), Lsn(end));
-        let gaps = [gap(20, 30), gap(25, 40), gap(60, 70)];
-        assert_eq!(
-            by_record(range(10, 50), &gaps),
-            [
-                (range(10, 20), None),
-                (range(20, 30), Some(&gaps[0])),
-                (range(30, 40), Some(&gaps[1])),
-                (range(40, 50), None)
-            ]
-        );
-        assert_eq!(by_record(range(62, 65), &gaps), [(range(62, 65), Some(&gaps[2]))]);
-        assert_eq!(by_record(range(1, 3), &[]), [(range(1, 3), None)]);
     }
 }

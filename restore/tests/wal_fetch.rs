@@ -376,6 +376,32 @@ async fn a_history_file_is_served_and_its_absence_proven() {
 }
 
 #[tokio::test]
+async fn fault_54_a_history_other_than_the_planned_one_is_not_served() {
+    let (a, b) = (memory("a"), memory("b"));
+    let key = layout().history(timeline(2));
+    put(&[&b], &key, "1\t0/300000\tno recovery target specified\n").await;
+    let planned = || {
+        let mut facts = facts(&[("a", true), ("b", true)], Some(3 * SIZE));
+        facts.timelines.push(TimelineFacts {
+            timeline: timeline(2),
+            begin: Lsn(3 * SIZE),
+            end: Lsn(4 * SIZE),
+            ragged: false,
+        });
+        facts
+    };
+    for wrong in ["", "# cut off", "1\t0/2F0000\tanother\n"] {
+        put(&[&a], &key, wrong).await;
+        let case = Case::new(&[&a, &b]);
+        let (answer, file) = case.ask_by(planned(), "00000002.history").await;
+        assert_eq!(answer, Answer::Done, "{wrong:?}");
+        assert!(file.unwrap().starts_with(b"1\t0/300000"), "{wrong:?}");
+        let (answer, _) = Case::new(&[&a]).ask_by(planned(), "00000002.history").await;
+        assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn fault_54_a_timeline_whose_history_is_lost_is_not_absent() {
     let a = memory("a");
     put_segment(

@@ -47,12 +47,13 @@ async fn begun(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
             .strip_prefix(&prefix)
             .and_then(|rest| rest.split('/').next());
         after = Some(match name.and_then(|name| BackupId::parse(name).ok()) {
-            Some(id) => {
+            // A key that is not ours may sort behind the one that was to pass over its backup.
+            Some(id) if found.last() != Some(&id) => {
                 let end = format!("{}{AFTER_ALL}", layout.backup_dir(&id));
                 found.push(id);
                 end
             }
-            None => entry.key.clone(),
+            _ => entry.key.clone(),
         });
     }
 }
@@ -86,6 +87,7 @@ mod tests {
             layout.pack(&broken, 0),
             layout.manifest(&broken),
             format!("{}stray", layout.base_dir()),
+            format!("{}\u{dc}.txt", layout.backup_dir(&first)),
             layout.pulse(),
         ] {
             store.put(&key, Object::new("x"), PutMode::Create).await.unwrap();

@@ -319,6 +319,41 @@ async fn listings_that_cannot_be_trusted_are_refused() {
 }
 
 #[tokio::test]
+async fn an_empty_page_that_claims_more_is_not_the_end() {
+    let page = |rest: &str| {
+        http(
+            "200 OK",
+            "",
+            &format!("<ListBucketResult>{rest}</ListBucketResult>"),
+        )
+    };
+    let server = Canned::start(move |head| {
+        let token = |name: &str| head.contains(&format!("continuation-token={name}"));
+        if token("second") {
+            page("<IsTruncated>true</IsTruncated><Contents><Key>prefix/b</Key><Size>1</Size></Contents>")
+        } else if token("first") {
+            page("<IsTruncated>true</IsTruncated><NextContinuationToken>second</NextContinuationToken>")
+        } else {
+            page("<IsTruncated>true</IsTruncated><NextContinuationToken>first</NextContinuationToken>")
+        }
+    })
+    .await;
+    let found = server.store().await.list("", Some("a"), 1).await.unwrap();
+    assert_eq!((found.entries.len(), found.more), (1, true));
+    assert_eq!(found.entries[0].key, "b");
+
+    for rest in [
+        "<IsTruncated>true</IsTruncated>",
+        "<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>",
+    ] {
+        let answer = page(rest);
+        let server = Canned::start(move |_| answer.clone()).await;
+        let error = server.store().await.list("", None, 1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn probe_finds_a_store_that_ignores_the_condition() {
     // Accepts every write and gives back the last one it should have had.
     let second = "highwater probe: this content must never be stored\n";

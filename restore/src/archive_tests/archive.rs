@@ -95,6 +95,34 @@ pub(super) fn wal() -> (Vec<u8>, Vec<(Lsn, Time)>) {
     let mut wal = FIRST.to_vec();
     wal.resize(usize::try_from(SEGMENT).unwrap(), 0);
     wal.extend(SECOND);
+    scanned(wal)
+}
+
+/// The same WAL with the times of some transaction ends moved.
+pub(super) fn wal_with_times(moved: impl Fn(&Line, Time) -> Time) -> (Vec<u8>, Vec<(Lsn, Time)>) {
+    let (mut wal, _) = wal();
+    for (line, time) in transaction_ends() {
+        let at = usize::try_from(line.lsn.distance_from(START)).unwrap();
+        let len = usize::try_from(u32::from_le_bytes(wal[at..at + 4].try_into().unwrap())).unwrap();
+        let record = &mut wal[at..at + len];
+        let (old, new) = (stamp(time), stamp(moved(&line, time)));
+        if old == new {
+            continue;
+        }
+        let place = record.windows(8).position(|bytes| bytes == old).unwrap();
+        record[place..place + 8].copy_from_slice(&new);
+        // `COMP_CRC32C` of `xlog.c`: what follows the header, then the header up to the checksum itself.
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+        record[20..24].copy_from_slice(&crc.to_le_bytes());
+    }
+    scanned(wal)
+}
+
+fn stamp(time: Time) -> [u8; 8] {
+    time.to_pg().to_le_bytes()
+}
+
+fn scanned(mut wal: Vec<u8>) -> (Vec<u8>, Vec<(Lsn, Time)>) {
     let mut commits = Vec::new();
     let mut scanner = WalScanner::new(START, size(), Some(second_timeline()), Some(15));
     let mut on = |event| {
@@ -117,6 +145,10 @@ pub(super) struct Archive {
 impl Archive {
     pub(super) async fn whole() -> Self {
         let (wal, commits) = wal();
+        Self::of(&wal, &commits).await
+    }
+
+    pub(super) async fn of(wal: &[u8], commits: &[(Lsn, Time)]) -> Self {
         let end = START.saturating_add(wal.len() as u64);
         let archive = Self {
             a: Arc::new(MemoryStore::new("a")),
@@ -132,23 +164,17 @@ impl Archive {
                     store,
                     TimelineId::FIRST,
                     LsnRange::new(second, SWITCH),
-                    &wal,
-                    &commits,
+                    wal,
+                    commits,
                 )
                 .await;
             archive
-                .tails(
-                    store,
-                    second_timeline(),
-                    LsnRange::new(second, end),
-                    &wal,
-                    &commits,
-                )
+                .tails(store, second_timeline(), LsnRange::new(second, end), wal, commits)
                 .await;
         }
         let first = LsnRange::new(START, Lsn(8 * SEGMENT));
         archive
-            .tails(&archive.a, TimelineId::FIRST, first, &wal, &commits)
+            .tails(&archive.a, TimelineId::FIRST, first, wal, commits)
             .await;
         let key = layout().segment(
             SegmentName {
@@ -160,7 +186,7 @@ impl Archive {
         put(
             &archive.b,
             &key,
-            container(Kind::Segment, TimelineId::FIRST, first, &wal, &commits),
+            container(Kind::Segment, TimelineId::FIRST, first, wal, commits),
         )
         .await;
         archive
@@ -304,8 +330,8 @@ pub(super) fn container(
     let plain = &wal[offset(range.start)..offset(range.end)];
     let within = |(end, _): &&(Lsn, Time)| range.start < *end && *end <= range.end;
     let mut header = Header::wal(kind, Codec::Lz4, system_id(), timeline, range);
-    header.first_commit = commits.iter().find(within).map(|(_, time)| *time);
-    header.last_commit = commits.iter().rev().find(within).map(|(_, time)| *time);
+    header.first_commit = commits.iter().filter(within).map(|(_, time)| *time).min();
+    header.last_commit = commits.iter().filter(within).map(|(_, time)| *time).max();
     header.sealed_at = at("2026-11-20T15:22:31Z");
     header.server_end = range.end;
     let frame = FrameEncoder::new(Codec::Lz4).encode(plain).unwrap();

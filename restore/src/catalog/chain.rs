@@ -12,7 +12,7 @@ use highwater_format::{
     coverage::{Coverage, Hole, Piece},
 };
 
-use super::Catalog;
+use super::{Catalog, descent};
 
 /// A timeline, its ancestors and what the archive holds of them.
 #[derive(Debug, Clone)]
@@ -80,11 +80,7 @@ impl Chain {
                 .history(ancestor)
                 .ok_or(BrokenChain::HistoryMissing { missing: ancestor })?;
             let before = history.entries.get(..position).unwrap_or_default();
-            let same = own
-                .entries
-                .iter()
-                .map(|e| (e.timeline, e.switch))
-                .eq(before.iter().map(|e| (e.timeline, e.switch)));
+            let same = descent(&own).eq(before.iter().map(|entry| (entry.timeline, entry.switch)));
             if !same {
                 return Err(BrokenChain::Contradiction { timeline, ancestor });
             }

@@ -21,7 +21,6 @@ pub(super) fn combine(
     let mut findings: Vec<Finding> = read.iter().flat_map(|region| region.findings.clone()).collect();
     let identity = identity(&layout, &read, &findings)?;
     let regions: Vec<RegionView> = read.into_iter().map(|region| region.view).collect();
-    findings.extend(empty_regions(&layout, &regions));
     findings.extend(differing_histories(&layout, &regions));
     findings.extend(differing_backups(&layout, &regions));
     Ok(Catalog {
@@ -88,23 +87,6 @@ fn no_identity(layout: &Layout, read: &[Read], findings: &[Finding]) -> RestoreE
             RestoreError::failed(Exit::Damage, message)
         }
     }
-}
-
-/// A region that answers and holds nothing is new, or it is not the place that was meant.
-fn empty_regions(layout: &Layout, regions: &[RegionView]) -> Vec<Finding> {
-    let empty = |region: &&RegionView| {
-        region.is_readable() && region.timelines.is_empty() && region.backups.is_empty()
-    };
-    let finding = |region: &RegionView| {
-        Finding {
-        region: Some(region.name.clone()),
-        key: layout.root().to_owned(),
-        problem: "there is nothing here; if there should be, check the region's url, or whether its directory is mounted"
-            .to_owned(),
-        newer_format: false,
-    }
-    };
-    regions.iter().filter(empty).map(finding).collect()
 }
 
 fn differing_histories(layout: &Layout, regions: &[RegionView]) -> Vec<Finding> {

@@ -9,17 +9,20 @@
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
-use highwater_config::Exit;
 use highwater_format::{
-    BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, Pulse,
-    SegmentSize, SystemId, TimelineId, decode,
+    BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, SegmentSize,
+    SystemId, TimelineId, decode,
 };
 use highwater_store::{Store, StoreError, list_all};
 
-use super::{Catalog, Finding, Reading, RegionView, combine, wal};
+use super::{
+    Catalog, Finding, Reading, RegionView, combine,
+    lineages::{Silence, choose, lineages, refuse_all_silent},
+    wal,
+};
 use crate::{
-    error::{RestoreError, store_exit},
-    regions::{Access, Meaning, Region, is_newer, meaning},
+    error::RestoreError,
+    regions::{Meaning, Region, is_newer, meaning},
 };
 
 /// Sorts behind every character that a key of ours holds.
@@ -55,129 +58,6 @@ pub(super) struct Read {
     pub(super) view: RegionView,
     pub(super) identity: Option<Identity>,
     pub(super) findings: Vec<Finding>,
-}
-
-/// Why a region gave no answer.
-#[derive(Debug, Clone)]
-struct Silence {
-    error: String,
-    exit: Exit,
-}
-
-impl From<&StoreError> for Silence {
-    fn from(error: &StoreError) -> Self {
-        Self {
-            error: error.to_string(),
-            exit: store_exit(error.kind()),
-        }
-    }
-}
-
-async fn lineages(region: &Region, cluster: &ClusterName) -> Result<BTreeSet<SystemId>, Silence> {
-    let store = match &region.access {
-        Access::Store(store) => store,
-        Access::LeftOut => return Ok(BTreeSet::new()),
-        Access::Failed { error, kind } => {
-            return Err(Silence {
-                error: error.clone(),
-                exit: store_exit(*kind),
-            });
-        }
-    };
-    let directory = Layout::cluster_dir(cluster);
-    let parts = subdirectories(store.as_ref(), &directory)
-        .await
-        .map_err(|error| Silence::from(&error))?;
-    Ok(parts
-        .iter()
-        .filter_map(|(_, first)| Layout::parse_system_id(cluster, first))
-        .collect())
-}
-
-fn refuse_all_silent(
-    regions: &[Region],
-    lineages: &[Result<BTreeSet<SystemId>, Silence>],
-) -> Result<(), RestoreError> {
-    let asked = regions
-        .iter()
-        .zip(lineages)
-        .filter(|(region, _)| !matches!(region.access, Access::LeftOut));
-    let mut errors = Vec::new();
-    let mut exit = Exit::Usage;
-    for (region, read) in asked {
-        let Err(silence) = read else { return Ok(()) };
-        errors.push(format!("region {}: {}", region.name, silence.error));
-        if silence.exit != Exit::Usage {
-            exit = Exit::Trouble;
-        }
-    }
-    if errors.is_empty() {
-        return Err(RestoreError::failed(
-            Exit::Usage,
-            "every region is left out; keep at least one",
-        ));
-    }
-    Err(RestoreError::failed(
-        exit,
-        format!("no region can be read. {}", errors.join(". ")),
-    ))
-}
-
-/// The lineage to restore: the one asked for, the only one, or the one with the newest sign of life.
-async fn choose(
-    regions: &[Region],
-    cluster: &ClusterName,
-    found: &BTreeSet<SystemId>,
-    wanted: Option<SystemId>,
-    lineages: &[Result<BTreeSet<SystemId>, Silence>],
-) -> Result<SystemId, RestoreError> {
-    let silent = regions
-        .iter()
-        .zip(lineages)
-        .find_map(|(region, read)| read.as_ref().err().map(|_| &region.name));
-    let absent = |what: String| match silent {
-        None => RestoreError::failed(
-            Exit::No,
-            format!("{what}; check the cluster's name and the regions' urls"),
-        ),
-        Some(name) => {
-            let message =
-                format!("{what} that can be read, and region {name} does not answer; try again when it does");
-            RestoreError::failed(Exit::Trouble, message)
-        }
-    };
-    let mut ids = found.iter().copied();
-    match (wanted, ids.next(), ids.next()) {
-        (Some(wanted), ..) if found.contains(&wanted) => Ok(wanted),
-        (Some(wanted), ..) => Err(absent(format!("there is no archive of system {wanted} in cluster {cluster}"))),
-        (None, None, _) => Err(absent(format!("there is no archive of cluster {cluster} in any region"))),
-        (None, Some(only), None) => Ok(only),
-        (None, Some(_), Some(_)) => newest(regions, cluster, found).await.ok_or_else(|| {
-            let known: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let message = format!(
-                "cluster {cluster} has the lineages {} and nothing says which is the newest; choose one with --system-id",
-                known.join(", ")
-            );
-            RestoreError::failed(Exit::Usage, message)
-        }),
-    }
-}
-
-async fn newest(regions: &[Region], cluster: &ClusterName, found: &BTreeSet<SystemId>) -> Option<SystemId> {
-    let mut newest = None;
-    for id in found {
-        let key = Layout::new(cluster.clone(), *id).pulse();
-        for store in regions.iter().filter_map(Region::store) {
-            let Ok(bytes) = store.get(&key).await else {
-                continue;
-            };
-            let Ok(pulse) = decode::<Pulse>(&bytes) else {
-                continue;
-            };
-            newest = newest.max(Some((pulse.server_time, *id)));
-        }
-    }
-    newest.map(|(_, id)| id)
 }
 
 /// Everything one region shows; a region that stops answering half-way is unreadable, not half empty.
@@ -220,17 +100,18 @@ impl RegionReader<'_> {
             self.timelines(size).await?;
             return self.backups().await;
         }
-        // Without its identity nothing of a region can be interpreted; it must not pass for an empty one.
-        if !self
-            .store
-            .list(self.layout.root(), None, 1)
-            .await?
-            .entries
-            .is_empty()
-        {
-            let error = format!("{} is missing or cannot be used", self.layout.identity());
-            self.read.view.reading = Reading::Unreadable { error };
-        }
+        // Without its identity nothing of a region can be interpreted. Where there is nothing at all, too, it may be the
+        // wrong place (a directory that is not mounted), and what it should hold is not known: no witness of an end.
+        let root = self.layout.root();
+        let page = self.store.list(root, None, 1).await?;
+        let error = if page.entries.is_empty() {
+            format!(
+                "there is nothing under {root}: the region is new or was emptied, its url is wrong, or its directory is not mounted"
+            )
+        } else {
+            format!("{} is missing or cannot be used", self.layout.identity())
+        };
+        self.read.view.reading = Reading::Unreadable { error };
         Ok(())
     }
 
@@ -267,35 +148,45 @@ impl RegionReader<'_> {
         let Some(bytes) = self.bytes(&key).await? else {
             return Ok(None);
         };
-        match History::parse(timeline, &bytes) {
+        match whole_history(timeline, &bytes) {
             Ok(history) => Ok(Some((history, bytes.to_vec()))),
-            Err(error) => {
-                self.finding(key, error.to_string(), false);
+            Err(problem) => {
+                self.finding(key, problem, false);
                 Ok(None)
             }
         }
     }
 
-    /// The commit mark sorts before everything else of its backup, so the first key of each tells.
+    /// The commit mark sorts before everything else of its backup, so the first key of each tells; unless somebody
+    /// else's sorts before it (`.DS_Store`, the empty object of a "directory"), and then it is looked up.
     async fn backups(&mut self) -> Result<(), StoreError> {
         let directory = self.layout.base_dir();
         for (name, first) in subdirectories(self.store, &directory).await? {
             let Ok(id) = BackupId::parse(&name) else { continue };
-            if first != self.layout.backup(&id) {
+            let mark = self.layout.backup(&id);
+            if first != mark && !self.exists(&mark).await? {
                 self.read.view.unfinished.insert(id);
                 continue;
             }
-            let Some(backup) = self.document::<highwater_format::Backup>(&first).await? else {
+            let Some(backup) = self.document::<highwater_format::Backup>(&mark).await? else {
                 continue;
             };
             if backup.id == id && backup.system_id == self.layout.system_id() {
                 self.read.view.backups.insert(id, backup);
             } else {
                 let found = format!("it is about backup {} of system {}", backup.id, backup.system_id);
-                self.finding(first, found, false);
+                self.finding(mark, found, false);
             }
         }
         Ok(())
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        match self.store.head(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if meaning(&error) == Meaning::Absent => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn document<T: Document>(&mut self, key: &str) -> Result<Option<T>, StoreError> {
@@ -340,12 +231,25 @@ impl RegionReader<'_> {
     }
 }
 
+/// Reads a history file. PostgreSQL writes none without an ancestor: one that names none was cut off, and would make its
+/// timeline a beginning without a past.
+pub(crate) fn whole_history(timeline: TimelineId, bytes: &[u8]) -> Result<History, String> {
+    let history = History::parse(timeline, bytes).map_err(|error| error.to_string())?;
+    if history.entries.is_empty() && timeline != TimelineId::FIRST {
+        return Err(format!(
+            "{} bytes that name no ancestor of timeline {timeline}",
+            bytes.len()
+        ));
+    }
+    Ok(history)
+}
+
 /// The parts directly below a directory, each with its first key.
 pub(crate) async fn subdirectories(
     store: &dyn Store,
     directory: &str,
 ) -> Result<Vec<(String, String)>, StoreError> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<(String, String)> = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = store.list(directory, after.as_deref(), 1).await?;
@@ -359,12 +263,16 @@ pub(crate) async fn subdirectories(
         else {
             return Ok(parts);
         };
-        after = Some(if first.key.len() == directory.len() + name.len() {
+        // A key that is not ours may sort behind the one that was to pass over its directory.
+        let passed = parts.last().is_some_and(|(last, _)| last == name);
+        after = Some(if passed || first.key.len() == directory.len() + name.len() {
             first.key.clone()
         } else {
             format!("{directory}{name}/{AFTER_ALL}")
         });
-        parts.push((name.to_owned(), first.key));
+        if !passed {
+            parts.push((name.to_owned(), first.key));
+        }
     }
 }
 

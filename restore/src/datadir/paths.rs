@@ -18,13 +18,14 @@ pub(crate) const CONTROL: &str = "global/pg_control";
 
 /// Files of the backup that would mislead the restored server or this program: signal files of the server the
 /// backup was taken from (a standby has one), its process file, and what an earlier restore left.
-const LEFT_OUT: [&str; 6] = [
+const LEFT_OUT: [&str; 7] = [
     "standby.signal",
     "recovery.signal",
     "postmaster.pid",
     "postmaster.opts",
     super::marker::NAME,
     crate::recovery::facts::NAME,
+    crate::run::server::LOG,
 ];
 
 /// What becomes of one path of the manifest.
@@ -205,6 +206,7 @@ mod tests {
             "recovery.signal",
             "postmaster.pid",
             "highwater-prefetch/x",
+            "highwater-recovery.log",
         ] {
             assert_eq!(paths().place(path), Ok(Place::LeftOut), "{path}");
         }

@@ -8,6 +8,7 @@
 //! the size of the database. Nothing is staged: frames are decoded straight into the files.
 
 mod checksums;
+pub mod packs;
 pub mod source;
 pub mod spread;
 mod unpack;

@@ -107,8 +107,16 @@ impl Planner<'_> {
             Some(timeline) => timeline,
             None => *known.last().ok_or_else(|| say::nothing_archived(self.catalog))?,
         };
-        Line::build(self.catalog, timeline, &self.regions)
-            .map_err(|broken| self.broken_history(timeline, &broken).into())
+        let line = Line::build(self.catalog, timeline, &self.regions)
+            .map_err(|broken| self.broken_history(timeline, &broken))?;
+        let ancestors = line.chain.history.entries.iter().map(|entry| entry.timeline);
+        for timeline in ancestors.chain([timeline]) {
+            let copies = self.catalog.differing_histories(timeline);
+            if !copies.is_empty() {
+                return Err(say::differing_histories(self.catalog, timeline, &copies).into());
+            }
+        }
+        Ok(line)
     }
 
     fn broken_history(&self, timeline: TimelineId, broken: &BrokenChain) -> Refusal {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use highwater_config::Exit;
-use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time, TimelineId};
+use highwater_format::{Backup, BackupId, History, Lsn, LsnRange, SystemId, Time, TimelineId};
 
 use crate::{
-    catalog::{Catalog, Damaged, Reading, RegionView},
+    catalog::{Catalog, Damaged, Reading, RegionView, descent},
     target::Target,
 };
 
@@ -36,6 +36,37 @@ pub(super) fn unknown_timeline(timeline: TimelineId, known: &BTreeSet<TimelineId
         ),
         "give one of those with --timeline, or leave it out for the latest",
     )
+}
+
+/// Regions tell different descents of a timeline: one of them would replay WAL that is not part of it.
+pub(super) fn differing_histories(
+    catalog: &Catalog,
+    timeline: TimelineId,
+    copies: &[(&str, &History)],
+) -> Refusal {
+    let told = copies.iter().map(|(region, history)| {
+        let ancestors: Vec<String> = descent(history)
+            .map(|(ancestor, switch)| format!("timeline {ancestor} up to {switch}"))
+            .collect();
+        format!("region {region}: {}", ancestors.join(", "))
+    });
+    let told: Vec<String> = told.collect();
+    let key = catalog.layout.history(timeline);
+    let message = format!(
+        "the regions hold different histories of timeline {timeline} ({key}): {}",
+        told.join("; ")
+    );
+    let mut refusal = Refusal::no(
+        Reason::BrokenHistory { timeline },
+        message,
+        format!(
+            "put the right copy in the place of the wrong one (a server of that timeline has it as pg_wal/{}.history), or \
+             leave the region that is wrong out with --without-region",
+            timeline.hex8()
+        ),
+    );
+    refusal.exit = Exit::Damage;
+    refusal
 }
 
 pub(super) fn no_backup(catalog: &Catalog, line: &Line) -> Refusal {
@@ -268,7 +299,7 @@ pub(super) fn found(target: &Target, mark: Mark) -> String {
 
 /// What an operator should know about the archive before trusting the plan.
 pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = catalog.other_lineages.iter().map(other_lineage).collect();
     for region in &catalog.regions {
         match &region.reading {
             Reading::Readable => {
@@ -295,6 +326,12 @@ pub(super) fn circumstances(catalog: &Catalog, line: &Line, backup: &Backup) -> 
     notes.extend(branch_notes(catalog, line));
     notes.extend(catalog.findings.iter().map(ToString::to_string));
     notes
+}
+
+fn other_lineage(other: &SystemId) -> String {
+    format!(
+        "another lineage is archived under this cluster's name, as after an upgrade with pg_upgrade: --system-id {other} restores that one"
+    )
 }
 
 /// What planning found to be damaged, and what becomes of it.

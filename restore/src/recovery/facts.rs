@@ -57,6 +57,9 @@ pub struct RegionFacts {
     pub url: String,
     /// Address of an S3-compatible store.
     pub endpoint: Option<String>,
+    /// That address may be plain http on another machine. Files of before this field were made where it was not.
+    #[serde(default)]
+    pub allow_http: bool,
     /// The provider's region.
     pub region: Option<String>,
     /// Bucket in the path instead of the host name.
@@ -204,18 +207,36 @@ impl RegionFacts {
     /// Keeps what is not secret.
     #[must_use]
     pub fn of(config: &RegionConfig, was_read: bool) -> Self {
+        // In full, so that a new setting cannot be forgotten here.
+        let RegionConfig {
+            name,
+            url,
+            endpoint,
+            allow_http,
+            region,
+            path_style,
+            ca_file,
+            profile,
+            access_key_id: _,
+            secret_access_key: _,
+            storage_class: _,
+            connect_timeout,
+            attempt_timeout,
+            operation_timeout,
+        } = config.clone();
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
-            name: config.name.clone(),
-            url: config.url.clone(),
-            endpoint: config.endpoint.clone(),
-            region: config.region.clone(),
-            path_style: config.path_style,
-            ca_file: config.ca_file.clone(),
-            profile: config.profile.clone(),
-            connect_timeout_ms: millis(config.connect_timeout),
-            attempt_timeout_ms: millis(config.attempt_timeout),
-            operation_timeout_ms: millis(config.operation_timeout),
+            name,
+            url,
+            endpoint,
+            allow_http,
+            region,
+            path_style,
+            ca_file,
+            profile,
+            connect_timeout_ms: millis(connect_timeout),
+            attempt_timeout_ms: millis(attempt_timeout),
+            operation_timeout_ms: millis(operation_timeout),
             was_read,
         }
     }
@@ -223,23 +244,40 @@ impl RegionFacts {
     /// The settings to open the region with; credentials are taken from `configured` if it is the same region.
     #[must_use]
     pub fn settings(&self, configured: &[RegionConfig]) -> RegionConfig {
-        let mut settings = RegionConfig::new(self.name.clone(), self.url.clone());
-        settings.endpoint.clone_from(&self.endpoint);
-        settings.region.clone_from(&self.region);
-        settings.path_style = self.path_style;
-        settings.ca_file.clone_from(&self.ca_file);
-        settings.profile.clone_from(&self.profile);
-        settings.connect_timeout = Duration::from_millis(self.connect_timeout_ms);
-        settings.attempt_timeout = Duration::from_millis(self.attempt_timeout_ms);
-        settings.operation_timeout = Duration::from_millis(self.operation_timeout_ms);
-        if let Some(same) = configured
+        let same = configured
             .iter()
-            .find(|config| config.name == self.name && config.url == self.url)
-        {
-            settings.access_key_id.clone_from(&same.access_key_id);
-            settings.secret_access_key.clone_from(&same.secret_access_key);
+            .find(|config| config.name == self.name && config.url == self.url);
+        let Self {
+            name,
+            url,
+            endpoint,
+            allow_http,
+            region,
+            path_style,
+            ca_file,
+            profile,
+            connect_timeout_ms,
+            attempt_timeout_ms,
+            operation_timeout_ms,
+            was_read: _,
+        } = self.clone();
+        RegionConfig {
+            name,
+            url,
+            endpoint,
+            allow_http,
+            region,
+            path_style,
+            ca_file,
+            profile,
+            access_key_id: same.and_then(|same| same.access_key_id.clone()),
+            secret_access_key: same.and_then(|same| same.secret_access_key.clone()),
+            // Nothing is written here.
+            storage_class: None,
+            connect_timeout: Duration::from_millis(connect_timeout_ms),
+            attempt_timeout: Duration::from_millis(attempt_timeout_ms),
+            operation_timeout: Duration::from_millis(operation_timeout_ms),
         }
-        settings
     }
 }
 
@@ -294,6 +332,26 @@ mod tests {
         assert!(timeline.remove("ragged").is_some());
         std::fs::write(&path, json.to_string()).unwrap();
         assert_eq!(Facts::read(&path).unwrap(), facts);
+    }
+
+    #[test]
+    fn every_setting_that_reading_needs_survives() {
+        let mut config = RegionConfig::new("a", "s3://bucket/x");
+        config.endpoint = Some("http://minio:9000".to_owned());
+        config.allow_http = true;
+        config.region = Some("eu-west-1".to_owned());
+        config.path_style = Some(false);
+        config.ca_file = Some("/etc/ca.pem".into());
+        config.profile = Some("reader".to_owned());
+        config.connect_timeout = Duration::from_millis(1_500);
+        config.attempt_timeout = Duration::from_secs(7);
+        config.operation_timeout = Duration::from_secs(70);
+        let text = serde_json::to_string(&RegionFacts::of(&config, true)).unwrap();
+        let facts: RegionFacts = serde_json::from_str(&text).unwrap();
+        assert_eq!(format!("{:?}", facts.settings(&[])), format!("{config:?}"));
+        let old = text.replace("\"allow_http\":true,", "");
+        let facts: RegionFacts = serde_json::from_str(&old).unwrap();
+        assert!(!facts.allow_http);
     }
 
     #[test]

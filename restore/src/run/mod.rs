@@ -2,9 +2,10 @@
 //!
 //! Owns: the order of the steps and their report. Does not own: choosing (the plan is a value that was shown before) and
 //! any of the steps. Everything that can be refused is refused before the first byte is written: the server program,
-//! what its account may read, the directories, the room.
+//! what its account may read, the directories, the room, and a backup that has lost packs.
 
 pub mod control;
+pub mod inspect;
 pub mod job;
 mod notes;
 pub mod permissions;
@@ -83,7 +84,7 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
     })?;
     let backup = &input.plan.backup;
     let sources = job::sources(input.plan, input.regions);
-    let mut manifest = fetch::manifest(&sources, &input.catalog.layout, backup).await?;
+    let mut manifest = inspect::inspect(input.catalog, input.regions, input.plan).await?;
     let packs = std::mem::take(&mut manifest.packs);
     let into = DataDir::prepare(
         &Request {

@@ -8,8 +8,9 @@ use crate::fetch::Fetched;
 use crate::recovery::{facts, settings};
 use crate::target::Action;
 
-/// Variables that a credential chain takes keys or the place of keys from.
-const CREDENTIALS: [&str; 9] = [
+/// Variables that decide how and where a region in a bucket is reached: keys, or the place of keys, and what stands in
+/// for settings that the configuration does not have.
+const ENVIRONMENT: [&str; 19] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -17,8 +18,18 @@ const CREDENTIALS: [&str; 9] = [
     "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_CONFIG_FILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "HTTPS_PROXY",
 ];
 
 /// All notes.
@@ -84,7 +95,7 @@ fn left_for_recovery() -> String {
     )
 }
 
-/// Keys that only this program's environment has.
+/// What only this program's environment has.
 fn environment(config: &Config, set: &[String]) -> Option<String> {
     if !config
         .regions
@@ -102,7 +113,7 @@ fn environment(config: &Config, set: &[String]) -> Option<String> {
     let mut found: Vec<&str> = set
         .iter()
         .map(String::as_str)
-        .filter(|name| ours(name) || CREDENTIALS.contains(name))
+        .filter(|name| ours(name) || ENVIRONMENT.contains(name))
         .collect();
     if found.is_empty() {
         return None;
@@ -110,8 +121,8 @@ fn environment(config: &Config, set: &[String]) -> Option<String> {
     found.sort_unstable();
     Some(format!(
         "{} came from the environment, and restore_command has only what the server's has: give the same to the service that \
-         starts the server, or put the keys into the AWS credentials file of the server's user (~/.aws/credentials) or into \
-         the configuration file",
+         starts the server; or put keys into the AWS credentials file of the server's user (~/.aws/credentials) or into the \
+         configuration file, and region, endpoint and ca_file into the configuration file before the restore",
         found.join(", ")
     ))
 }
@@ -140,6 +151,10 @@ mod tests {
         let named = "AWS_SECRET_ACCESS_KEY, HIGHWATER_REGION_1_ACCESS_KEY_ID came";
         assert!(note.starts_with(named), "{note}");
         assert_eq!(environment(&config("s3://bucket/x"), &set[2..]), None);
+        for place in ["AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"] {
+            let note = environment(&config("s3://bucket/x"), &[place.to_owned()]).unwrap();
+            assert!(note.starts_with(place), "{note}");
+        }
         assert_eq!(environment(&config("file:///srv/a"), &set), None);
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: which `postgres` is used (the major version of the backup, and no other), the account it runs under, what it is
 //! told on its command line, and where it logs. Does not own: waiting for it (see [`super::watch`]).
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -153,12 +153,7 @@ pub fn start(
     options: &StartOptions,
     pins: &[(String, String)],
 ) -> io::Result<Child> {
-    let path = root.join(LOG);
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&path)?;
+    let log = new_log(&root.join(LOG))?;
     access.apply(&log, 0o600)?;
     let mut command = Command::new(&postgres.program);
     command.arg("-D").arg(root);
@@ -189,6 +184,19 @@ pub fn start(
         }
     }
     command.spawn()
+}
+
+/// An empty log: what another server said under this name must never be taken for this one's words.
+fn new_log(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new()
+        .create_new(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// What is told on the command line, above the configuration: a log that can be read here.
@@ -222,11 +230,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::datadir::owner::Owner;
 
     fn fake(directory: &Path, says: &str) {
         let program = directory.join("postgres");
-        std::fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]
@@ -243,6 +252,31 @@ mod tests {
             );
         }
         assert_eq!(version_in("rubbish"), None);
+    }
+
+    #[test]
+    fn what_a_server_of_the_same_directory_said_before_is_not_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        fake(dir.path(), "the words of this server");
+        let postgres = Postgres {
+            program: dir.path().join("postgres"),
+            version: "15.20".to_owned(),
+        };
+        fs::write(
+            dir.path().join(LOG),
+            "database system is ready to accept connections\n",
+        )
+        .unwrap();
+        let access = Access::new(Owner {
+            uid: 0,
+            gid: 0,
+            name: "whoever runs this".to_owned(),
+            give: false,
+        });
+        let mut child = start(&postgres, dir.path(), &access, &StartOptions::default(), &[]).unwrap();
+        assert!(child.wait().unwrap().success());
+        let log = fs::read_to_string(dir.path().join(LOG)).unwrap();
+        assert_eq!(log, "the words of this server\n");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use highwater_format::{
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::JoinError;
 
-use super::{Problem, Subject, Verified, good::Good, holes};
+use super::{Problem, Subject, Verified, good::Good, holes::holes};
 use crate::{
     catalog::{Catalog, Source},
     locate::{expectation, open_object},
@@ -26,10 +26,11 @@ pub(super) async fn verify(
     bar: &Bar,
     found: &mut Verified,
 ) {
-    let timelines: BTreeSet<TimelineId> = subjects
-        .iter()
-        .flat_map(|subject| subject.view.timelines.keys().copied())
-        .collect();
+    // Those that a pulse names, too: all that there was of one may be lost.
+    let views = subjects.iter().map(|subject| &subject.view);
+    let listed = views.clone().flat_map(|view| view.timelines.keys().copied());
+    let claimed = views.filter_map(|view| Some(view.pulse.as_ref()?.timeline));
+    let timelines: BTreeSet<TimelineId> = listed.chain(claimed).collect();
     for timeline in timelines {
         let (mut scan, mut good) = (Scan::new(catalog, timeline), Good::default());
         let reader = Reader {

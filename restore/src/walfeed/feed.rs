@@ -15,7 +15,7 @@ use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::layout::Layout;
 use highwater_format::lsn::{Lsn, LsnRange, SegmentSize};
-use highwater_format::timeline::{History, TimelineId};
+use highwater_format::timeline::TimelineId;
 use highwater_format::walname::SegmentName;
 use highwater_store::{RegionConfig, Store, StoreError};
 
@@ -23,6 +23,7 @@ use super::look::Look;
 use super::place::{self, Offer, PlaceError};
 use super::prove::{Seen, Verdict, judge};
 use super::watched::{self, Note, Watched};
+use crate::catalog::{descent, read::whole_history};
 use crate::fetch::source::{Nowhere, ReadError, Reject, Sources};
 use crate::recovery::facts::{Facts, TimelineFacts};
 
@@ -301,12 +302,8 @@ impl Feed {
         }
         let key = self.layout.history(timeline);
         let read = self.sources.read::<_, Infallible, _, _>(&key, |bytes: Bytes| {
-            let parsed = History::parse(timeline, &bytes);
-            std::future::ready(
-                parsed
-                    .map(|_| bytes)
-                    .map_err(|error| Reject::Copy(error.to_string())),
-            )
+            let checked = self.check_history(timeline, &bytes);
+            std::future::ready(checked.map(|()| bytes).map_err(Reject::Copy))
         });
         match read.await {
             Ok(had) => match place::whole_file(path, &had.value) {
@@ -323,6 +320,25 @@ impl Feed {
             }
             Err(ReadError::Nowhere(nowhere)) => Answer::Failed(nowhere.to_string()),
             Err(ReadError::Fatal(never)) => match never {},
+        }
+    }
+
+    /// Whether a copy of a history tells what this restore was planned with.
+    fn check_history(&self, timeline: TimelineId, bytes: &[u8]) -> Result<(), String> {
+        let history = whole_history(timeline, bytes)?;
+        let planned = &self.facts.timelines;
+        let Some(index) = planned.iter().position(|facts| facts.timeline == timeline) else {
+            return Ok(());
+        };
+        let ancestors = planned.get(..index).unwrap_or_default();
+        let left = planned.iter().skip(1).map(|next| next.begin);
+        let wanted = ancestors.iter().map(|facts| facts.timeline).zip(left);
+        if descent(&history).eq(wanted) {
+            Ok(())
+        } else {
+            Err(format!(
+                "it tells another descent of timeline {timeline} than this restore was planned with"
+            ))
         }
     }
 

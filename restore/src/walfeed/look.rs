@@ -52,26 +52,33 @@ impl Look<'_> {
             .number
             .checked_sub(1)
             .map(|number| SegmentName { number, ..name });
-        let after = before.map(|before| self.layout.segment(before, self.size));
-        for meta in store.list(&directory, after.as_deref(), 2).await?.entries {
-            let Some(Key::Segment(found)) = self.layout.parse(&meta.key) else {
-                continue;
-            };
-            let Some(found) = found.resolve(self.size) else {
-                continue;
-            };
-            if found.number == name.number {
+        let mut after = before.map(|before| self.layout.segment(before, self.size));
+        loop {
+            let page = store.list(&directory, after.as_deref(), 2).await?;
+            let last = page.entries.last().map(|meta| meta.key.clone());
+            for meta in page.entries {
+                let Some(Key::Segment(found)) = self.layout.parse(&meta.key) else {
+                    continue;
+                };
+                let Some(found) = found.resolve(self.size) else {
+                    continue;
+                };
+                if found.number != name.number {
+                    into.note_later(found.start(self.size));
+                    return Ok(());
+                }
                 let range = found.range(self.size);
                 into.pieces.push(Piece {
                     range,
                     kind: PieceKind::Segment,
                     size: meta.size,
                 });
-            } else {
-                into.note_later(found.start(self.size));
             }
+            if !page.more || last.is_none() {
+                return Ok(());
+            }
+            after = last;
         }
-        Ok(())
     }
 
     async fn list_tails(

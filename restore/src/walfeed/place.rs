@@ -157,6 +157,13 @@ pub(crate) fn whole_file(path: &Path, content: &[u8]) -> io::Result<()> {
     temporary.keep_as(path)
 }
 
+/// Copies a file, for where it cannot be renamed.
+pub(super) fn copied(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = Temporary::beside(to);
+    io::copy(&mut File::open(from)?, &mut temporary.create()?)?;
+    temporary.keep_as(to)
+}
+
 /// A file under another name, removed unless it is kept.
 struct Temporary {
     path: PathBuf,

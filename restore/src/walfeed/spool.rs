@@ -1,11 +1,13 @@
 //! The place where fetched segments wait for PostgreSQL: `highwater-prefetch/` in the data directory, on the file
-//! system of `pg_wal`, so that a segment is moved into place and never copied.
+//! system of `pg_wal`, so that a segment is moved into place and never copied (unless `pg_wal` was moved away).
 //!
 //! Owns: the names in it and what each of them means; the protocol between one `wal-fetch` per segment and the one
 //! prefetcher:
 //!
 //! - `lock` is held by a running prefetcher. Only while it is held is anything here trusted: a segment is renamed to its
 //!   name when it is verified and whole, but not yet synced, and after a crash of the machine it may be neither.
+//! - `owner` is held by the prefetcher before it takes `lock`: what its predecessor left is removed in between, and so
+//!   never trusted.
 //! - `asked` holds the name that PostgreSQL asked for last: the prefetcher keeps the segments after it.
 //! - `<segment>.part` is being fetched: worth waiting for.
 //! - `<segment>.part.highwater` is what is being written; a prefetcher that was killed leaves it behind.
@@ -21,12 +23,14 @@ use std::path::{Path, PathBuf};
 use highwater_format::walname::WalName;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::place::TEMPORARY;
+use super::place::{self, TEMPORARY};
 
 /// Its name in the data directory.
 pub const DIRECTORY: &str = "highwater-prefetch";
 
 const PART: &str = ".part";
+const LOCK: &str = "lock";
+const OWNER: &str = "owner";
 
 /// The spool of one data directory.
 #[derive(Debug, Clone)]
@@ -71,7 +75,7 @@ impl Spool {
     /// Whether a prefetcher runs.
     #[must_use]
     pub fn is_served(&self) -> bool {
-        let Ok(file) = File::open(self.directory.join("lock")) else {
+        let Ok(file) = File::open(self.directory.join(LOCK)) else {
             return false;
         };
         matches!(
@@ -99,9 +103,16 @@ impl Spool {
     /// # Errors
     /// It is there and cannot be moved.
     pub fn take(&self, name: WalName, path: &Path) -> io::Result<bool> {
-        match fs::rename(self.segment(name), path) {
+        let ready = self.segment(name);
+        match fs::rename(&ready, path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            // `pg_wal` was moved to another file system after the restore.
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+                place::copied(&ready, path)?;
+                remove_if_there(&ready)?;
+                Ok(true)
+            }
             Err(error) => Err(error),
         }
     }
@@ -129,24 +140,48 @@ impl Spool {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let path = self.directory.join("lock");
+        let Some(owner) = self.lock(OWNER, FlockArg::LockExclusiveNonblock)? else {
+            return Ok(None);
+        };
+        if self.is_served() {
+            return Ok(None);
+        }
+        self.retain(|_| false)?;
+        // Waits for those who just look whether it is served, and for nobody else: there is one owner.
+        let Some(lock) = self.lock(LOCK, FlockArg::LockExclusive)? else {
+            return Ok(None);
+        };
+        Ok(Some(Claim {
+            spool: self.clone(),
+            _lock: lock,
+            _owner: owner,
+        }))
+    }
+
+    /// Locks a file of the spool; `None` if somebody has it.
+    fn lock(&self, name: &str, how: FlockArg) -> io::Result<Option<Flock<File>>> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                let claim = Claim {
-                    spool: self.clone(),
-                    _lock: lock,
-                };
-                claim.retain(|_| false)?;
-                Ok(Some(claim))
-            }
+            .open(self.directory.join(name))?;
+        match Flock::lock(file, how) {
+            Ok(lock) => Ok(Some(lock)),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno.into()),
         }
+    }
+
+    fn retain(&self, wanted: impl Fn(WalName) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let segment = name.to_str().and_then(segment_of);
+            if segment.is_some_and(|segment| !wanted(segment)) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the whole spool, if no prefetcher has it. For after recovery.
@@ -166,7 +201,9 @@ impl Spool {
 #[derive(Debug)]
 pub struct Claim {
     spool: Spool,
+    // In this order: the spool is not served any more before another may own it.
     _lock: Flock<File>,
+    _owner: Flock<File>,
 }
 
 impl Claim {
@@ -204,15 +241,7 @@ impl Claim {
     /// # Errors
     /// The directory cannot be read, or a file not removed.
     pub fn retain(&self, wanted: impl Fn(WalName) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(&self.spool.directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let segment = name.to_str().and_then(segment_of);
-            if segment.is_some_and(|segment| !wanted(segment)) {
-                remove_if_there(&entry.path())?;
-            }
-        }
-        Ok(())
+        self.spool.retain(wanted)
     }
 
     /// Empties and removes the spool, whatever is in it: the directory is nobody else's.
@@ -231,16 +260,16 @@ impl Claim {
         Ok(())
     }
 
-    /// Removes every file; the lock last, so that nobody takes the spool over before it is empty.
+    /// Removes every file; the locks last, so that nobody takes the spool over before it is empty.
     fn empty(&self) -> io::Result<()> {
-        let lock = self.spool.directory.join("lock");
+        let locks = [LOCK, OWNER].map(|name| self.spool.directory.join(name));
         for entry in fs::read_dir(&self.spool.directory)? {
             let path = entry?.path();
-            if path != lock {
+            if !locks.contains(&path) {
                 remove_if_there(&path)?;
             }
         }
-        remove_if_there(&lock)
+        locks.iter().try_for_each(|lock| remove_if_there(lock))
     }
 }
 
@@ -305,6 +334,59 @@ mod tests {
         fs::write(&half, "wa").unwrap();
         claim.retain(|segment| segment == name()).unwrap();
         assert!(half.exists(), "it is being written");
+    }
+
+    /// Whoever sees the spool served takes what is ready in it at once.
+    #[test]
+    fn what_a_dead_prefetcher_left_is_gone_before_the_spool_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::of(dir.path());
+        drop(spool.claim().unwrap().unwrap());
+        let leftover = |number: u64| WalName::parse(&format!("0000000100000000{number:08X}")).unwrap();
+        for number in 0..3_000 {
+            fs::write(spool.segment(leftover(number)), "").unwrap();
+        }
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let trusted = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // In this order: nothing comes back once it is served.
+                    if spool.is_served() && (0..3_000).any(|number| spool.segment(leftover(number)).exists())
+                    {
+                        return true;
+                    }
+                }
+                false
+            });
+            let claim = spool.claim().unwrap().unwrap();
+            assert!(spool.is_served());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            let trusted = watcher.join().unwrap();
+            claim.leave().unwrap();
+            trusted
+        });
+        assert!(!trusted, "an old segment was there while the spool was served");
+    }
+
+    #[test]
+    fn a_segment_gets_to_another_file_system() {
+        use std::os::unix::fs::MetadataExt;
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm"));
+        let Ok(other) = other else { return };
+        let device = |path: &Path| fs::metadata(path).unwrap().dev();
+        if device(dir.path()) == device(other.path()) {
+            return;
+        }
+        let spool = Spool::of(dir.path());
+        let claim = spool.claim().unwrap().unwrap();
+        fs::write(claim.begin(name()).unwrap(), "wal").unwrap();
+        claim.ready(name()).unwrap();
+        let to = other.path().join("RECOVERYXLOG");
+        assert!(spool.take(name(), &to).unwrap());
+        assert_eq!(fs::read(&to).unwrap(), b"wal");
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 1);
+        assert_eq!(spool.standing(name()), Standing::Absent);
+        claim.leave().unwrap();
     }
 
     #[test]

@@ -127,9 +127,9 @@ pub struct Header {
     pub end: u64,
     /// Bytes after decoding. [`super::seal`] fills it in.
     pub plain_len: u64,
-    /// Time of the first commit or abort record that ends in this object.
+    /// The earliest time of a commit or abort record that ends in this object.
     pub first_commit: Option<Time>,
-    /// Time of the last such record.
+    /// The latest time of such a record.
     pub last_commit: Option<Time>,
     /// The server's time when the object was sealed; of a pack: when its backup started.
     pub sealed_at: Time,

@@ -22,6 +22,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::PutObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::StorageClass;
@@ -37,6 +38,9 @@ use body::{crc32_of_base64, crc32_to_base64};
 
 /// Bytes per second that a slow but working line is granted on top of the attempt's time limit.
 const SLOWEST_LINE: u64 = 1 << 20;
+
+/// Empty pages in a row that one call follows: each is one request, and the caller is to hear of it at some time.
+const EMPTY_PAGES: usize = 1000;
 
 /// A region in a bucket.
 #[derive(Debug)]
@@ -287,6 +291,46 @@ impl S3Store {
         ))
     }
 
+    /// One page that holds something, or the last one. S3 may pass over what it must not show (deleted versions) and
+    /// answer with nothing but a token: only with that token does a listing get beyond it.
+    async fn first_filled_page(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        max: usize,
+    ) -> Result<ListObjectsV2Output, StoreError> {
+        // Starting after the bare prefix passes over the empty "directory" objects that consoles make.
+        let after = self.full(start_after.unwrap_or_default());
+        let mut token: Option<String> = None;
+        for _ in 0..EMPTY_PAGES {
+            let call = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .prefix(self.full(prefix))
+                .set_start_after((!after.is_empty()).then_some(after.clone()))
+                .set_continuation_token(token.clone())
+                .max_keys(i32::try_from(max.clamp(1, LIST_PAGE)).unwrap_or(i32::MAX));
+            let output = self
+                .answer(Operation::List, prefix, 0, call.send())
+                .await?
+                .map_err(|error| self.failed(Operation::List, prefix, error))?;
+            if !output.contents().is_empty() || !output.is_truncated().unwrap_or(false) {
+                return Ok(output);
+            }
+            let next = output.next_continuation_token().map(str::to_owned);
+            if next.is_none() || next == token {
+                break;
+            }
+            token = next;
+        }
+        Err(self.foreign(
+            Operation::List,
+            prefix,
+            "empty pages of a listing that claim more and do not lead to it",
+        ))
+    }
+
     fn relative(&self, key: &str, prefix: &str) -> Result<String, StoreError> {
         match key.strip_prefix(&self.base) {
             Some(relative) if relative.starts_with(prefix) => Ok(relative.to_owned()),
@@ -384,20 +428,7 @@ impl Store for S3Store {
 
     async fn list(&self, prefix: &str, start_after: Option<&str>, max: usize) -> Result<Page, StoreError> {
         check_prefix(&self.region, Operation::List, prefix)?;
-        let max = max.clamp(1, LIST_PAGE);
-        // Starting after the bare prefix passes over the empty "directory" objects that consoles make.
-        let after = self.full(start_after.unwrap_or_default());
-        let call = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(self.full(prefix))
-            .set_start_after((!after.is_empty()).then_some(after))
-            .max_keys(i32::try_from(max).unwrap_or(i32::MAX));
-        let output = self
-            .answer(Operation::List, prefix, 0, call.send())
-            .await?
-            .map_err(|error| self.failed(Operation::List, prefix, error))?;
+        let output = self.first_filled_page(prefix, start_after, max).await?;
         let mut entries: Vec<Meta> = Vec::with_capacity(output.contents().len());
         for object in output.contents() {
             let key = self.relative(object.key().unwrap_or_default(), prefix)?;
