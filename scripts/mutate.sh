@@ -34,12 +34,12 @@ done
 # Another version makes these other packages: they share the dependencies that are compiled already, and nothing else.
 sed -i 's/^version = "\(.*\)"/version = "\1-mutant"/' "$copy/Cargo.toml"
 
-# Runs one test of the copy, which are words for `cargo test`. 0: it passed, 1: it failed, 2: it does not compile.
+# Runs one test of the copy, which are words for `cargo test`. 0: it passed, 1: it failed or did not end, 2: it does not compile.
 try() {
   local log="$1"
   shift
   (cd "$copy" && cargo test --quiet --offline --workspace "$@" --no-run) >"$log" 2>&1 || return 2
-  (cd "$copy" && cargo test --quiet --offline --workspace "$@") >>"$log" 2>&1 || return 1
+  (cd "$copy" && timeout 900 cargo test --quiet --offline --workspace "$@") >>"$log" 2>&1 || return 1
 }
 
 # What fails without any change proves nothing.

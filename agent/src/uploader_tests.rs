@@ -189,7 +189,10 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
         .push(wal(&shared, LsnRange::new(Lsn(MIB), Lsn(2 * MIB))));
     shared.window.push(tail(&shared, range(0, 6), b"rolled"));
     let uploader = Uploader::new(shared.clone(), region);
-    let ended = uploader.run(Some(Some(at(1))), CancellationToken::new()).await;
+    let run = uploader.run(Some(Some(at(1))), CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(60), run)
+        .await
+        .expect("it stored beside the other course and went on");
     assert!(matches!(ended, Err(AgentError::Conflict { .. })), "{ended:?}");
     assert_eq!(shared.progress.position(0), Some(at(2)));
 }

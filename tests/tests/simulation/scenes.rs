@@ -156,3 +156,39 @@ fn a_gap_ends_where_the_server_can_be_read_again() {
         assert!(!world.is_without_gaps());
     });
 }
+
+/// The server loses WAL while it is away, and the region that takes longest to store the record of that is awaited before
+/// a stream begins behind the gap.
+#[test]
+fn a_stream_begins_behind_a_gap_when_the_slowest_region_of_the_policy_has_the_record() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.sim.change(|world| {
+            world.power = Power::Down;
+            world.disconnect();
+        });
+        sleep(Duration::from_secs(2)).await;
+        let slow = Weather {
+            delay: 14_000,
+            ..Weather::fair()
+        };
+        scene.regions[1].set(slow);
+        scene.sim.change(|world| {
+            world.power = Power::Up;
+            let segment = world.segment();
+            world.write(8 * segment);
+            world.node.drop_slot();
+            let end = world.end();
+            world.node.checkpoint(end, segment);
+            world.gone_before = world.node.kept_from;
+        });
+        sleep(Duration::from_secs(60)).await;
+        scene.settle().await;
+        let world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(!world.is_without_gaps());
+    });
+}
