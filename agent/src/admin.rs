@@ -66,10 +66,12 @@ pub fn not_ready(snapshot: &Snapshot, now: Time) -> Option<String> {
     }
     let lag = metrics::lag_seconds(snapshot, now);
     if lag > BREACHED_AFTER.as_secs_f64() {
-        let bytes = snapshot.server_end.distance_from(snapshot.durable);
+        let behind = snapshot
+            .lag_of_durable()
+            .map_or(String::new(), |bytes| format!(" ({bytes} bytes behind)"));
         let waiting = held_up_by(snapshot);
         return Some(format!(
-            "recovery point breached: WAL has waited {lag:.0} s to become durable ({bytes} bytes behind){waiting}"
+            "recovery point breached: WAL has waited {lag:.0} s to become durable{behind}{waiting}"
         ));
     }
     too_few_whole(snapshot)
@@ -80,7 +82,7 @@ fn held_up_by(snapshot: &Snapshot) -> String {
     let late = snapshot
         .regions
         .iter()
-        .filter(|view| view.stored <= snapshot.durable);
+        .filter(|view| (view.timeline, view.stored) <= (snapshot.durable_timeline, snapshot.durable));
     let names: Vec<String> = late
         .map(|view| match view.blocked.as_ref().or(view.last_error.as_ref()) {
             Some(error) => format!("region {}: {error}", view.name),
@@ -167,7 +169,7 @@ async fn status(Extract(shared): Extract<Shared>) -> Response {
         now,
         ready: reason.is_none(),
         reason,
-        lag_bytes: snapshot.lag_of(snapshot.durable),
+        lag_bytes: snapshot.lag_of_durable(),
         lag_seconds: metrics::lag_seconds(&snapshot, now),
         snapshot: &snapshot,
     };

@@ -56,7 +56,7 @@ fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
         "The high-water mark: WAL before this byte position is in as many regions as the policy asks for.",
         snapshot.durable.0,
     );
-    if let Some(lag) = snapshot.lag_of(snapshot.durable) {
+    if let Some(lag) = snapshot.lag_of_durable() {
         page.gauge(
             "highwater_lag_bytes",
             "WAL that the server has and that is not durable.",
@@ -85,6 +85,7 @@ fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
 
 fn regions(page: &mut Page, snapshot: &Snapshot) {
     let all = &snapshot.regions;
+    let lag = |view: &RegionView| snapshot.lag_of(view.timeline, view.stored);
     page.per_region(
         "highwater_region_stored_lsn",
         "gauge",
@@ -96,8 +97,8 @@ fn regions(page: &mut Page, snapshot: &Snapshot) {
         "highwater_region_lag_bytes",
         "gauge",
         "WAL that the server has and the region has not.",
-        all.iter().filter(|view| snapshot.lag_of(view.stored).is_some()),
-        |view| snapshot.lag_of(view.stored).unwrap_or_default().to_string(),
+        all.iter().filter(|view| lag(view).is_some()),
+        |view| lag(view).unwrap_or_default().to_string(),
     );
     page.per_region(
         "highwater_region_up",
@@ -368,11 +369,9 @@ fn gaps(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
-/// WAL that the server has and the region has not. A region on an older timeline has an LSN that may lie
-/// beyond the switch; what it lacks cannot be told from positions and is at least what the server wrote since.
 /// For how long received WAL has waited to become durable.
 pub fn lag_seconds(snapshot: &Snapshot, now: Time) -> f64 {
-    if snapshot.received == Lsn::ZERO || snapshot.durable >= snapshot.received {
+    if snapshot.received == Lsn::ZERO || snapshot.is_all_durable() {
         return 0.0;
     }
     snapshot
@@ -459,7 +458,7 @@ impl Page {
 mod tests {
     use std::collections::HashSet;
 
-    use highwater_format::{Gap, TimelineId};
+    use highwater_format::{Branch, Gap, TimelineId};
 
     use super::*;
     use crate::state::{Gaps, LastBackup, SlotView};
@@ -572,6 +571,37 @@ mod tests {
             assert!(!text.contains("\nhighwater_lag_bytes "), "{text}");
             assert!(!text.contains("\nhighwater_region_lag_bytes{"), "{text}");
         }
+    }
+
+    /// A failover to a server that lagged: one region follows, the other holds more of the old timeline than the new one has.
+    #[test]
+    fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
+        let (old, new) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
+        let mut snapshot = snapshot();
+        snapshot.timeline = Some(new);
+        (snapshot.durable, snapshot.durable_timeline) = (Lsn(0x300_0800), Some(old));
+        for (view, timeline) in snapshot.regions.iter_mut().zip([new, old]) {
+            view.timeline = Some(timeline);
+        }
+        snapshot.regions[1].stored = Lsn(0x300_0800);
+        let now = at("2026-11-20T12:00:03.5Z");
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
+        assert_eq!(
+            value(&text, "highwater_region_lag_bytes{region=\"a\\\"b\"}"),
+            "512"
+        );
+        // How much waits is not known before it is known where the old timeline was left.
+        assert!(!text.contains("\nhighwater_lag_bytes ") && !text.contains("lag_bytes{region=\"b\"}"));
+        snapshot.branches = vec![Branch {
+            timeline: old,
+            start: Lsn(0x300_0200),
+            end: Lsn(0x300_0800),
+            newest: new,
+        }];
+        let text = render(&snapshot, now);
+        assert_eq!(value(&text, "highwater_lag_bytes"), "768");
+        assert_eq!(value(&text, "highwater_region_lag_bytes{region=\"b\"}"), "768");
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl Progress {
         if let Some(durable) = moved {
             self.state.update(|snapshot| {
                 snapshot.durable = durable.position().lsn;
+                snapshot.durable_timeline = Some(durable.position().timeline);
                 snapshot.durable_commit = commit.or(snapshot.durable_commit);
             });
             self.durable.send(Some(durable));

@@ -82,11 +82,17 @@ fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> O
     let timeline: TimelineId = view
         .timeline
         .filter(|timeline| snapshot.timeline == Some(*timeline))?;
+    // After a failover to a server that lagged, what is durable on the timeline before may lie behind the switch: of
+    // this one nothing is.
+    let durable_lsn = match snapshot.durable_timeline == Some(timeline) {
+        true => snapshot.durable,
+        false => Lsn::ZERO,
+    };
     Some(Pulse {
         timeline,
         server_time: snapshot.server_time?,
         wal_end: snapshot.server_end,
-        durable_lsn: snapshot.durable,
+        durable_lsn,
         stored_lsn: if view.stored == Lsn::ZERO {
             return None;
         } else {
@@ -105,4 +111,52 @@ fn quorum(snapshot: &Snapshot) -> Option<Quorum> {
     let needed = u32::try_from(snapshot.needed).ok().filter(|needed| *needed > 0)?;
     let regions = u32::try_from(snapshot.regions.len()).ok()?;
     Some(Quorum { needed, regions })
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_config::Policy;
+    use highwater_format::Time;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::frontier::Position;
+    use crate::test_world::world;
+    use crate::writer::Me;
+
+    /// A failover to a server that lagged: one region follows, the others take no writes and hold more of the old timeline
+    /// than the new one has.
+    #[tokio::test]
+    async fn nothing_is_durable_on_a_timeline_on_which_the_policy_is_not_met() {
+        let shared = world(Policy::All).shared;
+        let (old, new) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
+        let stored = |region, timeline, lsn| {
+            let lsn = Lsn(lsn);
+            shared.progress.stored(region, Position { timeline, lsn });
+        };
+        let time = Time::from_unix_micros(1);
+        let claims = Claims::new(
+            Me::this_process(),
+            &shared.archive,
+            shared.state.clone(),
+            Clock::held_at(time),
+            Duration::from_secs(5),
+            false,
+        );
+        let said = |timeline| {
+            shared.state.update(|snapshot| {
+                snapshot.timeline = Some(timeline);
+                snapshot.server_time = Some(time);
+            });
+            let said = pulse(&shared.state.snapshot(), 0, &claims, 1).unwrap();
+            (said.timeline, said.stored_lsn, said.durable_lsn)
+        };
+        (0..3).for_each(|region| stored(region, old, 0x500));
+        assert_eq!(said(old), (old, Lsn(0x500), Lsn(0x500)));
+        stored(0, new, 0x420);
+        assert_eq!(said(new), (new, Lsn(0x420), Lsn::ZERO));
+        stored(1, new, 0x410);
+        stored(2, new, 0x420);
+        assert_eq!(said(new), (new, Lsn(0x420), Lsn(0x410)));
+    }
 }

@@ -99,6 +99,8 @@ pub struct Sealer {
     progress: Arc<Progress>,
     state: State,
     timeline: TimelineId,
+    /// Timeline of what the state shows as sealed.
+    shown: Option<TimelineId>,
     slots: Vec<Slot>,
 }
 
@@ -115,6 +117,7 @@ impl Sealer {
             progress: shared.progress.clone(),
             state: shared.state.clone(),
             timeline: TimelineId::FIRST,
+            shown: None,
             slots: Vec::new(),
         }
     }
@@ -218,7 +221,7 @@ impl Sealer {
     /// Seals the frames into one object and hands it to the regions. `charges` pays for the frames that
     /// the object replaces.
     async fn seal(
-        &self,
+        &mut self,
         kind: Kind,
         range: LsnRange,
         parts: Vec<Frame>,
@@ -273,8 +276,12 @@ impl Sealer {
             what,
             charge,
         });
-        self.state
-            .update(|snapshot| snapshot.sealed = snapshot.sealed.max(range.end));
+        // A timeline may begin before the end of what was sealed on the one before.
+        let goes_on = self.shown.replace(self.timeline) == Some(self.timeline);
+        self.state.update(|snapshot| {
+            let before = if goes_on { snapshot.sealed } else { Lsn::ZERO };
+            snapshot.sealed = before.max(range.end);
+        });
         Ok(())
     }
 }

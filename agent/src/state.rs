@@ -171,6 +171,8 @@ pub struct Snapshot {
     pub sealed: Lsn,
     /// The high-water mark: nothing before it can be lost any more.
     pub durable: Lsn,
+    /// Timeline of `durable`, which may be an older one than is streamed; none before anything was durable.
+    pub durable_timeline: Option<TimelineId>,
     /// Time of the newest commit at or before `durable`.
     pub durable_commit: Option<Time>,
     /// Time of the newest commit that was received.
@@ -210,11 +212,27 @@ pub struct State {
 }
 
 impl Snapshot {
+    /// What the server has that is not durable, in bytes: see [`Snapshot::lag_of`].
+    pub fn lag_of_durable(&self) -> Option<u64> {
+        self.lag_of(self.durable_timeline, self.durable)
+    }
+
     /// What the server has beyond `position`, in bytes. `None` as long as one of the two is not known: the server has
-    /// said nothing yet, or no WAL was found or stored yet.
-    pub fn lag_of(&self, position: Lsn) -> Option<u64> {
+    /// said nothing yet, or no WAL was found or stored yet; and where `position` lies on an older timeline, behind the
+    /// place where that was left, as far as that place is known.
+    pub fn lag_of(&self, timeline: Option<TimelineId>, position: Lsn) -> Option<u64> {
+        let elsewhere = timeline != self.timeline;
+        let left = |branch: &&Branch| elsewhere && Some(branch.timeline) == timeline;
+        let left = self.branches.iter().find(left).map(|branch| branch.start);
+        let common = left.map_or(position, |left| left.min(position));
         let known = self.server_end > Lsn::ZERO && position > Lsn::ZERO;
-        known.then(|| self.server_end.distance_from(position))
+        let is_told = known && !(elsewhere && common > self.server_end);
+        is_told.then(|| self.server_end.distance_from(common))
+    }
+
+    /// Whether all that was received on this timeline is durable. A position on another one says nothing of it.
+    pub fn is_all_durable(&self) -> bool {
+        self.durable_timeline == self.timeline && self.durable >= self.received
     }
 }
 

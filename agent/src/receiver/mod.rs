@@ -7,6 +7,7 @@
 //! begins by comparing the object around that end with what the server sends now. The archive's end is always tried
 //! first; only the server's word that this segment is removed proves a gap (`bridge`).
 
+mod begin;
 mod bridge;
 mod feedback;
 mod intake;
@@ -18,9 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::{Acknowledge, Standby};
-use highwater_format::{History, Identity, Lsn, LsnRange};
+use highwater_format::{Identity, Lsn};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,6 @@ use crate::synchronous::{self, Manner};
 use crate::uploader::Shared;
 use crate::writer::Claims;
 use crate::writer::judge::Line;
-use overlap::Overlap;
 use refusal::is_removed;
 use stream::{Ended, Stream};
 
@@ -96,6 +96,8 @@ pub(crate) struct Receiver {
     first: Option<(Connection, Resume)>,
     /// The server no longer has the last archived object: the stream begins right after it.
     removed: bool,
+    /// Since when the regions have answered that they lack some of what the stream has to be compared with.
+    lacking_since: Option<Instant>,
     /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
     cause: Option<String>,
     /// The server was a standby when it was last asked.
@@ -115,6 +117,7 @@ impl Receiver {
             sealed: None,
             first: Some((connection, resume)),
             removed: false,
+            lacking_since: None,
             cause: slot_event,
             standby: false,
         }
@@ -310,48 +313,6 @@ impl Receiver {
                 Kind::Damage | Kind::Refused | Kind::Config | Kind::Bug
             ),
         }
-    }
-
-    /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
-    /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
-    /// something to compare.
-    async fn overlap(&self, resume: &mut Resume, history: &History) -> Result<Overlap> {
-        let (answer, settled) = oneshot::channel();
-        self.send(Work::Settle(answer)).await?;
-        settled.await.map_err(|_| AgentError::Cancelled)?;
-        if let Some(after) = resume.after {
-            return self.common_start(resume, after, history).await;
-        }
-        let (sealed, size) = (resume.sealed, self.context.shared.segment_size);
-        if resume.start == sealed && !self.removed {
-            let start = object_start(size, sealed.saturating_sub(1));
-            let range = LsnRange { start, end: sealed };
-            if let Ok(overlap) = Overlap::load(&self.context.shared, resume.timeline, range).await {
-                resume.start = start;
-                return Ok(overlap);
-            }
-        }
-        let range = LsnRange {
-            start: resume.start,
-            end: sealed,
-        };
-        Overlap::load(&self.context.shared, resume.timeline, range).await
-    }
-
-    /// A timeline's first segment begins with what the server had on the timeline before, and so must the archive.
-    /// A server that was rolled back and then promoted is found out here.
-    async fn common_start(&self, resume: &Resume, after: Position, history: &History) -> Result<Overlap> {
-        let left = history
-            .switch_of(after.timeline)
-            .map_or(resume.start, |switch| switch.min(after.lsn));
-        let range = LsnRange {
-            start: resume.start,
-            end: left.max(resume.start),
-        };
-        // Where the archive has a gap there is nothing to compare with.
-        let held = Overlap::load_if_held(&self.context.shared, after.timeline, range).await?;
-        let nothing = || Overlap::nothing(resume.timeline, resume.start);
-        Ok(held.unwrap_or_else(nothing).withholding())
     }
 
     /// Whether the stream brought anything that the archive did not have.

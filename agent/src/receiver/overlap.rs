@@ -6,11 +6,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Lsn, LsnRange, TimelineId};
 
 use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
+use crate::frontier::Position;
+use crate::inventory::coverage;
+use crate::region::Region;
 use crate::uploader::Shared;
 use crate::window::{Item, What};
 
@@ -25,6 +29,8 @@ pub(super) struct Overlap {
     /// What is left of it, from `next` less `compared` on.
     plain: Vec<u8>,
     compared: usize,
+    /// Bytes of the stream that come before `range` and that nobody holds any more: they pass uncompared.
+    unheld: u64,
     next: Lsn,
     /// Memory that `plain`, and what is withheld, stand for.
     charge: Option<Charge>,
@@ -45,6 +51,7 @@ impl Overlap {
             range,
             plain,
             compared: 0,
+            unheld: 0,
             next: range.start,
             charge,
             withholds: false,
@@ -52,13 +59,8 @@ impl Overlap {
         }
     }
 
-    /// Reads the sealed bytes of `range` from the window and the regions.
-    pub(super) async fn load(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Self> {
-        let held = Self::load_if_held(shared, timeline, range).await?;
-        held.ok_or_else(|| cannot_read(timeline, range, "no region that was asked holds it"))
-    }
-
-    /// The same; none if the regions answered that they do not hold all of it.
+    /// Reads the sealed bytes of `range` from the window and the regions; none if the regions answered that they do not
+    /// hold all of it.
     pub(super) async fn load_if_held(
         shared: &Shared,
         timeline: TimelineId,
@@ -90,6 +92,26 @@ impl Overlap {
             }
         }
         Ok(Some(Self::of(timeline, range, plain, Some(charge))))
+    }
+
+    /// What is left of `range`, of which the regions answered that they do not hold all: the longest run of WAL that ends
+    /// with it. The bytes before that run pass uncompared.
+    pub(super) async fn load_rest(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Self> {
+        let mut starts = starts_of_rest(shared, timeline, range).await?;
+        starts.sort_unstable();
+        for start in starts {
+            let end = range.end;
+            if let Some(mut rest) = Self::load_if_held(shared, timeline, LsnRange { start, end }).await? {
+                rest.unheld = start.distance_from(range.start);
+                return Ok(rest);
+            }
+        }
+        Ok(Self::nothing(timeline, range.end))
+    }
+
+    /// What is compared.
+    pub(super) fn range(&self) -> LsnRange {
+        self.range
     }
 
     /// Where the comparison ends.
@@ -124,8 +146,13 @@ impl Overlap {
         Ok([std::mem::take(&mut self.equal), data.slice(expected..)])
     }
 
-    /// What lies past the overlap is not looked at.
+    /// What lies before the overlap, or past it, is not looked at.
     fn compare(&mut self, data: &[u8]) -> Result<()> {
+        let before = self.unheld.min(data.len() as u64);
+        self.unheld -= before;
+        let data = data
+            .get(usize::try_from(before).unwrap_or(usize::MAX)..)
+            .unwrap_or_default();
         let expected = self.plain.get(self.compared..).unwrap_or_default();
         let length = expected.len().min(data.len());
         let (expected, got) = (&expected[..length], &data[..length]);
@@ -175,20 +202,46 @@ fn in_window(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Vec<(Lsn
     items.filter_map(covers).collect()
 }
 
+/// Where the run of WAL begins that ends with `range`, in each region together with what is in memory.
+async fn starts_of_rest(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Vec<Lsn>> {
+    let in_memory: Coverage = in_window(shared, timeline, range)
+        .into_iter()
+        .map(|(range, item)| Piece {
+            range,
+            kind: PieceKind::Tail,
+            size: item.object.bytes.len() as u64,
+        })
+        .collect();
+    let start_in = |held: &Coverage| {
+        let last = |run: &LsnRange| run.start < range.end && run.end >= range.end;
+        let run = held.runs().into_iter().find(last)?;
+        Some(run.start.max(range.start))
+    };
+    let stored = start_in(&in_memory).unwrap_or(range.end);
+    let mut starts = Vec::new();
+    for region in reaching(shared, timeline, stored) {
+        let (layout, size) = (&shared.archive.layout, shared.segment_size);
+        let mut held = coverage(&*region.quick, layout, size, timeline, range.start).await?;
+        held.extend(in_memory.pieces().copied());
+        starts.extend(start_in(&held));
+    }
+    Ok(starts)
+}
+
+/// The regions that should hold what comes before `end`. One that was not read yet, or has less, is not waited for.
+fn reaching(shared: &Shared, timeline: TimelineId, end: Lsn) -> impl Iterator<Item = &Arc<Region>> {
+    let wanted = Position { timeline, lsn: end };
+    let reaches = move |region: &&Arc<Region>| {
+        let at = shared.progress.position(region.index);
+        at.is_some_and(|at| at >= wanted)
+    };
+    shared.archive.regions.iter().filter(reaches)
+}
+
 /// Reads `range` from whichever region holds it; none if those that should answered that they do not.
 async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Option<ReadBack>> {
     let (mut asked, mut reasons) = (0, Vec::new());
-    // One that was not read yet, or has less, is not waited for.
-    let reaches = |index| {
-        let at = shared.progress.position(index);
-        at.is_some_and(|at| at.timeline > timeline || (at.timeline == timeline && at.lsn >= range.end))
-    };
-    for region in shared
-        .archive
-        .regions
-        .iter()
-        .filter(|region| reaches(region.index))
-    {
+    for region in reaching(shared, timeline, range.end) {
         match read_back(shared, &*region.quick, timeline, range).await {
             Ok(Some(read)) => return Ok(Some(read)),
             Ok(None) => asked += 1,
@@ -197,101 +250,24 @@ async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) ->
     }
     match reasons.is_empty() && asked > 0 {
         true => Ok(None),
-        false => Err(cannot_read(timeline, range, &reasons.join("; "))),
+        false => Err(cannot_read(
+            timeline,
+            range,
+            &reasons.join("; "),
+            "The stream begins when a region that holds it answers",
+        )),
     }
 }
 
-fn cannot_read(timeline: TimelineId, range: LsnRange, why: &str) -> AgentError {
+pub(super) fn cannot_read(timeline: TimelineId, range: LsnRange, why: &str, next: &str) -> AgentError {
     AgentError::Trouble {
         what: format!(
             "timeline {timeline}: cannot read {range} back to compare it with the server's WAL ({why})"
         ),
-        next: "The stream begins when a region that holds it answers".into(),
+        next: next.into(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::budget::Budget;
-
-    fn overlap(plain: &[u8]) -> Overlap {
-        let range = LsnRange {
-            start: Lsn(100),
-            end: Lsn(100 + plain.len() as u64),
-        };
-        Overlap::of(TimelineId::FIRST, range, plain.to_vec(), None)
-    }
-
-    fn charged(plain: &[u8], budget: &Arc<Budget>) -> Overlap {
-        let charge = Some(budget.charge(plain.len() as u64));
-        Overlap {
-            charge,
-            ..overlap(plain)
-        }
-    }
-
-    #[test]
-    fn what_was_compared_is_no_longer_charged() {
-        let (budget, plain) = (Budget::new(1 << 30), vec![7; 3 * STEP + 5]);
-        let mut plainly = charged(&plain, &budget);
-        for left in [2 * STEP + 5, STEP + 5, 5] {
-            plainly.pass(Bytes::from(vec![7; STEP])).unwrap();
-            assert_eq!(budget.used(), left as u64);
-        }
-        plainly.pass(Bytes::from_static(&[7; 9])).unwrap();
-        assert_eq!(budget.used(), 0);
-        // The place of a difference counts what was let go of.
-        let mut other = charged(&plain, &budget);
-        other.pass(Bytes::from(vec![7; 2 * STEP])).unwrap();
-        let Err(AgentError::Diverged { at, .. }) = other.pass(Bytes::from_static(b"\x07x")) else {
-            panic!("must differ")
-        };
-        assert_eq!(at, Lsn(100 + 2 * STEP as u64 + 1));
-        drop(other);
-        // What is withheld is charged until it has been passed on.
-        let mut withheld = charged(&plain, &budget).withholding();
-        let [equal, rest] = withheld.pass(Bytes::from(vec![7; plain.len() + 1])).unwrap();
-        assert_eq!((equal.len(), rest.len()), (plain.len(), 1));
-        assert_eq!(budget.used(), plain.len() as u64);
-        withheld.pass(Bytes::from_static(b"more")).unwrap();
-        assert_eq!(budget.used(), 0);
-    }
-
-    #[test]
-    fn equal_bytes_pass_in_any_pieces() {
-        let mut overlap = overlap(b"abcdef");
-        overlap.compare(b"ab").unwrap();
-        overlap.compare(b"cdefgh").unwrap();
-        overlap.compare(b"anything").unwrap();
-    }
-
-    #[test]
-    fn the_first_differing_byte_is_named() {
-        let mut overlap = overlap(b"abcdef");
-        overlap.compare(b"abc").unwrap();
-        let Err(AgentError::Diverged { at, .. }) = overlap.compare(b"dXf") else {
-            panic!("must differ")
-        };
-        assert_eq!(at, Lsn(104));
-    }
-
-    #[test]
-    fn nothing_of_a_new_timeline_passes_before_all_it_shares_was_compared() {
-        let bytes = Bytes::from_static;
-        let mut common = overlap(b"abcdef").withholding();
-        for piece in [b"ab", b"cd"] {
-            assert_eq!(common.pass(bytes(piece)).unwrap(), [bytes(b""), bytes(b"")]);
-        }
-        assert_eq!(
-            common.pass(bytes(b"efgh")).unwrap(),
-            [bytes(b"abcdef"), bytes(b"gh")]
-        );
-        assert_eq!(common.pass(bytes(b"ij")).unwrap(), [bytes(b""), bytes(b"ij")]);
-        let mut rolled_back = overlap(b"abcdef").withholding();
-        rolled_back.pass(bytes(b"abc")).unwrap();
-        assert!(rolled_back.pass(bytes(b"dXf")).is_err());
-        let mut nothing = overlap(b"").withholding();
-        assert_eq!(nothing.pass(bytes(b"ab")).unwrap(), [bytes(b""), bytes(b"ab")]);
-    }
-}
+#[path = "overlap_tests.rs"]
+mod tests;

@@ -358,7 +358,7 @@ impl<'a> Stream<'a> {
             } else {
                 state::Connection::Streaming
             };
-            if server_end > Lsn::ZERO && snapshot.durable >= received && received >= server_end {
+            if server_end > Lsn::ZERO && snapshot.is_all_durable() && received >= server_end {
                 snapshot.current_at = Some(now);
                 if let Some(given_up) = &mut snapshot.given_up {
                     given_up.is_felt = false;

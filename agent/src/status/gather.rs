@@ -51,7 +51,6 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     let told = join_all(regions.iter().map(|region| ask_region(config, region, system_id))).await;
     let end = server.end;
     let durable = durable(config, &told);
-    let behind = |place: Option<Place>| Some(end?.lsn.distance_from(place?.lsn));
     let last_backup = last_backup(&told, now);
     let gaps = gaps(&told);
     let writer = told
@@ -59,6 +58,7 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         .filter_map(|told| told.writer.clone())
         .max_by(|a, b| rank(a).cmp(&rank(b)));
     let branches = branches_of(&told);
+    let behind = |place: Option<Place>| Some(lag(end?, place?, &branches));
     let all: BTreeSet<BackupId> = told
         .iter()
         .flat_map(|told| told.backups.iter().cloned())
@@ -277,6 +277,15 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
         },
         backups,
     })
+}
+
+/// What the server has beyond `place`. A place on a timeline that was left before counts up to where that was.
+fn lag(end: Place, place: Place, branches: &[Branch]) -> u64 {
+    let elsewhere = end.timeline != place.timeline;
+    let left = |branch: &&Branch| elsewhere && branch.timeline == place.timeline;
+    let left = branches.iter().find(left).map(|branch| branch.start);
+    end.lsn
+        .distance_from(left.map_or(place.lsn, |left| left.min(place.lsn)))
 }
 
 /// Branches of all regions: of one that several hold to a different length the longest.

@@ -243,6 +243,24 @@ impl SimRegion {
             lock(&self.bucket.born).remove(&key);
         }
     }
+
+    /// Somebody removes the first chunk of the newest WAL, as a lifecycle rule does. Returns its key.
+    pub(crate) async fn expire_first_chunk(&self) -> String {
+        let key = self.keys("/tail/").into_iter().next().unwrap();
+        self.bucket.objects.delete(&key).await.unwrap();
+        lock(&self.bucket.born).remove(&key);
+        let mut world = self.bucket.sim.lock();
+        world.note(format!("r{} has lost {}", self.bucket.index, short(&key)));
+        key
+    }
+
+    /// The keys that contain `part`, in order.
+    pub(crate) fn keys(&self, part: &str) -> Vec<String> {
+        let mut keys = self.bucket.objects.keys();
+        keys.retain(|key| key.contains(part));
+        keys.sort_unstable();
+        keys
+    }
 }
 
 #[async_trait]

@@ -192,3 +192,32 @@ fn a_stream_begins_behind_a_gap_when_the_slowest_region_of_the_policy_has_the_re
         assert!(!world.is_without_gaps());
     });
 }
+
+/// The first chunks of the segment that is being written expire in every region, and the connection is lost: the server
+/// has that WAL still and sends it again, so the stream goes on, and the whole segment is stored in the end.
+#[test]
+fn the_stream_begins_again_where_the_front_of_the_open_segment_is_gone() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.start_agent();
+        for _ in 0..4 {
+            scene.sim.change(|world| world.write(9_000));
+            sleep(Duration::from_secs(8)).await;
+        }
+        for region in &scene.regions {
+            let (first, left) = (region.expire_first_chunk().await, region.keys("/tail/"));
+            assert!(!left.is_empty() && !left.contains(&first), "{left:?}");
+        }
+        scene.sim.change(|world| {
+            world.disconnect();
+            world.write(200);
+        });
+        scene.settle().await;
+        scene.sim.change(|world| world.write(2 * world.segment()));
+        scene.settle().await;
+        assert_eq!(scene.sim.lock().broken, None);
+        for region in &scene.regions {
+            assert!(region.keys("/segment/").len() >= 2);
+        }
+    });
+}
