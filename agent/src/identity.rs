@@ -1,7 +1,7 @@
 //! Whose archive it is: fixed at the first write, checked before every other one.
 
 use highwater_format::{ClusterName, Identity, Layout, SystemId, records};
-use highwater_store::{Object, Store};
+use highwater_store::{Object, Store, list_parts};
 
 use crate::error::{AgentError, Result};
 use crate::region::{Archive, get_optional, write_once};
@@ -70,22 +70,11 @@ pub async fn read(store: &dyn Store, layout: &Layout) -> Result<Option<Identity>
 
 /// System identifiers under the cluster's name, ascending.
 pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<Vec<SystemId>> {
-    let prefix = Layout::cluster_dir(cluster);
-    let (mut found, mut after) = (Vec::new(), None::<String>);
-    loop {
-        let page = store.list(&prefix, after.as_deref(), 1).await?;
-        let Some(entry) = page.entries.first() else {
-            return Ok(found);
-        };
-        after = Some(match Layout::parse_system_id(cluster, &entry.key) {
-            // A key that is not ours may sort behind the one that was to pass over its lineage.
-            Some(id) if found.last() != Some(&id) => {
-                found.push(id);
-                format!("{}\u{7f}", Layout::new(cluster.clone(), id).root())
-            }
-            _ => entry.key.clone(),
-        });
-    }
+    let parts = list_parts(store, &Layout::cluster_dir(cluster)).await?;
+    let ids = parts
+        .iter()
+        .filter_map(|(_, first)| Layout::parse_system_id(cluster, first));
+    Ok(ids.collect())
 }
 
 fn compare(store: &dyn Store, ours: &Identity, theirs: &Identity) -> Result<()> {

@@ -8,7 +8,7 @@
 use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
-use highwater_store::{ErrorKind, Store, list_all};
+use highwater_store::{ErrorKind, Store, list_all, list_parts};
 
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -16,31 +16,11 @@ use crate::held::Held;
 use crate::region::get_optional;
 use crate::segmenter::object_start;
 
-/// Sorts after every key that begins with the prefix it is appended to.
-const AFTER_ALL: char = '\u{7f}';
-
 /// The timelines of which the region holds anything, ascending.
 pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<TimelineId>> {
-    let prefix = layout.wal_dir();
-    let (mut found, mut after) = (Vec::new(), None::<String>);
-    loop {
-        let page = store.list(&prefix, after.as_deref(), 1).await?;
-        let Some(entry) = page.entries.first() else {
-            return Ok(found);
-        };
-        let timeline = entry
-            .key
-            .get(prefix.len()..prefix.len() + 8)
-            .and_then(TimelineId::from_hex8);
-        after = Some(match timeline {
-            // A key that is not ours may sort behind the one that was to pass over its timeline.
-            Some(timeline) if found.last() != Some(&timeline) => {
-                found.push(timeline);
-                format!("{}{AFTER_ALL}", layout.timeline_dir(timeline))
-            }
-            _ => entry.key.clone(),
-        });
-    }
+    let parts = list_parts(store, &layout.wal_dir()).await?;
+    let timeline = |(name, _): &(String, String)| TimelineId::from_hex8(name);
+    Ok(parts.iter().filter_map(timeline).collect())
 }
 
 /// The pieces of `timeline` that reach past the object that holds `from`.

@@ -4,12 +4,9 @@
 //! objects are whole (`highwater-restore verify`).
 
 use highwater_format::{Backup, BackupId, Layout, decode};
-use highwater_store::{ErrorKind, Store};
+use highwater_store::{ErrorKind, Store, list_parts};
 
 use crate::error::{AgentError, Result};
-
-/// Sorts after every key that begins with the prefix it is appended to.
-const AFTER_ALL: char = '\u{7f}';
 
 /// The complete base backups, oldest first by their start time.
 pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
@@ -35,27 +32,9 @@ pub(crate) async fn record(store: &dyn Store, layout: &Layout, id: &BackupId) ->
 
 /// Every id under which anything lies: one request per backup, however many packs it has.
 async fn begun(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
-    let prefix = layout.base_dir();
-    let (mut found, mut after) = (Vec::new(), None::<String>);
-    loop {
-        let page = store.list(&prefix, after.as_deref(), 1).await?;
-        let Some(entry) = page.entries.first() else {
-            return Ok(found);
-        };
-        let name = entry
-            .key
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.split('/').next());
-        after = Some(match name.and_then(|name| BackupId::parse(name).ok()) {
-            // A key that is not ours may sort behind the one that was to pass over its backup.
-            Some(id) if found.last() != Some(&id) => {
-                let end = format!("{}{AFTER_ALL}", layout.backup_dir(&id));
-                found.push(id);
-                end
-            }
-            _ => entry.key.clone(),
-        });
-    }
+    let parts = list_parts(store, &layout.base_dir()).await?;
+    let id = |(name, _): &(String, String)| BackupId::parse(name).ok();
+    Ok(parts.iter().filter_map(id).collect())
 }
 
 #[cfg(test)]

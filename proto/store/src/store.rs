@@ -113,6 +113,9 @@ pub trait Store: Debug + Send + Sync {
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 }
 
+/// Sorts behind every character that a key of the archive holds.
+const AFTER_ALL: char = '\u{7f}';
+
 /// Every key under `prefix` after `start_after`, page by page.
 pub async fn list_all(
     store: &dyn Store,
@@ -139,5 +142,38 @@ pub async fn list_all(
             ));
         }
         after = last;
+    }
+}
+
+/// The parts directly below `directory`, which ends in `/`, each with its first key: one request for each, however much
+/// lies below it.
+///
+/// # Errors
+/// Those of [`Store::list`].
+pub async fn list_parts(store: &dyn Store, directory: &str) -> Result<Vec<(String, String)>, StoreError> {
+    let mut parts: Vec<(String, String)> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(directory, after.as_deref(), 1).await?;
+        let Some(first) = page.entries.into_iter().next() else {
+            return Ok(parts);
+        };
+        let Some(name) = first
+            .key
+            .strip_prefix(directory)
+            .and_then(|rest| rest.split('/').next())
+        else {
+            return Ok(parts);
+        };
+        // A key that is not ours may sort behind the one that was to pass over its directory.
+        let passed = parts.last().is_some_and(|(last, _)| last == name);
+        after = Some(if passed || first.key.len() == directory.len() + name.len() {
+            first.key.clone()
+        } else {
+            format!("{directory}{name}/{AFTER_ALL}")
+        });
+        if !passed {
+            parts.push((name.to_owned(), first.key));
+        }
     }
 }

@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 
 use highwater_config::Exit;
 use highwater_format::{ClusterName, Layout, Pulse, SystemId, Time, decode};
-use highwater_store::{Store, StoreError};
+use highwater_store::{Store, StoreError, list_parts};
 
-use super::read::subdirectories;
 use crate::{
     error::{RestoreError, store_exit},
     regions::{Access, Meaning, Region, meaning},
@@ -43,7 +42,7 @@ pub(super) async fn lineages(region: &Region, cluster: &ClusterName) -> Result<B
         }
     };
     let directory = Layout::cluster_dir(cluster);
-    let parts = subdirectories(store.as_ref(), &directory)
+    let parts = list_parts(store.as_ref(), &directory)
         .await
         .map_err(|error| Silence::from(&error))?;
     Ok(parts
@@ -173,7 +172,7 @@ async fn last_sign(stores: &[&dyn Store], layout: &Layout) -> Result<Option<Time
 /// Whether there is more of a lineage than the marks of an agent that was refused.
 async fn has_begun(stores: &[&dyn Store], layout: &Layout) -> Result<bool, String> {
     for store in stores {
-        let parts = subdirectories(*store, layout.root()).await;
+        let parts = list_parts(*store, layout.root()).await;
         let parts = parts.map_err(|error| error.to_string())?;
         if parts.iter().any(|(name, _)| name != "probe") {
             return Ok(true);

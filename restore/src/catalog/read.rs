@@ -13,7 +13,7 @@ use highwater_format::{
     BackupId, ClusterName, Document, FormatError, History, Identity, Key, Layout, Lsn, LsnRange, SegmentSize,
     SystemId, TimelineId, decode,
 };
-use highwater_store::{Store, StoreError, list_all};
+use highwater_store::{Store, StoreError, list_all, list_parts};
 
 use super::{
     Catalog, Finding, Reading, RegionView, combine,
@@ -24,9 +24,6 @@ use crate::{
     error::RestoreError,
     regions::{Meaning, Region, is_newer, meaning},
 };
-
-/// Sorts behind every character that a key of ours holds.
-const AFTER_ALL: char = '~';
 
 /// Reads everything but bulk data of one lineage of `cluster`.
 ///
@@ -117,7 +114,7 @@ impl RegionReader<'_> {
 
     async fn timelines(&mut self, size: SegmentSize) -> Result<(), StoreError> {
         let directory = self.layout.wal_dir();
-        let parts = subdirectories(self.store, &directory).await?;
+        let parts = list_parts(self.store, &directory).await?;
         let timelines = parts.iter().filter_map(|(name, _)| TimelineId::from_hex8(name));
         for timeline in timelines.collect::<BTreeSet<_>>() {
             let mut view =
@@ -161,7 +158,7 @@ impl RegionReader<'_> {
     /// else's sorts before it (`.DS_Store`, the empty object of a "directory"), and then it is looked up.
     async fn backups(&mut self) -> Result<(), StoreError> {
         let directory = self.layout.base_dir();
-        for (name, first) in subdirectories(self.store, &directory).await? {
+        for (name, first) in list_parts(self.store, &directory).await? {
             let Ok(id) = BackupId::parse(&name) else { continue };
             let mark = self.layout.backup(&id);
             if first != mark && !self.exists(&mark).await? {
@@ -242,38 +239,6 @@ pub(crate) fn whole_history(timeline: TimelineId, bytes: &[u8]) -> Result<Histor
         ));
     }
     Ok(history)
-}
-
-/// The parts directly below a directory, each with its first key.
-pub(crate) async fn subdirectories(
-    store: &dyn Store,
-    directory: &str,
-) -> Result<Vec<(String, String)>, StoreError> {
-    let mut parts: Vec<(String, String)> = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(directory, after.as_deref(), 1).await?;
-        let Some(first) = page.entries.into_iter().next() else {
-            return Ok(parts);
-        };
-        let Some(name) = first
-            .key
-            .strip_prefix(directory)
-            .and_then(|rest| rest.split('/').next())
-        else {
-            return Ok(parts);
-        };
-        // A key that is not ours may sort behind the one that was to pass over its directory.
-        let passed = parts.last().is_some_and(|(last, _)| last == name);
-        after = Some(if passed || first.key.len() == directory.len() + name.len() {
-            first.key.clone()
-        } else {
-            format!("{directory}{name}/{AFTER_ALL}")
-        });
-        if !passed {
-            parts.push((name.to_owned(), first.key));
-        }
-    }
 }
 
 /// The ranges of `coverage` in which tail chunks matter.
