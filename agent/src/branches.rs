@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use highwater_format::branches::{branches, forks};
-use highwater_format::{Branch, History, Layout, SegmentSize, TimelineId};
+use highwater_format::{Branch, History, Layout, Lsn, SegmentSize, TimelineId};
 use highwater_store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,19 @@ use crate::state::{Snapshot, State};
 
 /// Before a region that could not be read is read again.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// As much of what is held up to `lsn` on `timeline` as a server on timeline `current` has too: all of it, or up to
+/// where `timeline` was left, as far as that is known.
+pub fn common_end(
+    branches: &[Branch],
+    timeline: Option<TimelineId>,
+    lsn: Lsn,
+    current: Option<TimelineId>,
+) -> Lsn {
+    let left = |branch: &&Branch| timeline != current && Some(branch.timeline) == timeline;
+    let left = branches.iter().find(left).map(|branch| branch.start);
+    left.map_or(lsn, |left| left.min(lsn))
+}
 
 /// The branches that one region holds.
 pub async fn read(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Vec<Branch>> {

@@ -4,10 +4,11 @@
 //! [`Snapshot`]. Pure: nothing is registered anywhere, so every agent of a process has its own.
 //! Does not own: where the numbers come from.
 
-use std::fmt::{Display, Write};
+mod page;
 
 use highwater_format::{Lsn, Time};
 
+use self::page::{Page, Seconds, unix_seconds};
 use crate::state::{Connection, RegionState, RegionView, Snapshot};
 
 /// The content type of [`render`]'s text.
@@ -15,9 +16,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text for one scrape.
 pub fn render(snapshot: &Snapshot, now: Time) -> String {
-    let mut page = Page {
-        text: String::with_capacity(8 * 1024),
-    };
+    let mut page = Page::new();
     positions(&mut page, snapshot, now);
     regions(&mut page, snapshot);
     lineage(&mut page, snapshot);
@@ -26,7 +25,7 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     backup(&mut page, snapshot);
     gaps(&mut page, snapshot);
     slot(&mut page, snapshot);
-    page.text
+    page.into_text()
 }
 
 fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
@@ -392,255 +391,6 @@ pub fn connection_name(connection: &Connection) -> &'static str {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a float holds today's microseconds to better than one of them"
-)]
-fn unix_seconds(time: Time) -> f64 {
-    time.unix_micros() as f64 / 1e6
-}
-
-struct Seconds(f64);
-
-impl Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3}", self.0)
-    }
-}
-
-struct Page {
-    text: String,
-}
-
-impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
-        self.head(name, "gauge", help);
-        self.line(name, &[], value);
-    }
-
-    fn per_region<'a>(
-        &mut self,
-        name: &str,
-        kind: &str,
-        help: &str,
-        regions: impl IntoIterator<Item = &'a RegionView>,
-        value: impl Fn(&RegionView) -> String,
-    ) {
-        self.head(name, kind, help);
-        for view in regions {
-            self.line(name, &[("region", &view.name)], value(view));
-        }
-    }
-
-    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.text.push_str(name);
-        for (place, (label, text)) in labels.iter().enumerate() {
-            let text = text
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace('\n', "\\n");
-            let open = if place == 0 { '{' } else { ',' };
-            let _ = write!(self.text, "{open}{label}=\"{text}\"");
-        }
-        if !labels.is_empty() {
-            self.text.push('}');
-        }
-        let _ = writeln!(self.text, " {value}");
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use highwater_format::{Branch, Gap, TimelineId};
-
-    use super::*;
-    use crate::state::{Gaps, LastBackup, SlotView};
-
-    fn at(text: &str) -> Time {
-        text.parse().unwrap()
-    }
-
-    fn snapshot() -> Snapshot {
-        let region = |name: &str, stored, state| RegionView {
-            name: name.into(),
-            stored: Lsn(stored),
-            state,
-            retries: 3,
-            ..RegionView::default()
-        };
-        Snapshot {
-            received: Lsn(0x300_0400),
-            server_end: Lsn(0x300_0500),
-            sealed: Lsn(0x300_0300),
-            durable: Lsn(0x300_0100),
-            durable_commit: Some(at("2026-11-20T12:00:00Z")),
-            current_at: Some(at("2026-11-20T12:00:01Z")),
-            regions: vec![
-                region("a\"b", 0x300_0300, RegionState::Ok),
-                region("b", 0x300_0100, RegionState::Failing),
-            ],
-            connection: Connection::Reconnecting("gone".into()),
-            last_backup: Some(LastBackup {
-                id: Some("x".into()),
-                finished_at: at("2026-11-20T02:00:00Z"),
-                error: None,
-                bytes: 12,
-            }),
-            ..Snapshot::default()
-        }
-    }
-
-    fn gaps_of_one() -> Gaps {
-        let gap = Gap {
-            timeline: TimelineId::FIRST,
-            start: Lsn(0x100_0000),
-            end: Lsn(0x300_0000),
-            reason: "slot lost".into(),
-            recorded_at: at("2026-11-20T11:30:00Z"),
-        };
-        Gaps {
-            recorded: 1,
-            open: 1,
-            last: Some(gap),
-        }
-    }
-
-    #[test]
-    fn gaps_are_counted_once_they_are_known() {
-        let mut snapshot = snapshot();
-        let now = at("2026-11-20T12:00:00Z");
-        assert!(!render(&snapshot, now).contains("highwater_gap"));
-        snapshot.gaps = Some(Gaps::default());
-        let text = render(&snapshot, now);
-        assert_eq!(value(&text, "highwater_gaps_open"), "0");
-        assert!(!text.contains("highwater_gap_last"), "{text}");
-        snapshot.gaps = Some(gaps_of_one());
-        let text = render(&snapshot, now);
-        assert_eq!(value(&text, "highwater_gaps_open"), "1");
-        assert_eq!(value(&text, "highwater_gap_last_bytes"), (0x200_0000).to_string());
-    }
-
-    fn value<'a>(text: &'a str, series: &str) -> &'a str {
-        let line = text.lines().find(|line| {
-            line.strip_prefix(series)
-                .is_some_and(|rest| rest.starts_with(' '))
-        });
-        line.unwrap_or_else(|| panic!("{series} is missing in\n{text}"))
-            .rsplit(' ')
-            .next()
-            .unwrap()
-    }
-
-    #[test]
-    fn positions_lag_and_ages() {
-        let text = render(&snapshot(), at("2026-11-20T12:00:03.5Z"));
-        assert_eq!(value(&text, "highwater_durable_lsn"), (0x300_0100).to_string());
-        assert_eq!(value(&text, "highwater_lag_bytes"), "1024");
-        assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
-        assert_eq!(value(&text, "highwater_durable_commit_age_seconds"), "3.500");
-        assert_eq!(value(&text, "highwater_region_lag_bytes{region=\"b\"}"), "1024");
-        assert_eq!(value(&text, "highwater_region_up{region=\"b\"}"), "0");
-        assert_eq!(value(&text, "highwater_region_up{region=\"a\\\"b\"}"), "1");
-        assert_eq!(value(&text, "highwater_connection{state=\"reconnecting\"}"), "1");
-        assert_eq!(value(&text, "highwater_connection{state=\"streaming\"}"), "0");
-        assert_eq!(value(&text, "highwater_backup_last_success"), "1");
-    }
-
-    #[test]
-    fn what_is_not_known_yet_is_no_lag_of_zero() {
-        for forget in [
-            |snapshot: &mut Snapshot| snapshot.server_end = Lsn::ZERO,
-            |snapshot: &mut Snapshot| {
-                snapshot.durable = Lsn::ZERO;
-                snapshot
-                    .regions
-                    .iter_mut()
-                    .for_each(|view| view.stored = Lsn::ZERO);
-            },
-        ] {
-            let mut early = snapshot();
-            forget(&mut early);
-            let text = render(&early, at("2026-11-20T12:00:03.5Z"));
-            assert!(!text.contains("\nhighwater_lag_bytes "), "{text}");
-            assert!(!text.contains("\nhighwater_region_lag_bytes{"), "{text}");
-        }
-    }
-
-    /// A failover to a server that lagged: one region follows, the other holds more of the old timeline than the new one has.
-    #[test]
-    fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
-        let (old, new) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
-        let mut snapshot = snapshot();
-        snapshot.timeline = Some(new);
-        (snapshot.durable, snapshot.durable_timeline) = (Lsn(0x300_0800), Some(old));
-        for (view, timeline) in snapshot.regions.iter_mut().zip([new, old]) {
-            view.timeline = Some(timeline);
-        }
-        snapshot.regions[1].stored = Lsn(0x300_0800);
-        let now = at("2026-11-20T12:00:03.5Z");
-        let text = render(&snapshot, now);
-        assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
-        assert_eq!(
-            value(&text, "highwater_region_lag_bytes{region=\"a\\\"b\"}"),
-            "512"
-        );
-        // How much waits is not known before it is known where the old timeline was left.
-        assert!(!text.contains("\nhighwater_lag_bytes ") && !text.contains("lag_bytes{region=\"b\"}"));
-        snapshot.branches = vec![Branch {
-            timeline: old,
-            start: Lsn(0x300_0200),
-            end: Lsn(0x300_0800),
-            newest: new,
-        }];
-        let text = render(&snapshot, now);
-        assert_eq!(value(&text, "highwater_lag_bytes"), "768");
-        assert_eq!(value(&text, "highwater_region_lag_bytes{region=\"b\"}"), "768");
-    }
-
-    #[test]
-    fn nothing_lags_when_everything_received_is_durable() {
-        let mut snapshot = snapshot();
-        snapshot.durable = snapshot.received;
-        assert_eq!(
-            lag_seconds(&snapshot, at("2026-11-20T13:00:00Z")).to_bits(),
-            0.0_f64.to_bits()
-        );
-    }
-
-    #[test]
-    fn what_is_not_known_is_left_out() {
-        let text = render(&Snapshot::default(), at("2026-11-20T12:00:00Z"));
-        assert!(!text.contains("durable_commit_age") && !text.contains("backup_last"));
-        assert_eq!(value(&text, "highwater_connection{state=\"starting\"}"), "1");
-    }
-
-    #[test]
-    fn every_series_is_documented_and_every_documented_one_exists() {
-        let manual = include_str!("../docs/metrics.md");
-        let mut full = snapshot();
-        full.started_at = Some(at("2026-11-20T11:00:00Z"));
-        full.gaps = Some(gaps_of_one());
-        full.slot = Some(SlotView {
-            room_bytes: Some(7),
-            seconds_until_full: Some(7),
-            ..SlotView::default()
-        });
-        let text = render(&full, at("2026-11-20T12:00:00Z"));
-        let rendered: HashSet<&str> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-            .collect();
-        let documented: HashSet<&str> = manual
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next())
-            .collect();
-        assert_eq!(rendered, documented);
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

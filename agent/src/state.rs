@@ -10,6 +10,7 @@ use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::branches::common_end;
 use crate::synchronous::Role;
 
 /// How the agent stands with PostgreSQL.
@@ -222,9 +223,7 @@ impl Snapshot {
     /// place where that was left, as far as that place is known.
     pub fn lag_of(&self, timeline: Option<TimelineId>, position: Lsn) -> Option<u64> {
         let elsewhere = timeline != self.timeline;
-        let left = |branch: &&Branch| elsewhere && Some(branch.timeline) == timeline;
-        let left = self.branches.iter().find(left).map(|branch| branch.start);
-        let common = left.map_or(position, |left| left.min(position));
+        let common = common_end(&self.branches, timeline, position, self.timeline);
         let known = self.server_end > Lsn::ZERO && position > Lsn::ZERO;
         let is_told = known && !(elsewhere && common > self.server_end);
         is_told.then(|| self.server_end.distance_from(common))

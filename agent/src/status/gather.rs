@@ -281,11 +281,8 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
 
 /// What the server has beyond `place`. A place on a timeline that was left before counts up to where that was.
 fn lag(end: Place, place: Place, branches: &[Branch]) -> u64 {
-    let elsewhere = end.timeline != place.timeline;
-    let left = |branch: &&Branch| elsewhere && branch.timeline == place.timeline;
-    let left = branches.iter().find(left).map(|branch| branch.start);
-    end.lsn
-        .distance_from(left.map_or(place.lsn, |left| left.min(place.lsn)))
+    let common = branches::common_end(branches, Some(place.timeline), place.lsn, Some(end.timeline));
+    end.lsn.distance_from(common)
 }
 
 /// Branches of all regions: of one that several hold to a different length the longest.
