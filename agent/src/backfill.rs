@@ -131,14 +131,18 @@ pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Re
             }
         }
     }
-    if !sources.is_empty() {
-        let why =
-            || format!("no other region could give the WAL that follows {position}; it is asked for again");
-        shared.state.update_region(region.index, |view| {
-            let why = view.blocked.clone().unwrap_or_else(why);
-            view.last_error.get_or_insert(why);
-        });
-    }
+    let why = if sources.is_empty() {
+        format!(
+            "the WAL that follows {position} is no longer in memory, and no region that has answered holds it. If no other \
+             region is on its way back, restart the agent: the server sends it again, as far as the slot keeps it"
+        )
+    } else {
+        format!("no other region could give the WAL that follows {position}; it is asked for again")
+    };
+    shared.state.update_region(region.index, |view| {
+        let why = view.blocked.clone().unwrap_or(why);
+        view.last_error.get_or_insert(why);
+    });
     tokio::time::sleep(pause).await;
     Ok(position)
 }

@@ -108,6 +108,13 @@ impl Progress {
         self.lock().waiting.iter().copied().flatten().max()
     }
 
+    /// Whether there is a region of which it is not known yet what it holds.
+    pub fn has_unread(&self) -> bool {
+        let inner = self.lock();
+        (0..inner.waiting.len())
+            .any(|region| inner.waiting[region].is_none() && inner.frontier.position(region).is_none())
+    }
+
     /// Notes that the server no longer has the WAL from `at` on; none when the stream goes on.
     pub fn server_lost(&self, at: Option<Position>) {
         self.lock().lost_from = at;

@@ -227,6 +227,45 @@ async fn i5_a_region_that_was_away_gets_the_record_too() -> Result<()> {
     Ok(())
 }
 
+/// Under `any` the newest WAL may lie in the one region that does not answer when the agent starts, and the server has
+/// removed it, rightly. That is no gap as long as the region may only be late.
+#[tokio::test]
+async fn i5_what_only_a_late_region_holds_is_no_gap() -> Result<()> {
+    let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
+    site.settings += "[durability]\npolicy = \"any\"\n";
+    let site = &site;
+    let [north, south] = [site.regions[0].faults(), site.regions[1].faults()];
+    let mut agent = site.start_agent().await?;
+    let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
+    ledger.grow(20).await?;
+    north.only(&[Operation::Put]);
+    north.only_keys("/wal/");
+    north.fail_always(Some(503));
+    recycle(site).await?;
+    let only_south = site.all_durable().await?;
+    agent.kill9();
+    recycle(site).await?;
+    north.clear();
+    south.refuse(true);
+
+    let agent = site.agent()?.arg("run").start()?;
+    let told = || async { agent.stderr().contains("no longer has the WAL").then_some(()) };
+    eventually("the server's word that its WAL is gone", PATIENCE, told)
+        .await
+        .with_context(|| agent.last_words())?;
+    south.refuse(false);
+    ledger.grow(20).await?;
+    drop(ledger.stop().await);
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    site.archived(1, end).await.with_context(|| agent.last_words())?;
+    for snapshot in site.snapshots() {
+        let runs = archive::wal(&snapshot, BUCKET, site.segment_size())[&1].runs();
+        ensure!(runs.len() == 1 && runs[0].0 < only_south, "{runs:x?}");
+    }
+    ensure!(records(site)?.concat().is_empty(), "a gap was recorded");
+    Ok(())
+}
+
 /// The agent misses a promotion and all WAL around it: one gap to the end of the old timeline, one at the beginning of
 /// the new one.
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use highwater_format::Gap;
 use highwater_pgwire::{Connection, Started, StreamMessage};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Receiver;
 use crate::error::{AgentError, Result};
@@ -25,6 +25,10 @@ use crate::state;
 
 /// How long the first WAL of a stream that proves a gap's end may take.
 const FIRST_WAL: Duration = Duration::from_secs(20);
+
+/// For so long a region that was not read yet is waited for: it may hold what the server no longer has. Not for ever,
+/// because nothing that is committed now is archived meanwhile.
+const UNREAD_REGION: Duration = Duration::from_secs(30);
 
 /// Between two attempts to give the slot up.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -56,17 +60,27 @@ impl Receiver {
     fn is_the_archives_end(&mut self, frontier: Position) -> Result<()> {
         let progress = &self.context.shared.progress;
         let waiting = progress.furthest_waiting().is_some_and(|at| at > frontier);
-        if progress.durable().is_none() || waiting {
+        let since = *self.removed_since.get_or_insert_with(Instant::now);
+        let unread = progress.has_unread() && since.elapsed() < UNREAD_REGION;
+        if progress.durable().is_none() || waiting || unread {
             progress.server_lost(Some(frontier));
             return Err(AgentError::Trouble {
                 what: format!(
                     "the server no longer has the WAL from {frontier} on, and a region that does not count yet may"
                 ),
-                next: "The agent goes on when as many regions as the policy asks for answer".into(),
+                next: if unread {
+                    format!(
+                        "The agent goes on when every region has answered, at the latest after {} s as the policy says",
+                        UNREAD_REGION.as_secs()
+                    )
+                } else {
+                    "The agent goes on when as many regions as the policy asks for answer".into()
+                },
             });
         }
         if let Some(further) = progress.furthest().filter(|at| *at > frontier) {
             self.sealed = Some(further);
+            self.removed_since = None;
             return Err(AgentError::Trouble {
                 what: format!(
                     "the server no longer has the WAL from {frontier} on, but a region holds it up to {further}"
@@ -170,6 +184,7 @@ impl Receiver {
         self.until_durable(behind).await?;
         self.sealed = Some(behind);
         self.removed = false;
+        self.removed_since = None;
         self.cause = None;
         self.context.reanchor.notify_one();
         Err(AgentError::Trouble {

@@ -96,6 +96,8 @@ pub(crate) struct Receiver {
     first: Option<(Connection, Resume)>,
     /// The server no longer has the last archived object: the stream begins right after it.
     removed: bool,
+    /// Since when the server says that it no longer has what comes next.
+    removed_since: Option<Instant>,
     /// Since when the regions have answered that they lack some of what the stream has to be compared with.
     lacking_since: Option<Instant>,
     /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
@@ -117,6 +119,7 @@ impl Receiver {
             sealed: None,
             first: Some((connection, resume)),
             removed: false,
+            removed_since: None,
             lacking_since: None,
             cause: slot_event,
             standby: false,
@@ -236,6 +239,7 @@ impl Receiver {
                     self.sealed = Some(untouched.unwrap_or(reached));
                     if self.got_on(&resume) {
                         self.removed = false;
+                        self.removed_since = None;
                         self.context.shared.progress.server_lost(None);
                         // What was wrong with the slot may still be why the next segment is gone.
                         self.cause.take_if(|_| !ended.as_ref().is_err_and(is_removed));
