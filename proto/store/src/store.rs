@@ -10,6 +10,10 @@ use bytes::Bytes;
 
 use crate::{Operation, StoreError};
 
+/// Most bytes of one object that are read: a manifest of some millions of files stays below it. A larger one is not ours,
+/// and must not cost its reader the memory.
+pub(crate) const MAX_READ: u64 = 2 << 30;
+
 /// Entries asked for per page by [`list_all`]. S3 gives at most this many (`MaxKeys` of ListObjectsV2).
 pub const LIST_PAGE: usize = 1000;
 

@@ -20,6 +20,10 @@ pub(super) enum Failure {
         path: PathBuf,
         error: io::Error,
     },
+    TooLarge {
+        path: PathBuf,
+        len: u64,
+    },
     Short {
         path: PathBuf,
         expected: u64,
@@ -50,6 +54,14 @@ impl Failure {
             Self::NotFound => new(ErrorKind::NotFound, "no such object".to_owned()),
             Self::Root { path, what } => new(ErrorKind::Operator, format!("{} {what}", path.display()))
                 .with_next_step("mount the volume, or create the directory if this is a new archive"),
+            Self::TooLarge { path, len } => new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} has {len} bytes: no object of an archive is that large",
+                    path.display()
+                ),
+            )
+            .with_next_step("find out who put it there; other regions can be read meanwhile"),
             Self::Short { path, expected, got } => new(
                 ErrorKind::Retry,
                 format!("{} gave {got} of {expected} bytes", path.display()),

@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 
 use crate::key::{check_key, check_prefix};
 use crate::memory::verify_upload;
+use crate::store::MAX_READ;
 use crate::{ErrorKind, Meta, Object, Operation, Page, Put, PutMode, RegionConfig, Store, StoreError};
 
 use faults::{At, Failure};
@@ -49,21 +50,15 @@ pub(crate) struct FileStore {
 }
 
 impl FileStore {
-    /// Checks that the root, or at least the directory above it, exists. Writes nothing.
-    pub(crate) async fn open(config: &RegionConfig, path: PathBuf) -> Result<Self, StoreError> {
-        let region = config.display_name().to_owned();
-        let store = Self {
-            region,
+    /// Asks nothing of the file system, which may hang: a region that is away is found out by its first call, and
+    /// holds up no other.
+    pub(crate) fn open(config: &RegionConfig, path: PathBuf) -> Self {
+        Self {
+            region: config.display_name().to_owned(),
             root: Arc::new(Root::new(path)),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             timeout: config.operation_timeout,
-        };
-        let exists = store.run(Operation::Open, "", Root::look).await?;
-        if !exists {
-            tracing::warn!(region = %store.region, root = %store.root.path().display(),
-                "the directory does not exist yet; the first write creates it");
         }
-        Ok(store)
     }
 
     /// Runs blocking work with a bound on its time. Work that outlives it goes on unseen, as a request
@@ -221,6 +216,9 @@ fn read(root: &Root, key: &str, range: Range<u64>) -> Result<Bytes, Failure> {
     let (mut file, size) = open(root, &path)?;
     let (start, end) = (range.start.min(size), range.end.min(size));
     let len = end.saturating_sub(start);
+    if len > MAX_READ {
+        return Err(Failure::TooLarge { path, len });
+    }
     if start > 0 {
         file.seek(SeekFrom::Start(start)).at(&path)?;
     }

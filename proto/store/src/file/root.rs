@@ -23,11 +23,20 @@ pub(super) struct Root {
     pub(super) serial: AtomicU64,
     /// The temporary directory exists and was swept.
     pub(super) tmp_ready: Mutex<bool>,
+    sync: Sync,
 }
+
+/// Makes the entries of a directory durable.
+type Sync = fn(&Path) -> Result<(), Failure>;
 
 impl Root {
     pub(super) fn new(path: PathBuf) -> Self {
+        Self::syncing_with(path, super::write::sync_dir)
+    }
+
+    pub(super) fn syncing_with(path: PathBuf, sync: Sync) -> Self {
         Self {
+            sync,
             path,
             identity: OnceLock::new(),
             durable: Mutex::default(),
@@ -38,6 +47,11 @@ impl Root {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes the entries of `dir` durable.
+    pub(super) fn sync(&self, dir: &Path) -> Result<(), Failure> {
+        (self.sync)(dir)
     }
 
     /// Whether the root exists. One that was there before and is not now, or is another, is an error, as is
@@ -73,6 +87,7 @@ impl Root {
     pub(super) fn ensure_dir(&self, dir: &Path) -> Result<(), Failure> {
         if !self.look()? {
             create(&self.path)?;
+            tracing::warn!(root = %self.path.display(), "the region's directory did not exist and was made");
             self.look()?;
         }
         let mut missing: Vec<&Path> = Vec::new();

@@ -137,14 +137,18 @@ async fn only_the_last_part_of_the_root_is_created() {
     put(store.as_ref(), "a/b", "x", PutMode::Create).await.unwrap();
     assert!(root.join("a/b").is_file());
 
-    let error = open_region(&config(&dir.path().join("not/mounted")))
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Operator);
-    assert!(
-        error.to_string().contains("not/mounted") && error.to_string().contains("mount"),
-        "{error}"
-    );
+    let away = store_in(&dir.path().join("not/mounted")).await;
+    for error in [
+        away.list("", None, 10).await.unwrap_err(),
+        away.get("key").await.unwrap_err(),
+        put(away.as_ref(), "key", "x", PutMode::Create).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Operator);
+        assert!(
+            error.to_string().contains("not/mounted") && error.to_string().contains("mount"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -184,6 +188,17 @@ async fn a_directory_removed_behind_our_back_is_made_again() {
         Put::Created
     );
     assert_eq!(store.get("a/b/2").await.unwrap(), "y");
+}
+
+#[tokio::test]
+async fn a_file_of_any_size_costs_no_memory() {
+    let dir = TempDir::new().unwrap();
+    let store = store_in(dir.path()).await;
+    let file = File::create(dir.path().join("pulse.json")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let error = store.get("pulse.json").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(store.get_range("pulse.json", 0..8).await.unwrap().len(), 8);
 }
 
 #[tokio::test]

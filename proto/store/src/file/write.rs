@@ -33,7 +33,7 @@ pub(super) fn put(root: &Root, key: &str, bytes: &[u8], mode: PutMode) -> Result
     // A taken key is refused before its bytes are written; the link below decides races.
     match fs::metadata(&target) {
         Ok(meta) if meta.is_dir() => return Err(io::Error::from(Errno::EISDIR)).at(&target),
-        Ok(_) if mode == PutMode::Create => return Ok(Put::Exists),
+        Ok(_) if mode == PutMode::Create => return exists(root, &target),
         _ => {}
     }
     match place(root, &target, bytes, mode) {
@@ -54,10 +54,20 @@ fn place(root: &Root, target: &Path, bytes: &[u8], mode: PutMode) -> Result<Put,
         PutMode::Create => tmp.link(target)?,
         PutMode::Overwrite => tmp.rename(target)?,
     };
-    if put == Put::Created {
-        sync_dir(dir)?;
+    match put {
+        Put::Created => root.sync(dir)?,
+        Put::Exists => return exists(root, target),
     }
     Ok(put)
+}
+
+/// The name is taken. Whoever took it may have died, or failed, before the entry was durable; an answer that will be
+/// taken for "it is stored" makes it so. The content was durable before it had a name.
+fn exists(root: &Root, target: &Path) -> Result<Put, Failure> {
+    let dir = target.parent().unwrap_or(root.path());
+    root.ensure_dir(dir)?;
+    root.sync(dir)?;
+    Ok(Put::Exists)
 }
 
 /// A durable file that no key reaches; removed when dropped.
@@ -198,5 +208,35 @@ pub(super) fn sync_parent(dir: &Path) -> Result<(), Failure> {
     match File::open(dir) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         _ => sync_dir(dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    static BROKEN: AtomicBool = AtomicBool::new(false);
+
+    fn sync(dir: &Path) -> Result<(), Failure> {
+        match BROKEN.load(Ordering::Relaxed) {
+            true => Err(io::Error::from(Errno::EIO)).at(dir),
+            false => sync_dir(dir),
+        }
+    }
+
+    #[test]
+    fn a_name_whose_entry_may_not_be_durable_is_no_stored_object() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::syncing_with(dir.path().to_owned(), sync);
+        let create = || put(&root, "a/b", b"x", PutMode::Create);
+        put(&root, "a/other", b"x", PutMode::Create).ok().unwrap();
+        BROKEN.store(true, Ordering::Relaxed);
+        assert!(create().is_err());
+        assert!(dir.path().join("a/b").exists(), "the link came first");
+        assert!(create().is_err(), "a taken name was believed");
+        BROKEN.store(false, Ordering::Relaxed);
+        assert_eq!(create().ok(), Some(Put::Exists));
     }
 }

@@ -30,6 +30,7 @@ use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
 use crate::memory::verify_upload;
+use crate::store::MAX_READ;
 use crate::{
     ErrorKind, LIST_PAGE, Meta, Object, Operation, Page, Put, PutMode, RegionConfig, Store, StoreError,
 };
@@ -271,6 +272,16 @@ impl S3Store {
         let Some(expected) = output.content_length().and_then(|len| u64::try_from(len).ok()) else {
             return Err(self.foreign(operation, key, "an object without a length"));
         };
+        if expected > MAX_READ {
+            return Err(self
+                .error(
+                    ErrorKind::Corrupt,
+                    operation,
+                    key,
+                    format!("it is announced with {expected} bytes: no object of an archive is that large"),
+                )
+                .with_next_step("find out who put it there; other regions can be read meanwhile"));
+        }
         let bytes = body::collect(output.body, expected).await.map_err(|error| {
             self.error(
                 ErrorKind::Retry,
