@@ -19,8 +19,12 @@ use crate::startup;
 const RESULT_LIMIT: usize = 64 * 1024 * 1024;
 /// Most parameters a server may report, far above the dozen that PostgreSQL reports.
 const PARAMETER_LIMIT: usize = 1000;
+/// Longest such report, as in libpq.
+const PARAMETER_LEN: usize = 30_000;
 /// Most warnings kept of one command; further ones are only logged.
 const NOTICE_LIMIT: usize = 1000;
+/// Longest warning shown or kept; its length is logged.
+const NOTICE_LEN: usize = 16 * 1024;
 /// How much of a statement an error repeats.
 const SHOWN_SQL: usize = 80;
 
@@ -58,6 +62,10 @@ impl Session {
     /// Takes what a server may send at any time; anything else is returned.
     pub(crate) fn absorb(&mut self, frame: Frame, during: &str) -> Result<Option<Frame>, PgError> {
         match frame.tag {
+            tag::PARAMETER_STATUS if frame.body.len() > PARAMETER_LEN => Err(PgError::protocol(
+                during,
+                format!("a parameter of {} bytes reported", frame.body.len()),
+            )),
             tag::PARAMETER_STATUS => {
                 let (name, value) = message::parameter(frame.body)
                     .ok_or_else(|| message::short("ParameterStatus", during))?;
@@ -65,6 +73,11 @@ impl Session {
                 Ok(None)
             }
             tag::NOTICE => {
+                let len = frame.body.len();
+                if len > NOTICE_LEN {
+                    tracing::warn!(server = %self.target, during, bytes = len, "a server notice too long to show");
+                    return Ok(None);
+                }
                 let notice = Notice::parse(&frame.body);
                 tracing::info!(server = %self.target, during, notice = %notice, "server notice");
                 if self.notices.len() < NOTICE_LIMIT {

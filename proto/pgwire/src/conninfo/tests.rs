@@ -70,9 +70,21 @@ fn malformed_strings_never_repeat_what_may_be_a_password() {
         "=secret",
         "postgresql://u:%zzsecret@h",
         "postgresql://u:sec%00ret@h",
+        "postgresql://u:secret/more@h/db",
+        "postgresql://u:x/secret?more@h/db",
+        "postgresql://u:p@secret@h/db",
+        "postgresql://u@h/db?secret",
     ] {
         assert!(!error(text).contains("secret"), "{text}");
     }
+}
+
+/// As libpq: user and password end at the first @ before the first slash.
+#[test]
+fn a_password_in_a_uri_may_contain_a_question_mark() {
+    let info = resolve("postgresql://hw:ab?cd@db/x?application_name=y");
+    assert_eq!(password(&info), Some("ab?cd"));
+    assert_eq!((info.dbname.as_str(), info.application_name.as_str()), ("x", "y"));
 }
 
 #[test]

@@ -14,17 +14,18 @@ pub(super) fn strip_scheme(text: &str) -> Option<&str> {
 
 /// Splits a URI, without its scheme, into keyword and value pairs.
 pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, PgError> {
+    // As libpq: an @ before the first slash ends user and password, whatever they contain.
+    let (userinfo, text) = match text.split('/').next().and_then(|head| head.split_once('@')) {
+        Some((userinfo, _)) => (Some(userinfo), &text[userinfo.len() + 1..]),
+        None => (None, text),
+    };
     let (text, query) = match text.split_once('?') {
         Some((text, query)) => (text, Some(query)),
         None => (text, None),
     };
-    let (authority, dbname) = match text.split_once('/') {
-        Some((authority, dbname)) => (authority, Some(dbname)),
+    let (hosts, dbname) = match text.split_once('/') {
+        Some((hosts, dbname)) => (hosts, Some(dbname)),
         None => (text, None),
-    };
-    let (userinfo, hosts) = match authority.rsplit_once('@') {
-        Some((userinfo, hosts)) => (Some(userinfo), hosts),
-        None => (None, authority),
     };
     let mut pairs = Vec::new();
     if let Some(userinfo) = userinfo {
@@ -37,12 +38,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, PgError> {
     }
     push_hosts(&mut pairs, hosts)?;
     push(&mut pairs, "dbname", dbname.unwrap_or_default())?;
-    for item in query
-        .unwrap_or_default()
-        .split('&')
-        .filter(|item| !item.is_empty())
-    {
-        push_parameter(&mut pairs, item)?;
+    let parameters = query.unwrap_or_default().split('&');
+    for (item, number) in parameters.zip(1..).filter(|(item, _)| !item.is_empty()) {
+        push_parameter(&mut pairs, item, number)?;
     }
     Ok(pairs)
 }
@@ -59,8 +57,16 @@ fn push_hosts(pairs: &mut Vec<(String, String)>, text: &str) -> Result<(), PgErr
     let mut ports = Vec::new();
     for item in text.split(',') {
         let (host, port) = split_port(item)?;
-        hosts.push(decode("host", host)?);
-        ports.push(decode("port", port)?);
+        let (host, port) = (decode("host", host)?, decode("port", port)?);
+        // Neither is repeated: it may be a part of a password.
+        if host.contains('@') || !port.bytes().all(|digit| digit.is_ascii_digit()) {
+            return Err(PgError::config(
+                "a host of the URI contains \"@\", or its port is not a number",
+                "in user and password write / as %2F, ? as %3F, @ as %40, : as %3A",
+            ));
+        }
+        hosts.push(host);
+        ports.push(port);
     }
     let mut push_list = |name: &str, list: Vec<String>| {
         if list.iter().any(|item| !item.is_empty()) {
@@ -93,10 +99,10 @@ fn split_port(item: &str) -> Result<(&str, &str), PgError> {
     Ok(item.split_once(':').unwrap_or((item, "")))
 }
 
-fn push_parameter(pairs: &mut Vec<(String, String)>, item: &str) -> Result<(), PgError> {
+fn push_parameter(pairs: &mut Vec<(String, String)>, item: &str, number: usize) -> Result<(), PgError> {
     let Some((name, value)) = item.split_once('=') else {
         return Err(PgError::config(
-            format!("URI parameter {item:?} has no \"=\""),
+            format!("parameter {number} of the URI has no \"=\""),
             "write ?keyword=value&keyword=value",
         ));
     };

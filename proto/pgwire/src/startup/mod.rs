@@ -57,9 +57,55 @@ async fn connect_host(
     mode: Mode,
     wanted: SessionAttrs,
 ) -> Result<Connection, PgError> {
-    let attempt = Box::pin(try_encryptions(info, spec, mode));
-    let connection = with_limit(info.connect_timeout, spec, attempt).await?;
+    let addresses = with_limit(info.connect_timeout, spec, addresses(info, spec)).await?;
+    let connection = connect_any(info, spec, &addresses, mode).await?;
     check_role(connection, spec, wanted)
+}
+
+/// The host with each address that its name has, in the resolver's order.
+async fn addresses(info: &ConnInfo, spec: &HostSpec) -> Result<Vec<HostSpec>, PgError> {
+    let name = match &spec.host {
+        Host::Tcp(name) if spec.hostaddr.is_none() && info.dialer.is_none() => name,
+        _ => return Ok(vec![spec.clone()]),
+    };
+    let failed = |source| PgError::Connect {
+        target: spec.to_string(),
+        source,
+    };
+    let found = tokio::net::lookup_host((name.as_str(), spec.port))
+        .await
+        .map_err(failed)?;
+    let with = |address: std::net::SocketAddr| HostSpec {
+        hostaddr: Some(address.ip()),
+        ..spec.clone()
+    };
+    let found: Vec<HostSpec> = found.map(with).collect();
+    match found.is_empty() {
+        true => Err(failed(std::io::ErrorKind::NotFound.into())),
+        false => Ok(found),
+    }
+}
+
+/// Connects to the first address that answers. As in libpq, each has the time limit for itself: one that is dead must
+/// not use up the time of the others.
+async fn connect_any(
+    info: &ConnInfo,
+    spec: &HostSpec,
+    addresses: &[HostSpec],
+    mode: Mode,
+) -> Result<Connection, PgError> {
+    let mut failure = PgError::config("the list of addresses is empty", "give host=...");
+    for address in addresses {
+        let attempt = Box::pin(try_encryptions(info, address, mode));
+        match with_limit(info.connect_timeout, spec, attempt).await {
+            Err(error @ (PgError::Connect { .. } | PgError::ConnectTimeout { .. })) => {
+                tracing::debug!(target = %spec, address = ?address.hostaddr, %error, "address not used");
+                failure = error;
+            }
+            result => return result,
+        }
+    }
+    Err(failure)
 }
 
 async fn with_limit<T>(
@@ -161,5 +207,38 @@ fn check_role(connection: Connection, spec: &HostSpec, wanted: SessionAttrs) -> 
             target: spec.to_string(),
             wanted: wanted.as_str(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_use_up_the_time_of_the_next() {
+        let info =
+            ConnInfo::resolve(Some("host=db.example user=x sslmode=disable connect_timeout=2")).unwrap();
+        let silent = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let alive = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
+        let at = |address: &str| HostSpec {
+            hostaddr: Some(address.parse().unwrap()),
+            port,
+            ..info.hosts[0].clone()
+        };
+        let addresses = [at("127.0.0.2"), at("127.0.0.3")];
+        let answers = async {
+            let (stream, _) = alive.accept().await.unwrap();
+            drop(stream);
+        };
+        let attempt = connect_any(&info, &info.hosts[0], &addresses, Mode::Sql);
+        let (failed, ()) = tokio::join!(attempt, answers);
+        assert!(
+            !matches!(failed, Err(PgError::ConnectTimeout { .. })),
+            "the second address has the last word"
+        );
+        drop(silent);
     }
 }
