@@ -257,9 +257,7 @@ impl<'a> BackupRun<'a> {
             backup: begun.id.clone(),
             layout: archive.layout.clone(),
             header,
-            pack_size: options
-                .pack_size
-                .min(highwater_format::container::MAX_OBJECT_PLAIN),
+            pack_size: options.pack_size,
             threads: options.threads,
             memory: PACKS_IN_FLIGHT * options.pack_size,
         };

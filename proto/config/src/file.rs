@@ -257,6 +257,6 @@ fn holds_password(connection: &str) -> bool {
         .is_some_and(|(user, _)| user.contains(':'));
     in_uri
         || connection
-            .split(['=', '?', '&', ' '])
+            .split(|c: char| matches!(c, '=' | '?' | '&') || c.is_whitespace())
             .any(|word| word == "password")
 }

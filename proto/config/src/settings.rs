@@ -269,7 +269,7 @@ impl BackupConfig {
         Ok(Self {
             schedule: raw.text("backup", "schedule"),
             compression: raw.read("backup", "compression", Codec::Zstd)?,
-            pack_size: size(raw, "backup", "pack_size", 32 * MIB, (MIB, 256 * MIB))?,
+            pack_size: size(raw, "backup", "pack_size", 32 * MIB, (MIB, 64 * MIB))?,
             max_rate,
             checkpoint_fast: flag(raw, "backup", "checkpoint_fast", true)?,
             threads: raw.bounded("backup", "threads", processors.min(8), (1, 64))?,

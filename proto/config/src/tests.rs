@@ -370,6 +370,8 @@ fn a_file_with_secrets_that_others_may_read_is_refused() {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         Config::load(Some(&path), |_| None, &Overrides::default())
     };
+    let lines = with("connection = \"\"\"host=db\npassword=pw\"\"\"\n");
+    assert!(check(&lines, 0o644).is_err(), "a password on a line of its own");
     let secret = with("connection = \"postgresql://u:pw@host/db\"\n");
     let error = check(&secret, 0o644).unwrap_err();
     assert!(

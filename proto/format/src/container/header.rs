@@ -271,6 +271,10 @@ impl Header {
             Kind::Pack if len != 1 || u32::try_from(self.start).is_err() => {
                 Err(format!("{} to {} is not one pack's number", self.start, self.end))
             }
+            Kind::Pack if self.plain_len > MAX_OBJECT_PLAIN => Err(format!(
+                "a pack of {} bytes is longer than {MAX_OBJECT_PLAIN}",
+                self.plain_len
+            )),
             Kind::Segment | Kind::Tail if len != self.plain_len => Err(format!(
                 "{} holds {len} bytes, but its plain length is {}",
                 self.range(),

@@ -232,7 +232,7 @@ impl Object {
 
     /// All plain bytes.
     pub fn plain(&self) -> Result<Vec<u8>, FormatError> {
-        // Checked against the frames, each of which is bounded, so a wrong header cannot ask for the world.
+        // The header was checked: no object holds more than `MAX_OBJECT_PLAIN`, whatever it says.
         let mut out = Vec::with_capacity(usize::try_from(self.header.plain_len).unwrap_or(0));
         for frame in &self.frames {
             frame.decode_into(&mut out)?;
