@@ -10,7 +10,7 @@ use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
 use highwater_store::{ErrorKind, Store, list_all, list_parts};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::held::Held;
 use crate::region::get_optional;
@@ -122,8 +122,8 @@ pub async fn pulse(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> 
 /// lies behind such a hole does not count: it is stored again.
 pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Option<Position>> {
     let hint = match pulse(store, layout).await {
-        Err(AgentError::Object { source, .. }) => {
-            tracing::warn!(region = store.region(), %source, "the pulse cannot be read; listing everything instead");
+        Err(error) if error.kind() == Kind::Damage => {
+            tracing::warn!(region = store.region(), %error, "the pulse cannot be read; listing everything instead");
             None
         }
         other => other?,

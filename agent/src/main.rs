@@ -60,7 +60,7 @@ fn log_to_stderr(format: LogFormat) {
 async fn execute(cli: Cli) -> Result<Exit> {
     let config = cli.global.load()?;
     let unknown = highwater_config::unknown_variables(
-        std::env::vars().map(|(name, _)| name),
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()),
         &["HIGHWATER_LOG", "HIGHWATER_LOG_FORMAT"],
     );
     for warning in unknown {

@@ -36,7 +36,7 @@ use crate::segmenter::{Rules, object_size};
 use crate::start::{self, Beginning};
 use crate::surroundings::Surroundings;
 use crate::synchronous::{APPLICATION_NAME, Manner};
-use crate::uploader::{Shared, Uploader};
+use crate::uploader::{Shared, Uploader, is_of_this_region};
 use crate::window::Window;
 use crate::writer::Claims;
 use crate::{admin, agree, branches, identity, inventory, pulse, server};
@@ -241,7 +241,8 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads every region; those that do not answer join later, as long as one does. Two that are the same place are
+/// Reads every region; those that cannot be read join later, whatever the reason, as long as one holds WAL: what a
+/// running agent bears in one region must not keep one that starts from the others. Two that are the same place are
 /// refused.
 ///
 /// Where those that answer hold nothing, nobody but the others knows where the archive ends: beginning anew beside one
@@ -258,33 +259,47 @@ async fn read_regions(archive: &Archive, places: &Places) -> Result<Vec<Option<O
         let answered: Vec<_> = answered.map(|(region, _)| region.place()).collect();
         places.tell_apart(&answered).await?;
         let mut positions = Vec::with_capacity(read.len());
-        let mut failure = None;
+        let mut failures = Vec::new();
         for (region, result) in archive.regions.iter().zip(read) {
             match result {
                 Ok(position) => positions.push(Some(position)),
-                Err(error) if matches!(error.kind(), Kind::Retry | Kind::Operator) => {
+                Err(error) if is_of_this_region(&error) => {
                     tracing::error!(region = region.name, %error, "the region cannot be read; it joins when it can");
                     positions.push(None);
-                    failure = Some(error);
+                    failures.push(error);
                 }
                 Err(error) => return Err(error),
             }
         }
-        match failure {
-            Some(error) if positions.iter().all(Option::is_none) => {
-                wait_or_fail(error, "no region can be read").await?;
-            }
-            Some(error) if positions.iter().flatten().all(Option::is_none) => {
-                tracing::error!(
-                    %error,
-                    "the archive begins when this region has been read once: the others hold nothing, and this one may \
-                     know how far it was archived. If it is gone for good, take it out of the configuration"
-                );
-                tokio::time::sleep(START_PAUSE).await;
-            }
-            _ => return Ok(positions),
-        }
+        let known = positions.iter().flatten().any(Option::is_some);
+        failures.sort_by_key(may_pass);
+        let Some(failure) = failures.into_iter().next().filter(|_| !known) else {
+            return Ok(positions);
+        };
+        nothing_is_known(failure, positions.iter().any(Option::is_some)).await?;
     }
+}
+
+/// Whether waiting may cure it; a wrong setting stays wrong.
+fn may_pass(error: &AgentError) -> bool {
+    matches!(error.kind(), Kind::Retry | Kind::Operator)
+}
+
+/// No region was read that holds WAL. `answered`: at least one was, and is empty.
+async fn nothing_is_known(failure: AgentError, answered: bool) -> Result<()> {
+    if !answered {
+        return wait_or_fail(failure, "no region can be read").await;
+    }
+    if !may_pass(&failure) {
+        return Err(failure);
+    }
+    tracing::error!(
+        error = %failure,
+        "the archive begins when this region has been read once: the others hold nothing, and this one may know how far it \
+         was archived. If it is gone for good, take it out of the configuration"
+    );
+    tokio::time::sleep(START_PAUSE).await;
+    Ok(())
 }
 
 /// Reads all regions at once. When one has been read the others have a little longer: one that does not
