@@ -1,14 +1,16 @@
--- The role that highwater-agent connects with: it can replicate and read which slots exist, nothing else.
+-- The role that highwater-agent connects with: it can replicate, and read what every role may read of slots, walsenders
+-- and settings; nothing else.
 -- Run as a superuser. Choose a password, or drop the clause and use peer or certificate authentication.
 CREATE ROLE highwater WITH LOGIN REPLICATION PASSWORD 'change-me';
 
--- Lets `check` and `status` see every walsender and setting. Leave it out and they report "unknown" instead.
-GRANT pg_monitor TO highwater;
-
--- In pg_hba.conf (replication connections have their own lines), then SELECT pg_reload_conf():
---   local      replication  highwater                  peer map=highwater     (or scram-sha-256)
+-- In pg_hba.conf, then SELECT pg_reload_conf(). Replication connections have their own lines; those for SQL serve check,
+-- status, the backlog and the room that are left, [outage] give-up and acknowledge = "slot". Beside the server (the
+-- operating system's user is "highwater" too; else scram-sha-256 in the place of peer):
+--   local      replication  highwater                  peer
+--   local      postgres     highwater                  peer
+-- From another machine:
 --   hostssl    replication  highwater  10.0.0.0/8      scram-sha-256
---   local      postgres     highwater                  peer map=highwater     (only for check and status)
+--   hostssl    postgres     highwater  10.0.0.0/8      scram-sha-256
 
 -- In postgresql.conf (the first three are the defaults of PostgreSQL 14 to 18):
 --   wal_level = replica
