@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::s3::Operation;
-use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, lsn};
+use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site, region_config};
+use highwater_tests::{Ledger, PgCluster, PgVersion, TestDir, lsn};
 
 async fn site(policy: &str) -> Result<Site> {
     let mut site = Site::start(
@@ -186,5 +186,43 @@ async fn fault_40_damage_in_one_region_is_read_around() -> Result<()> {
     );
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await?;
+    Ok(())
+}
+
+/// What a running agent bears in one region keeps none that starts from the others: a directory whose volume is not
+/// mounted, a bucket that somebody has removed.
+#[tokio::test]
+async fn regions_that_are_away_for_reasons_of_their_own_keep_no_agent_from_starting() -> Result<()> {
+    let mut site = site("any").await?;
+    let mut agent = site.start_agent().await?;
+    site.all_durable().await?;
+    agent.terminate();
+    agent.wait_exit(PATIENCE).await?;
+
+    let dir = TestDir::new()?;
+    let south = &site.regions[1];
+    let gone = region_config(
+        "gone",
+        "no-such-bucket",
+        &south.endpoint(),
+        south.access_key(),
+        south.secret_key(),
+    );
+    let url = dir.path().join("not/mounted").display().to_string();
+    let unmounted = format!("[[region]]\nname = \"unmounted\"\nurl = \"file://{url}\"\n");
+    site.settings += &(unmounted + &gone);
+    let agent = site.start_agent().await?;
+    let end = site.all_durable().await?;
+    both_hold(&site, end).await?;
+    for cause in ["not/mounted", "no-such-bucket"] {
+        let told = || async { agent.stderr().contains(cause).then_some(()) };
+        eventually("the reason to be said", PATIENCE, told).await?;
+    }
+    let status = site.agent()?.arg("status").output().await?;
+    ensure!(
+        status.code != 2 && status.stdout.contains("unmounted") && status.stdout.contains("gone"),
+        "{}",
+        status.said()
+    );
     Ok(())
 }
