@@ -414,3 +414,25 @@ fn unknown_settings_of_flags_and_variables_get_a_suggestion() {
         ]
     );
 }
+
+/// The example of `deploy` is a manual, too.
+#[test]
+fn the_example_names_every_setting_and_loads() {
+    let example = include_str!("../../../deploy/highwater.toml");
+    load(example).unwrap();
+    let mut named = std::collections::BTreeSet::new();
+    let mut section = "";
+    for line in example.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_start_matches('[').split(']').next().unwrap();
+        }
+        let setting = line.trim_start_matches("# ").split_once(" = ");
+        named.extend(setting.map(|(key, _)| (section, key)));
+    }
+    let sections = schema::SECTIONS.iter().map(|section| (section.name, section.keys));
+    for (section, keys) in sections.chain([(schema::REGION, schema::REGION_KEYS)]) {
+        for key in keys {
+            assert!(named.contains(&(section, *key)), "[{section}] {key}");
+        }
+    }
+}
