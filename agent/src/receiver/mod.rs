@@ -14,6 +14,7 @@ mod intake;
 mod overlap;
 mod refusal;
 mod stream;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,7 +207,8 @@ impl Receiver {
 
     /// Streams on a connection that is ready, one timeline after the other.
     async fn stream(&mut self, mut connection: Connection, mut resume: Resume) -> Result<()> {
-        let mut floor = self.look_at(&mut connection).await?.slot.unwrap_or(Lsn::ZERO);
+        let mut view = self.look_at(&mut connection).await?;
+        let mut floor = view.slot.unwrap_or(Lsn::ZERO);
         loop {
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
@@ -228,7 +230,7 @@ impl Receiver {
                 }
                 Ok(Started::Streaming(reader, writer)) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
-                    let mut stream = Stream::new(&self.context, resume, history, overlap);
+                    let mut stream = Stream::new(&self.context, resume, history, overlap, &view);
                     let ended = stream.run(reader, writer, floor).await;
                     let reached = Position {
                         timeline: resume.timeline,
@@ -256,7 +258,7 @@ impl Receiver {
             };
             resume = self.switch(&resume, next);
             // A standby that was promoted is a primary now, and its agent the writer.
-            let view = self.look_at(&mut connection).await?;
+            view = self.look_at(&mut connection).await?;
             floor = view.slot.unwrap_or(floor);
             let cancel = self.context.cancel.clone();
             tokio::select! {
