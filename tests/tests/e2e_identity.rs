@@ -58,6 +58,16 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     site.primary.lose_disk()?;
     copy(&kept, site.primary.data_dir())?;
     site.primary.start_again().await?;
+    // Before that its end lies inside what is archived, and the listings look as if its WAL were stored.
+    site.primary
+        .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 100) g")
+        .await?;
+    let backup = site.agent()?.arg("backup").output().await?.expect_code(4)?;
+    ensure!(
+        backup.stderr.contains("differs from the archive"),
+        "{}",
+        backup.stderr
+    );
     site.primary
         .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 9000) g")
         .await?;
