@@ -37,6 +37,7 @@ use crate::resume::{Resume, ServerView, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
+use crate::slot;
 use crate::state;
 use crate::synchronous::{self, Manner};
 use crate::uploader::Shared;
@@ -103,6 +104,9 @@ pub(crate) struct Receiver {
     lacking_since: Option<Instant>,
     /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
     cause: Option<String>,
+    /// A slot that was made for a server of which no stream was compared with the archive yet, and from where on it
+    /// keeps WAL: if that server is refused, nobody will read from it.
+    new_slot: Option<Option<Lsn>>,
     /// The server was a standby when it was last asked.
     standby: bool,
 }
@@ -114,6 +118,7 @@ impl Receiver {
         connection: Connection,
         resume: Resume,
         slot_event: Option<String>,
+        new_slot: Option<Option<Lsn>>,
     ) -> Self {
         Self {
             context,
@@ -123,6 +128,7 @@ impl Receiver {
             removed_since: None,
             lacking_since: None,
             cause: slot_event,
+            new_slot,
             standby: false,
         }
     }
@@ -142,7 +148,10 @@ impl Receiver {
             }
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) if self.is_final(&error) => return Err(error),
+                Err(error) if self.is_final(&error) => {
+                    self.take_slot_back(&error).await;
+                    return Err(error);
+                }
                 Err(error) => error.to_string(),
             };
             if began.elapsed() >= GOOD_SESSION {
@@ -163,6 +172,23 @@ impl Receiver {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Leaves no slot on a server that was refused. After any other error the server may be the right one, and what the
+    /// slot keeps is archived by the next agent.
+    async fn take_slot_back(&self, error: &AgentError) {
+        let refused = matches!(
+            error,
+            AgentError::Diverged { .. }
+                | AgentError::Conflict { .. }
+                | AgentError::OtherCluster { .. }
+                | AgentError::Fenced { .. }
+                | AgentError::InUse { .. }
+                | AgentError::Refused { .. }
+        );
+        if let Some(made_at) = self.new_slot.filter(|_| refused) {
+            slot::take_back(&self.context.conninfo, &self.context.slot, made_at).await;
         }
     }
 
@@ -232,6 +258,7 @@ impl Receiver {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
                     let mut stream = Stream::new(&self.context, resume, history, overlap, &view);
                     let ended = stream.run(reader, writer, floor).await;
+                    self.new_slot.take_if(|_| stream.is_compared());
                     let reached = Position {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
@@ -294,6 +321,9 @@ impl Receiver {
         .await?;
         if view.slot_event.is_some() {
             self.cause.clone_from(&view.slot_event);
+        }
+        if view.slot_is_new {
+            self.new_slot = Some(view.slot);
         }
         self.standby = view.in_recovery;
         if let Ok(names) = connection.show(synchronous::SETTING).await {

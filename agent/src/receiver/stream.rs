@@ -97,6 +97,11 @@ impl<'a> Stream<'a> {
         self.intake.sealed()
     }
 
+    /// Whether the server sent all that is archived of it so far once more, unchanged.
+    pub(super) fn is_compared(&self) -> bool {
+        self.intake.received() >= self.overlap.end()
+    }
+
     /// Reads until the stream ends. Everything received is sealed then, however it ended.
     pub(super) async fn run(
         &mut self,
