@@ -116,8 +116,17 @@ impl Uploader {
     }
 
     async fn persist(&mut self, mut known: Option<Option<Position>>) -> Result<()> {
+        let mut readings = self.shared.progress.readings();
         loop {
-            let Err(error) = self.work(known.take()).await;
+            let error = tokio::select! {
+                biased;
+                Ok(()) = readings.changed() => {
+                    self.shared.window.detach(self.region.index);
+                    known = None;
+                    continue;
+                }
+                Err(error) = self.work(known.take()) => error,
+            };
             if !is_of_this_region(&error) {
                 return Err(error);
             }
