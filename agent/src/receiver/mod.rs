@@ -149,6 +149,7 @@ impl Receiver {
                     Err(_) => self.give_grace().await,
                 };
             }
+            self.context.confirmed.end_session();
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
                 Err(error) if self.is_final(&error) => {

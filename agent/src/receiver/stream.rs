@@ -160,7 +160,7 @@ impl<'a> Stream<'a> {
             done: done.clone(),
             eager: self.context.manner.synchronous,
             elsewhere: (!self.context.acknowledges(self.words.standby))
-                .then(|| self.context.confirmed.clone()),
+                .then(|| self.context.confirmed.of_this_session()),
         };
         (
             Signals {
