@@ -28,24 +28,61 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long the last move may take, when the agent stops.
 const LAST: Duration = Duration::from_secs(3);
 
-/// What the stream would report if it reported anything; none before there is something.
+/// What the stream would report if it reported anything; none before there is something, and once that stream has ended: the
+/// next server at the address may have been rolled back, and have other WAL there.
 #[derive(Clone, Debug)]
-pub(crate) struct Confirmed(Arc<watch::Sender<Option<(TimelineId, Lsn)>>>);
+pub(crate) struct Confirmed {
+    said: Arc<watch::Sender<Said>>,
+    /// The session that this one speaks for.
+    session: u64,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    session: u64,
+    position: Option<(TimelineId, Lsn)>,
+}
 
 impl Default for Confirmed {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
+        Self {
+            said: Arc::new(watch::Sender::new(Said::default())),
+            session: 0,
+        }
     }
 }
 
 impl Confirmed {
-    /// Everything before `lsn` of a stream on `timeline` is durable; zero: nothing may be said.
+    /// For the streams of the session that is on now.
+    pub(crate) fn of_this_session(&self) -> Self {
+        Self {
+            session: self.said.borrow().session,
+            ..self.clone()
+        }
+    }
+
+    /// Everything before `lsn` of a stream on `timeline` is durable; zero: nothing may be said. Does nothing once the
+    /// session has ended.
     pub(crate) fn send(&self, timeline: TimelineId, lsn: Lsn) {
-        self.0.send_replace((lsn > Lsn::ZERO).then_some((timeline, lsn)));
+        self.said.send_if_modified(|said| {
+            let on = said.session == self.session;
+            if on {
+                said.position = (lsn > Lsn::ZERO).then_some((timeline, lsn));
+            }
+            on
+        });
+    }
+
+    /// The session has ended, and with it what was known of the server.
+    pub(crate) fn end_session(&self) {
+        self.said.send_modify(|said| {
+            said.session += 1;
+            said.position = None;
+        });
     }
 
     fn latest(&self) -> Option<(TimelineId, Lsn)> {
-        *self.0.borrow()
+        self.said.borrow().position
     }
 }
 
@@ -106,7 +143,7 @@ impl Mover {
         let (timeline, lsn) = self.confirmed.latest()?;
         match self.advance(timeline, lsn).await {
             Ok(Found::Well) => None,
-            Ok(Found::Gone) => match self.make().await {
+            Ok(Found::Gone) => match self.make(timeline).await {
                 Ok(()) => None,
                 Err(error) => Some(format!("the slot keeps no WAL and cannot be made anew: {error}")),
             },
@@ -146,8 +183,17 @@ impl Mover {
         )
     }
 
-    async fn make(&self) -> Result<()> {
+    /// Makes the slot anew, if the server that answers is the one that the stream is of: on any other it would keep WAL that
+    /// nobody reads.
+    async fn make(&self, timeline: TimelineId) -> Result<()> {
         let mut connection: Connection = server::connect(&self.conninfo).await?;
+        let found = connection.identify_system().await?;
+        let ours = found.system_id == self.system_id && found.timeline == timeline;
+        if !ours || server::in_recovery(&mut connection).await {
+            tracing::debug!(system_id = %found.system_id, timeline = %found.timeline, "another server answers: no slot is made there");
+            connection.close().await;
+            return Ok(());
+        }
         let made = slot::ensure(&mut connection, &self.conninfo, &self.slot).await;
         connection.close().await;
         if let Some(event) = made?.event {
@@ -192,6 +238,21 @@ mod tests {
             columns: columns.map(str::to_owned).to_vec(),
             rows: vec![row],
         })
+    }
+
+    #[test]
+    fn what_a_session_confirmed_ends_with_it() {
+        let confirmed = Confirmed::default();
+        let (one, timeline) = (confirmed.of_this_session(), TimelineId::FIRST);
+        one.send(timeline, Lsn(0x500));
+        assert_eq!(confirmed.latest(), Some((timeline, Lsn(0x500))));
+        confirmed.end_session();
+        assert_eq!(confirmed.latest(), None);
+        // The task that reports may outlive its stream for a moment.
+        one.send(timeline, Lsn(0x500));
+        assert_eq!(confirmed.latest(), None);
+        confirmed.of_this_session().send(timeline, Lsn(0x350));
+        assert_eq!(confirmed.latest(), Some((timeline, Lsn(0x350))));
     }
 
     #[test]

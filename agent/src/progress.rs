@@ -17,6 +17,8 @@ use crate::state::State;
 pub struct Progress {
     inner: Mutex<Inner>,
     durable: Followers<Option<DurableLsn>>,
+    /// How often all regions had to be read again.
+    readings: watch::Sender<u64>,
     state: State,
 }
 
@@ -43,6 +45,7 @@ impl Progress {
         Self {
             inner: Mutex::new(inner),
             durable: Followers::new(None),
+            readings: watch::Sender::new(0),
             state,
         }
     }
@@ -118,6 +121,16 @@ impl Progress {
     /// Notes that the server no longer has the WAL from `at` on; none when the stream goes on.
     pub fn server_lost(&self, at: Option<Position>) {
         self.lock().lost_from = at;
+    }
+
+    /// Has every region's pipeline read again what its region holds: somebody else has stored more than this process.
+    pub fn read_again(&self) {
+        self.readings.send_modify(|count| *count += 1);
+    }
+
+    /// Follows [`Progress::read_again`].
+    pub fn readings(&self) -> watch::Receiver<u64> {
+        self.readings.subscribe()
     }
 
     /// Where the stream cannot go on, because the server no longer has what comes next.

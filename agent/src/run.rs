@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use highwater_config::{Acknowledge, Config};
-use highwater_format::{Identity, SegmentSize};
+use highwater_format::{Identity, Lsn, SegmentSize};
 use highwater_pgwire::{ConnInfo, Connection};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -134,6 +134,8 @@ struct Started {
     connection: Connection,
     resume: Resume,
     slot_event: Option<String>,
+    /// A slot that was made for this start.
+    new_slot: Option<Option<Lsn>>,
     /// Per region: read already (and where its WAL ends), or to be joined later.
     positions: Vec<Option<Option<Position>>>,
     clock: Clock,
@@ -168,6 +170,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     let furthest = positions.iter().flatten().flatten().max().copied();
     let Beginning {
         connection,
+        new_slot,
         view,
         resume,
         histories,
@@ -212,6 +215,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         connection,
         resume,
         slot_event: view.slot_event,
+        new_slot,
         positions,
         clock,
     })
@@ -464,7 +468,13 @@ impl Started {
             started: Instant::now(),
             cancel: cancel.clone(),
         };
-        let receiver = Receiver::new(context, self.connection, self.resume, self.slot_event);
+        let receiver = Receiver::new(
+            context,
+            self.connection,
+            self.resume,
+            self.slot_event,
+            self.new_slot,
+        );
         let result = watch(receiver, &mut tasks).await;
         // In the order of the data: nothing comes any more, what is sealed has been given its time.
         services.cancel();

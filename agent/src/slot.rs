@@ -7,7 +7,7 @@
 //! to it that nothing more is removed meanwhile.
 
 use highwater_format::Lsn;
-use highwater_pgwire::{ConnInfo, Connection, Mode, PgError};
+use highwater_pgwire::{ConnInfo, Connection, Mode};
 
 use crate::error::{AgentError, Result};
 use crate::sql::{self, Rows};
@@ -60,18 +60,26 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
 }
 
 /// Drops a slot that was made for nothing: nobody reads from it, and it would keep WAL until the disk is full. One that
-/// somebody uses meanwhile stays.
-pub async fn take_back(info: &ConnInfo, name: &str) {
+/// somebody uses meanwhile stays, and so does one that does not keep what it kept when it was made: the address may lead
+/// to another server by now.
+pub async fn take_back(info: &ConnInfo, name: &str, made_at: Option<Lsn>) {
     let dropped = async {
         let mut conn = Connection::connect(info, Mode::Replication).await?;
-        conn.drop_replication_slot(name).await?;
+        let ours = position(&mut conn, info, name).await? == Some(made_at);
+        if ours {
+            conn.drop_replication_slot(name).await?;
+        }
         conn.close().await;
-        Ok::<_, PgError>(())
+        Ok::<_, AgentError>(ours)
     };
     match dropped.await {
-        Ok(()) => tracing::info!(slot = name, "dropped the slot again that was made for this start"),
+        Ok(true) => tracing::info!(slot = name, "dropped the slot again that was made a moment ago"),
+        Ok(false) => tracing::warn!(
+            slot = name,
+            "the slot that was made a moment ago is not there any more, or has moved"
+        ),
         Err(error) => {
-            tracing::warn!(slot = name, %error, "the slot that was made for this start is left: drop it")
+            tracing::warn!(slot = name, %error, "the slot that was made a moment ago is left: drop it")
         }
     }
 }

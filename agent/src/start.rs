@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_config::Config;
-use highwater_format::{Identity, TimelineId};
+use highwater_format::{Identity, Lsn, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
 
 use crate::error::{AgentError, Kind, Result};
@@ -29,6 +29,8 @@ const SAY_EVERY: u32 = 30;
 /// Where the stream begins, and the right to write it.
 pub(crate) struct Beginning {
     pub(crate) connection: Connection,
+    /// A slot that was made for this start, and from where on it keeps WAL.
+    pub(crate) new_slot: Option<Option<Lsn>>,
     pub(crate) view: ServerView,
     pub(crate) resume: Resume,
     /// History files that every region must have before anything of the stream.
@@ -48,7 +50,7 @@ pub(crate) async fn beginning(
 ) -> Result<Beginning> {
     let (mut open, mut attempts) = (Some(connection), 0_u32);
     let slot = &config.cluster.slot;
-    let mut slot_is_new = false;
+    let mut new_slot = None;
     loop {
         let attempt = async {
             let mut connection = match open.take() {
@@ -57,7 +59,9 @@ pub(crate) async fn beginning(
             };
             let standby = config.cluster.standby;
             let view = server::view(&mut connection, conninfo, slot, identity, standby).await?;
-            slot_is_new |= view.slot_is_new;
+            if view.slot_is_new {
+                new_slot = Some(view.slot);
+            }
             claims.compare(&view.history).await?;
             let resume = match resume(furthest, &view, identity.segment_size) {
                 Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
@@ -66,6 +70,7 @@ pub(crate) async fn beginning(
             claims.enter(Line::of(&view.history), view.in_recovery).await?;
             let histories = leading_histories(&mut connection, &view, &resume).await?;
             Ok(Beginning {
+                new_slot,
                 connection,
                 view,
                 resume,
@@ -84,8 +89,8 @@ pub(crate) async fn beginning(
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => {
-                if slot_is_new {
-                    slot::take_back(conninfo, slot).await;
+                if let Some(made_at) = new_slot {
+                    slot::take_back(conninfo, slot, made_at).await;
                 }
                 return Err(claims.name_rival(error).await);
             }

@@ -178,7 +178,8 @@ impl Status {
 /// Gathers and judges.
 pub async fn run(config: &Config, clock: &Clock) -> Result<Status> {
     let mut status = gather::gather(config, clock.now()).await?;
-    status.breached = judge::breaches(&status, config.pulse.interval);
+    let needed = config.durability.policy.needed(config.regions.len());
+    status.breached = judge::breaches(&status, needed, config.pulse.interval);
     Ok(status)
 }
 

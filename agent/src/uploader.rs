@@ -10,7 +10,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -90,8 +90,8 @@ type Upload = Pin<Box<dyn Future<Output = Result<(u64, Arc<Item>)>> + Send>>;
 pub struct Uploader {
     shared: Shared,
     region: Arc<Region>,
-    /// What was found behind the region's position when that was read.
-    strays: Arc<Strays>,
+    /// What was found behind the region's position when that was read, or when its timeline began.
+    strays: Mutex<Arc<Strays>>,
 }
 
 impl Uploader {
@@ -100,7 +100,7 @@ impl Uploader {
         Self {
             shared,
             region,
-            strays: Arc::default(),
+            strays: Mutex::default(),
         }
     }
 
@@ -116,8 +116,17 @@ impl Uploader {
     }
 
     async fn persist(&mut self, mut known: Option<Option<Position>>) -> Result<()> {
+        let mut readings = self.shared.progress.readings();
         loop {
-            let Err(error) = self.work(known.take()).await;
+            let error = tokio::select! {
+                biased;
+                Ok(()) = readings.changed() => {
+                    self.shared.window.detach(self.region.index);
+                    known = None;
+                    continue;
+                }
+                Err(error) = self.work(known.take()) => error,
+            };
             if !is_of_this_region(&error) {
                 return Err(error);
             }
@@ -148,7 +157,7 @@ impl Uploader {
             }
         };
         if let Some(position) = at {
-            self.strays = Arc::new(Strays::find(&self.shared, &self.region, position).await?);
+            self.look_behind(position).await?;
         }
         for (timeline, content) in self.shared.histories.iter() {
             let key = self.shared.archive.layout.history(*timeline);
@@ -172,7 +181,11 @@ impl Uploader {
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
-                    backfill::advance(&self.shared, &self.region, position).await?
+                    let reached = backfill::advance(&self.shared, &self.region, position).await?;
+                    if reached.timeline != position.timeline {
+                        self.look_behind(reached).await?;
+                    }
+                    reached
                 }
             });
         }
@@ -341,6 +354,9 @@ impl Uploader {
                     let (number, item) = done?;
                     in_flight -= item.object.bytes.len() as u64;
                     position = self.retire(position, number, &item)?;
+                    if matches!(item.what, What::History { .. }) {
+                        self.look_behind(position).await?;
+                    }
                     waiting_since = Instant::now();
                     oldest = number + 1;
                     barrier = false;
@@ -360,8 +376,20 @@ impl Uploader {
         }
     }
 
+    /// Lists what somebody has stored behind `position`: an agent that died, or on a timeline that begins one whose server
+    /// was promoted at the same place to the same number. That is another course, with nothing else to tell it by.
+    async fn look_behind(&self, position: Position) -> Result<()> {
+        let found = Arc::new(Strays::find(&self.shared, &self.region, position).await?);
+        *self.strays.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(())
+    }
+
+    fn strays(&self) -> Arc<Strays> {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn upload(&self, number: u64, item: Arc<Item>) -> Upload {
-        let (shared, region, strays) = (self.shared.clone(), self.region.clone(), self.strays.clone());
+        let (shared, region, strays) = (self.shared.clone(), self.region.clone(), self.strays());
         Box::pin(async move {
             strays.agree(&shared, &region, &item).await?;
             let (store, layout) = (&*region.store, &shared.archive.layout);

@@ -1,8 +1,10 @@
 //! One region's order: what must be there before anything that follows is stored.
 
 use highwater_config::Policy;
-use highwater_format::{Gap, History, Identity, Lsn, LsnRange, SystemId, Time, TimelineId};
-use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, Rule, Store as _};
+use highwater_format::{
+    Codec, Gap, Header, History, Identity, Kind, Lsn, LsnRange, SystemId, Time, TimelineId,
+};
+use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, PutMode, Rule, Store as _};
 
 use super::*;
 
@@ -167,7 +169,7 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
         b"rollback",
     );
     memory
-        .put(&stray.key, stray.object.clone(), highwater_store::PutMode::Create)
+        .put(&stray.key, stray.object.clone(), PutMode::Create)
         .await
         .unwrap();
     let range = |from, to| LsnRange::new(Lsn(2 * MIB + from), Lsn(2 * MIB + to));
@@ -205,5 +207,99 @@ fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
     Item {
         object: Object::new(seal(header, &[frame]).unwrap().bytes),
         ..wal(shared, range)
+    }
+}
+
+/// Beside every node runs an agent: what another one has stored counts once the region is read again.
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_read_again_counts_for_what_others_have_stored_there() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let part = |from, to, bytes| tail(&shared, LsnRange::new(Lsn(MIB + from), Lsn(MIB + to)), bytes);
+    let place = |offset| Position {
+        timeline: TimelineId::FIRST,
+        lsn: Lsn(MIB + offset),
+    };
+    shared.window.push(part(0, 4, b"ours"));
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region);
+    let running = tokio::spawn(uploader.run(Some(Some(at(1))), cancel.clone()));
+    let settled = || tokio::time::sleep(Duration::from_secs(30));
+    settled().await;
+    assert_eq!(shared.progress.position(0), Some(place(4)));
+
+    for theirs in [part(4, 10, b"theirs"), part(10, 14, b"more")] {
+        memory
+            .put(&theirs.key, theirs.object, PutMode::Create)
+            .await
+            .unwrap();
+    }
+    settled().await;
+    assert_eq!(shared.progress.position(0), Some(place(4)));
+    // The stream cannot bring it: nobody waits for it to get there.
+    shared.progress.server_lost(Some(place(4)));
+    shared.progress.read_again();
+    settled().await;
+    assert_eq!(shared.progress.position(0), Some(place(14)));
+
+    shared.window.push(part(14, 18, b"next"));
+    settled().await;
+    assert_eq!(shared.progress.position(0), Some(place(18)));
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// Two standbys were promoted at the same place to the same number; the agent of the other one has stored something already.
+#[tokio::test(start_paused = true)]
+async fn another_course_of_a_timeline_that_begins_is_a_conflict() {
+    for same in [true, false] {
+        let memory = Arc::new(MemoryStore::new("a"));
+        let (shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+        let (timeline, begins) = (TimelineId::new(2).unwrap(), Lsn(MIB));
+        let object = |range: LsnRange, byte: u8| {
+            let header = Header::wal(Kind::Tail, Codec::Lz4, SystemId(7), timeline, range);
+            let plain = vec![byte; usize::try_from(range.len()).unwrap()];
+            Object::new(crate::test_world::sealed(header, &plain))
+        };
+        let tail = |length: u64| LsnRange::new(begins, begins + length);
+        let key = |range| shared.archive.layout.tail(timeline, range);
+        let theirs = object(tail(100), 1);
+        memory
+            .put(&key(tail(100)), theirs, PutMode::Create)
+            .await
+            .unwrap();
+        shared.window.push(Item {
+            key: shared.archive.layout.history(timeline),
+            object: Object::new("1\t0/100000\tx\n"),
+            what: What::History {
+                timeline,
+                begins,
+                after: at(1),
+            },
+            charge: None,
+        });
+        shared.window.push(Item {
+            key: key(tail(300)),
+            object: object(tail(300), if same { 1 } else { 2 }),
+            what: What::Wal {
+                timeline,
+                range: tail(300),
+                last_commit: None,
+            },
+            charge: None,
+        });
+        let cancel = CancellationToken::new();
+        let uploader = Uploader::new(shared.clone(), region);
+        let running = uploader.run(Some(Some(at(1))), cancel.clone());
+        let ended = tokio::time::timeout(Duration::from_secs(30), running).await;
+        let stored = memory.keys().contains(&key(tail(300)));
+        assert_eq!(stored, same);
+        match ended {
+            Ok(ended) => assert!(
+                !same && matches!(ended, Err(AgentError::Conflict { .. })),
+                "{ended:?}"
+            ),
+            Err(_) => assert!(same, "the other course was not noticed"),
+        }
     }
 }

@@ -58,6 +58,16 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     site.primary.lose_disk()?;
     copy(&kept, site.primary.data_dir())?;
     site.primary.start_again().await?;
+    // Before that its end lies inside what is archived, and the listings look as if its WAL were stored.
+    site.primary
+        .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 100) g")
+        .await?;
+    let backup = site.agent()?.arg("backup").output().await?.expect_code(4)?;
+    ensure!(
+        backup.stderr.contains("differs from the archive"),
+        "{}",
+        backup.stderr
+    );
     site.primary
         .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 9000) g")
         .await?;
@@ -83,6 +93,34 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
             == "2000"
     );
     ensure!(restored.value("SELECT count(*) FROM story").await? == "2000");
+    Ok(())
+}
+
+/// The agent goes on running while its server is replaced by one that it refuses, and that had no slot.
+#[tokio::test]
+async fn a_running_agent_leaves_no_slot_on_a_server_that_it_refuses() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.primary.sql("CREATE TABLE story (line text)").await?;
+    site.primary.stop(Stop::Fast).await?;
+    let kept = site.primary.dir().join("kept");
+    copy(site.primary.data_dir(), &kept)?;
+    std::fs::remove_dir_all(kept.join("pg_replslot/highwater"))?;
+    site.primary.start_again().await?;
+    site.primary
+        .sql("INSERT INTO story SELECT 'what was archived ' || g FROM generate_series(1, 2000) g")
+        .await?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    site.primary.stop(Stop::Immediate).await?;
+    site.primary.lose_disk()?;
+    copy(&kept, site.primary.data_dir())?;
+    site.primary.start_again().await?;
+    ensure!(agent.wait_exit(PATIENCE).await? == 4, "{}", agent.last_words());
+    let slots = site
+        .primary
+        .value("SELECT count(*) FROM pg_replication_slots")
+        .await?;
+    ensure!(slots == "0", "{slots} slots are left:\n{}", agent.last_words());
     Ok(())
 }
 

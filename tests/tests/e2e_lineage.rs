@@ -47,6 +47,15 @@ fn history_files(site: &Site, timeline: &str) -> [usize; 2] {
 
 /// The agent beside the standby is the only one. When the standby is promoted it goes over to the new timeline in
 /// the middle of a segment; what it received of the old one stays as it was received.
+/// Of each chunk of a timeline: whether it claims that nothing was committed behind it by the server's clock.
+fn proves(site: &Site, timeline: &str) -> Result<Vec<bool>> {
+    let snapshot = &site.snapshots()[0];
+    let tails = archive::keys_with(snapshot, BUCKET, &format!("/wal/{timeline}/tail/"));
+    let stored = tails.iter().filter_map(|key| snapshot.get(BUCKET, key));
+    let stored = stored.map(|stored| Ok(Object::open(stored.bytes.clone())?.header().server_end != Lsn::MAX));
+    stored.collect()
+}
+
 async fn promotion_while_streaming_from_the_standby(version: PgVersion) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), 16).await?;
     let mut first = site.start_agent().await?;
@@ -75,15 +84,7 @@ async fn promotion_while_streaming_from_the_standby(version: PgVersion) -> Resul
         lsn::show(old_end)
     );
     // A standby's clock proves nothing about the primary, and no reader may take it for that.
-    let proves = |timeline: &str| -> Result<Vec<bool>> {
-        let snapshot = &site.snapshots()[0];
-        let tails = archive::keys_with(snapshot, BUCKET, &format!("/wal/{timeline}/tail/"));
-        let stored = tails.iter().filter_map(|key| snapshot.get(BUCKET, key));
-        let stored =
-            stored.map(|stored| Ok(Object::open(stored.bytes.clone())?.header().server_end != Lsn::MAX));
-        stored.collect()
-    };
-    let (first, second) = (proves("00000001")?, proves("00000002")?);
+    let (first, second) = (proves(&site, "00000001")?, proves(&site, "00000002")?);
     ensure!(
         first.contains(&false),
         "the standby's agent stored nothing of timeline 1"
@@ -148,6 +149,15 @@ async fn fault_15_two_promotions_missed() -> Result<()> {
             "no history of {timeline}"
         );
     }
+    // The clock of the third server is that of timeline 3: what is left of the others proves nothing of what came after.
+    let of_the_first = proves(&site, "00000001")?;
+    ensure!(
+        of_the_first.contains(&true) && of_the_first.contains(&false),
+        "timeline 1: {of_the_first:?}"
+    );
+    let of_the_second = proves(&site, "00000002")?;
+    ensure!(!of_the_second.contains(&true), "timeline 2: {of_the_second:?}");
+    ensure!(!of_the_second.is_empty(), "nothing of timeline 2");
     drop(agent);
     restores(&site, version, &log).await
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of a base backup: confirm the stream, start, receive, verify, publish. The parts:
 //! `tar` takes the archives apart, `entries` keeps the table of files, `packs` compresses and stores content,
-//! `regions` decides which regions are still in, `wal` proves that WAL is stored, `verify` compares with the
+//! `regions` decides which regions are still in, `wal` proves that WAL is stored, `course` that it is this server's, `verify` compares with the
 //! pg_manifest, `publish` sets the commit mark.
 //! Keeps: a base backup is visible in a region only when every pack, the manifest and all WAL from its start
 //! to its stop are stored there, and PostgreSQL has confirmed it to the last message. Any failure before
@@ -11,6 +11,7 @@
 
 pub mod command;
 mod compressors;
+mod course;
 mod entries;
 pub(crate) mod list;
 mod packs;
@@ -33,7 +34,7 @@ use highwater_format::codec::Codec;
 use highwater_format::container::Header;
 use highwater_format::manifest::Manifest;
 use highwater_format::records::{Backup, Tablespace, encode};
-use highwater_format::{BackupId, LsnRange, Time};
+use highwater_format::{BackupId, Lsn, LsnRange, Time, TimelineId};
 use highwater_pgwire::{BaseBackup, BaseBackupOptions, ConnInfo, Connection, ManifestOption, Mode};
 use highwater_store::Object;
 use tokio::time::Instant;
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use progress::Progress;
 pub use report::{BackupReport, MissingRegion, Phases};
 
+use self::course::Served;
 use self::packs::{PackSettings, Packs};
 use self::publish::Publication;
 use self::regions::Targets;
@@ -172,6 +174,8 @@ impl<'a> BackupRun<'a> {
         let mut phases = Phases::default();
         let mut since = self.began;
         prepare::confirm_stream(&self.targets, &wal, system.xlogpos, self.ctx.options.stream_wait).await?;
+        let served = self.served(system.timeline, system.xlogpos).await?;
+        served.is_held_by_all(archive, &self.targets).await?;
         phases.stream = lap(&mut since);
         let mut stream = conn.base_backup(self.request()).await?;
         let start = stream::start(&mut stream, &self.ctx.cancel).await?;
@@ -186,10 +190,16 @@ impl<'a> BackupRun<'a> {
         }
         let received = received.map_err(|error| self.voided(id, error))?;
         let publication = self.record(&begun, server_version, received)?;
+        // Read before the regions are waited for, while the server has it for sure.
+        let served = self.served(start.timeline, publication.backup.stop_lsn).await?;
         phases.content = lap(&mut since);
-        publish::publish(&self.targets, &archive.layout, &wal, &publication).await?;
+        publish::publish(&self.targets, archive, &wal, &publication, &served).await?;
         phases.publish = lap(&mut since);
         Ok(self.report(publication.backup, phases))
+    }
+
+    async fn served(&self, timeline: TimelineId, end: Lsn) -> Result<Served> {
+        Served::before(&self.ctx.conn, &self.ctx.archive, timeline, end).await
     }
 
     fn request(&self) -> BaseBackupOptions {

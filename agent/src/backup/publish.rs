@@ -1,19 +1,20 @@
 //! Making a stored base backup visible, region by region.
 //!
 //! Owns the order: the manifest, then proof that the region holds all WAL from the start to the stop
-//! position, then `backup.json`, the commit mark. Whatever happens in between leaves nothing that a restore
-//! would see. A region becomes visible on its own, without waiting for the others.
+//! position and that it is the server's, then `backup.json`, the commit mark. Whatever happens in between leaves
+//! nothing that a restore would see. A region becomes visible on its own, without waiting for the others.
 //! Does not own: packs, which are stored before this begins.
 
 use futures::future::join_all;
 use highwater_format::LsnRange;
-use highwater_format::layout::Layout;
 use highwater_format::records::Backup;
 use highwater_store::Object;
 
+use super::course::Served;
 use super::regions::{Target, Targets};
 use super::wal::WalOf;
 use crate::error::Result;
+use crate::region::Archive;
 
 /// What is to be published: the record, and both documents as they are stored.
 #[derive(Debug)]
@@ -26,30 +27,36 @@ pub(crate) struct Publication {
 /// Publishes in every live region. Fails when fewer than the policy asks for got it.
 pub(crate) async fn publish(
     targets: &Targets,
-    layout: &Layout,
+    archive: &Archive,
     wal: &WalOf<'_>,
     publication: &Publication,
+    served: &Served,
 ) -> Result<()> {
-    let regions = targets
-        .live()
-        .map(|target| async move { (target, one(targets, target, layout, wal, publication).await) });
+    let regions = targets.live().map(|target| async move {
+        (
+            target,
+            one(targets, target, archive, wal, publication, served).await,
+        )
+    });
     targets.settle(join_all(regions).await)
 }
 
 async fn one(
     targets: &Targets,
     target: &Target,
-    layout: &Layout,
+    archive: &Archive,
     wal: &WalOf<'_>,
     publication: &Publication,
+    served: &Served,
 ) -> Result<()> {
-    let backup = &publication.backup;
+    let (backup, layout) = (&publication.backup, &archive.layout);
     targets
         .put_one(target, &layout.manifest(&backup.id), publication.manifest.clone())
         .await?;
     let range = LsnRange::new(backup.start_lsn, backup.stop_lsn);
     wal.wait_for(&*target.region.quick, range, targets.patience())
         .await?;
+    served.is_held(archive, &*target.region.quick).await?;
     targets
         .put_one(target, &layout.backup(&backup.id), publication.record.clone())
         .await?;

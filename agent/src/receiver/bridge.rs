@@ -10,7 +10,8 @@
 
 use std::time::Duration;
 
-use highwater_format::Gap;
+use futures::future::join_all;
+use highwater_format::{Gap, Lsn};
 use highwater_pgwire::{Connection, Started, StreamMessage};
 use tokio::time::{Instant, timeout};
 
@@ -18,10 +19,12 @@ use super::Receiver;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{self, Ends, Search, Span};
+use crate::inventory::held;
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::server;
 use crate::state;
+use crate::uploader::Shared;
 
 /// How long the first WAL of a stream that proves a gap's end may take.
 const FIRST_WAL: Duration = Duration::from_secs(20);
@@ -29,6 +32,9 @@ const FIRST_WAL: Duration = Duration::from_secs(20);
 /// For so long a region that was not read yet is waited for: it may hold what the server no longer has. Not for ever,
 /// because nothing that is committed now is archived meanwhile.
 const UNREAD_REGION: Duration = Duration::from_secs(30);
+
+/// For so long a region may take over the question what it holds behind the archive's end.
+const ASKED: Duration = Duration::from_secs(10);
 
 /// Between two attempts to give the slot up.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,11 +47,13 @@ impl Receiver {
             lsn: resume.sealed,
         };
         self.is_the_archives_end(frontier)?;
+        self.is_nowhere(frontier).await?;
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
         connection.close().await;
         let span = self.proven(frontier, &view).await?;
+        self.is_nowhere(frontier).await?;
         let gap = Gap {
             timeline: span.timeline,
             start: span.range.start,
@@ -89,6 +97,26 @@ impl Receiver {
             });
         }
         Ok(())
+    }
+
+    /// What this process knows of a region is what it has read and stored itself. Where every node has an agent, another one
+    /// may have archived since what this server never had: that is no gap.
+    async fn is_nowhere(&mut self, frontier: Position) -> Result<()> {
+        let shared = &self.context.shared;
+        let Some((region, end)) = held_behind(shared, frontier).await else {
+            return Ok(());
+        };
+        shared.progress.server_lost(Some(frontier));
+        if self.read_again.replace(frontier) != Some(frontier) {
+            shared.progress.read_again();
+        }
+        Err(AgentError::Trouble {
+            what: format!(
+                "the server does not have the WAL from {frontier} on, but region {region} holds it up to {end}: another agent has \
+                 stored it"
+            ),
+            next: "The regions are read again, and the stream goes on where they end".into(),
+        })
     }
 
     /// The smallest gap behind which the server really can be read.
@@ -214,5 +242,55 @@ impl Receiver {
                 }
             }
         }
+    }
+}
+
+/// A region that holds what comes next, or has it on record as lost, and how far; those that do not answer are not waited for.
+async fn held_behind(shared: &Shared, frontier: Position) -> Option<(String, Lsn)> {
+    let (layout, size) = (&shared.archive.layout, shared.segment_size);
+    let asked = shared.archive.regions.iter().map(|region| async move {
+        let held = held(&*region.quick, layout, size, frontier.timeline, frontier.lsn);
+        match timeout(ASKED, held).await {
+            Ok(Ok(held)) => Some((region.name.clone(), held.contiguous_end(frontier.lsn))),
+            Ok(Err(error)) => {
+                tracing::warn!(region = region.name, %error, "it cannot be asked what it holds behind the archive's end");
+                None
+            }
+            Err(_) => None,
+        }
+    });
+    let told = join_all(asked).await.into_iter().flatten();
+    told.filter(|(_, end)| *end > frontier.lsn)
+        .max_by_key(|(_, end)| *end)
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_config::Policy;
+    use highwater_format::TimelineId;
+    use highwater_format::coverage::PieceKind;
+
+    use super::*;
+    use crate::test_world::{MIB, piece, world};
+
+    #[tokio::test]
+    async fn what_another_agent_has_stored_behind_the_end_is_found_in_the_regions() {
+        let world = world(Policy::Any);
+        let frontier = Position {
+            timeline: TimelineId::FIRST,
+            lsn: Lsn(MIB + 500),
+        };
+        let found = async || held_behind(&world.shared, frontier).await;
+        world.put_wal(0, piece(PieceKind::Tail, MIB, MIB + 500)).await;
+        world
+            .put_wal(1, piece(PieceKind::Tail, MIB + 600, MIB + 900))
+            .await;
+        assert_eq!(found().await, None, "behind a hole it does not count");
+        world
+            .put_wal(1, piece(PieceKind::Tail, MIB + 300, MIB + 600))
+            .await;
+        assert_eq!(found().await, Some(("b".to_owned(), Lsn(MIB + 900))));
+        world.silence(1);
+        assert_eq!(found().await, None);
     }
 }

@@ -14,6 +14,7 @@ mod intake;
 mod overlap;
 mod refusal;
 mod stream;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::resume::{Resume, ServerView, resume};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::server;
+use crate::slot;
 use crate::state;
 use crate::synchronous::{self, Manner};
 use crate::uploader::Shared;
@@ -98,10 +100,15 @@ pub(crate) struct Receiver {
     removed: bool,
     /// Since when the server says that it no longer has what comes next.
     removed_since: Option<Instant>,
+    /// The end behind which another agent was found to have stored more, when the regions were last read again.
+    read_again: Option<Position>,
     /// Since when the regions have answered that they lack some of what the stream has to be compared with.
     lacking_since: Option<Instant>,
     /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
     cause: Option<String>,
+    /// A slot that was made for a server of which no stream was compared with the archive yet, and from where on it
+    /// keeps WAL: if that server is refused, nobody will read from it.
+    new_slot: Option<Option<Lsn>>,
     /// The server was a standby when it was last asked.
     standby: bool,
 }
@@ -113,6 +120,7 @@ impl Receiver {
         connection: Connection,
         resume: Resume,
         slot_event: Option<String>,
+        new_slot: Option<Option<Lsn>>,
     ) -> Self {
         Self {
             context,
@@ -120,8 +128,10 @@ impl Receiver {
             first: Some((connection, resume)),
             removed: false,
             removed_since: None,
+            read_again: None,
             lacking_since: None,
             cause: slot_event,
+            new_slot,
             standby: false,
         }
     }
@@ -139,9 +149,13 @@ impl Receiver {
                     Err(_) => self.give_grace().await,
                 };
             }
+            self.context.confirmed.end_session();
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) if self.is_final(&error) => return Err(error),
+                Err(error) if self.is_final(&error) => {
+                    self.take_slot_back(&error).await;
+                    return Err(error);
+                }
                 Err(error) => error.to_string(),
             };
             if began.elapsed() >= GOOD_SESSION {
@@ -162,6 +176,23 @@ impl Receiver {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Leaves no slot on a server that was refused. After any other error the server may be the right one, and what the
+    /// slot keeps is archived by the next agent.
+    async fn take_slot_back(&self, error: &AgentError) {
+        let refused = matches!(
+            error,
+            AgentError::Diverged { .. }
+                | AgentError::Conflict { .. }
+                | AgentError::OtherCluster { .. }
+                | AgentError::Fenced { .. }
+                | AgentError::InUse { .. }
+                | AgentError::Refused { .. }
+        );
+        if let Some(made_at) = self.new_slot.filter(|_| refused) {
+            slot::take_back(&self.context.conninfo, &self.context.slot, made_at).await;
         }
     }
 
@@ -206,7 +237,8 @@ impl Receiver {
 
     /// Streams on a connection that is ready, one timeline after the other.
     async fn stream(&mut self, mut connection: Connection, mut resume: Resume) -> Result<()> {
-        let mut floor = self.look_at(&mut connection).await?.slot.unwrap_or(Lsn::ZERO);
+        let mut view = self.look_at(&mut connection).await?;
+        let mut floor = view.slot.unwrap_or(Lsn::ZERO);
         loop {
             if let Some(after) = resume.after {
                 self.follow_history(&mut connection, &resume, after).await?;
@@ -228,8 +260,9 @@ impl Receiver {
                 }
                 Ok(Started::Streaming(reader, writer)) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
-                    let mut stream = Stream::new(&self.context, resume, history, overlap);
+                    let mut stream = Stream::new(&self.context, resume, history, overlap, &view);
                     let ended = stream.run(reader, writer, floor).await;
+                    self.new_slot.take_if(|_| stream.is_compared());
                     let reached = Position {
                         timeline: resume.timeline,
                         lsn: stream.sealed(),
@@ -256,7 +289,7 @@ impl Receiver {
             };
             resume = self.switch(&resume, next);
             // A standby that was promoted is a primary now, and its agent the writer.
-            let view = self.look_at(&mut connection).await?;
+            view = self.look_at(&mut connection).await?;
             floor = view.slot.unwrap_or(floor);
             let cancel = self.context.cancel.clone();
             tokio::select! {
@@ -292,6 +325,9 @@ impl Receiver {
         .await?;
         if view.slot_event.is_some() {
             self.cause.clone_from(&view.slot_event);
+        }
+        if view.slot_is_new {
+            self.new_slot = Some(view.slot);
         }
         self.standby = view.in_recovery;
         if let Ok(names) = connection.show(synchronous::SETTING).await {

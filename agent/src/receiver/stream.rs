@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{History, Lsn, Time};
+use highwater_format::{History, Lsn};
 use highwater_pgwire::{Connection, PgError, StatusWriter, StreamEnd, StreamMessage, WalReader};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
@@ -16,11 +16,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::feedback::{Feedback, Flush, Signals};
 use super::intake::Intake;
 use super::overlap::Overlap;
+use super::words::Words;
 use super::{Context, GRACE};
 use crate::error::{AgentError, Result};
 use crate::frontier::DurableLsn;
-use crate::resume::Resume;
-use crate::sealer::Stamp;
+use crate::resume::{Resume, ServerView};
 use crate::server;
 use crate::state;
 
@@ -63,12 +63,18 @@ pub(super) struct Stream<'a> {
     refreshed: Option<Instant>,
     /// Since when, and when last, the server has asked for a position that storage does not reach.
     asked: Option<(Instant, Instant)>,
-    /// The server was in recovery when the stream began.
-    standby: bool,
+    /// What the server says of itself, for what is stored of this stream.
+    words: Words,
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(context: &'a Context, resume: Resume, history: History, overlap: Overlap) -> Self {
+    pub(super) fn new(
+        context: &'a Context,
+        resume: Resume,
+        history: History,
+        overlap: Overlap,
+        view: &ServerView,
+    ) -> Self {
         let intake = Intake::new(&context.tools, &resume, context.now());
         let durable = context.shared.progress.subscribe();
         Self {
@@ -82,13 +88,18 @@ impl<'a> Stream<'a> {
             server_end: Lsn::ZERO,
             refreshed: None,
             asked: None,
-            standby: context.shared.state.snapshot().standby,
+            words: Words::of(view, resume.timeline),
         }
     }
 
     /// End of what was sealed.
     pub(super) fn sealed(&self) -> Lsn {
         self.intake.sealed()
+    }
+
+    /// Whether the server sent all that is archived of it so far once more, unchanged.
+    pub(super) fn is_compared(&self) -> bool {
+        self.intake.received() >= self.overlap.end()
     }
 
     /// Reads until the stream ends. Everything received is sealed then, however it ended.
@@ -148,7 +159,8 @@ impl<'a> Stream<'a> {
             reply: reply.clone(),
             done: done.clone(),
             eager: self.context.manner.synchronous,
-            elsewhere: (!self.context.acknowledges(self.standby)).then(|| self.context.confirmed.clone()),
+            elsewhere: (!self.context.acknowledges(self.words.standby))
+                .then(|| self.context.confirmed.of_this_session()),
         };
         (
             Signals {
@@ -209,8 +221,9 @@ impl<'a> Stream<'a> {
                 data,
                 ..
             } => {
-                self.server_end = self.server_end.max(server_end);
-                self.intake.stamp(self.stamp(server_time, server_end));
+                let said = self.words.server_end(server_end);
+                self.server_end = self.server_end.max(said);
+                self.intake.stamp(self.words.stamp(server_time, server_end));
                 let bytes = data.len() as u64;
                 for cleared in self.overlap.pass(data)? {
                     self.intake.push(&cleared, self.context.now()).await?;
@@ -222,7 +235,7 @@ impl<'a> Stream<'a> {
                     snapshot.received = received;
                     // Before its first message on this stream the server has said nothing.
                     if server_end > Lsn::ZERO {
-                        snapshot.server_end = server_end;
+                        snapshot.server_end = said;
                     }
                     snapshot.server_time = Some(server_time);
                 });
@@ -239,11 +252,12 @@ impl<'a> Stream<'a> {
             } => {
                 // A keepalive says how far the server has sent. Where that is behind the end that it named
                 // before, its clock proves nothing about the WAL in between.
-                if server_end >= self.server_end {
-                    self.server_end = server_end;
-                    self.intake.stamp(self.stamp(server_time, server_end));
+                let said = self.words.server_end(server_end);
+                if said >= self.server_end {
+                    self.server_end = said;
+                    self.intake.stamp(self.words.stamp(server_time, server_end));
                     self.context.shared.state.update_quietly(|snapshot| {
-                        snapshot.server_end = server_end;
+                        snapshot.server_end = said;
                         snapshot.server_time = Some(server_time);
                     });
                 }
@@ -261,13 +275,6 @@ impl<'a> Stream<'a> {
             }
             StreamMessage::Ended(end) => Ok(Some(end)),
         }
-    }
-
-    /// What the server says of itself. A standby's end of WAL is what it has received: its clock proves nothing about
-    /// what the primary has committed by then, so that end is put where no reader can reach it.
-    fn stamp(&self, time: Time, server_end: Lsn) -> Stamp {
-        let end = if self.standby { Lsn::MAX } else { server_end };
-        Stamp { time, end }
     }
 
     /// A server that is shutting down asks again after every answer until all it sent is reported safe. If
@@ -346,6 +353,7 @@ impl<'a> Stream<'a> {
             (self.intake.received(), self.server_end, self.resume.timeline);
         let (used, commit) = (self.context.tools.budget.used(), self.intake.newest_commit());
         let throttled = !self.context.tools.budget.has_room();
+        let at_home = self.words.left_behind.is_none();
         let now = self.context.clock.now();
         self.context.shared.state.update(|snapshot| {
             snapshot.timeline = Some(timeline);
@@ -358,7 +366,8 @@ impl<'a> Stream<'a> {
             } else {
                 state::Connection::Streaming
             };
-            if server_end > Lsn::ZERO && snapshot.is_all_durable() && received >= server_end {
+            let current = at_home && server_end > Lsn::ZERO && received >= server_end;
+            if current && snapshot.is_all_durable() {
                 snapshot.current_at = Some(now);
                 if let Some(given_up) = &mut snapshot.given_up {
                     given_up.is_felt = false;

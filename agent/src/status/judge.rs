@@ -1,7 +1,8 @@
 //! When the recovery point counts as breached. Pure.
 //!
 //! With an agent that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
-//! server has and the policy's regions lack, or, when the server does not answer either, a pulse that stopped.
+//! server has and the policy's regions lack, or, when the server does not answer either, pulses that stopped in so many
+//! regions that the policy is not met.
 //! Open gaps are always a breach: moments inside them cannot be restored.
 
 use std::time::Duration;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use super::Status;
 use crate::admin::BREACHED_AFTER;
 
-/// Every reason.
-pub(super) fn breaches(status: &Status, pulse_interval: Duration) -> Vec<String> {
+/// Every reason. `needed` regions must hold WAL for it to be durable.
+pub(super) fn breaches(status: &Status, needed: usize, pulse_interval: Duration) -> Vec<String> {
     let mut reasons = Vec::new();
     if status.agent.running {
         if status.agent.ready == Some(false) {
@@ -23,7 +24,7 @@ pub(super) fn breaches(status: &Status, pulse_interval: Duration) -> Vec<String>
             );
         }
     } else {
-        reasons.extend(without_agent(status, pulse_interval));
+        reasons.extend(without_agent(status, needed, pulse_interval));
     }
     for gap in status.gaps.iter().filter(|gap| !gap.closed) {
         let gap = &gap.gap;
@@ -37,30 +38,32 @@ pub(super) fn breaches(status: &Status, pulse_interval: Duration) -> Vec<String>
     reasons
 }
 
-fn without_agent(status: &Status, pulse_interval: Duration) -> Option<String> {
+fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Option<String> {
     if status.durable.is_none() {
         return Some(
             "no agent answers and the archive holds no WAL in as many regions as the policy asks for".into(),
         );
     }
-    // Another machine may run the agent: a fresh pulse speaks for it.
-    let newest = status
+    // Another machine may run the agent: fresh pulses speak for it, if as many regions as the policy asks for take them.
+    let mut times: Vec<_> = status
         .regions
         .iter()
         .filter_map(|region| region.pulse.as_ref())
         .map(|pulse| pulse.server_time)
-        .max();
-    let silent = newest.map(|time| status.now.since(time));
+        .collect();
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    let newest = times.get(needed.saturating_sub(1));
+    let silent = newest.map(|time| status.now.since(*time));
     let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
     match (status.lag_bytes, fresh) {
         (_, true) | (Some(0), _) => None,
         (Some(lag), false) => Some(format!("no agent answers and {lag} bytes of WAL are not durable")),
         (None, false) => Some(match silent {
             Some(silent) => format!(
-                "neither agent nor server answers, and the last pulse is {} s old",
+                "neither agent nor server answers, and the last pulse in as many regions as the policy asks for is {} s old",
                 silent.as_secs()
             ),
-            None => "neither agent nor server answers, and there is no pulse".into(),
+            None => "neither agent nor server answers, and there is no pulse in as many regions as the policy asks for".into(),
         }),
     }
 }
@@ -132,10 +135,10 @@ mod tests {
             lag_seconds: Some(0.1),
             ..Agent::default()
         };
-        assert!(breaches(&good, INTERVAL).is_empty());
+        assert!(breaches(&good, 1, INTERVAL).is_empty());
         good.agent.ready = Some(false);
         good.agent.reason = Some("why".into());
-        assert_eq!(breaches(&good, INTERVAL), ["why"]);
+        assert_eq!(breaches(&good, 1, INTERVAL), ["why"]);
     }
 
     #[test]
@@ -150,12 +153,29 @@ mod tests {
             (None, None, false),
             (None, Some(7), false),
         ] {
-            let reasons = breaches(&status(pulse, lag), INTERVAL);
+            let reasons = breaches(&status(pulse, lag), 1, INTERVAL);
             assert_eq!(reasons.is_empty(), kept, "{pulse:?} {lag:?}: {reasons:?}");
         }
         let mut nothing = status(fresh, None);
         nothing.durable = None;
-        assert_eq!(breaches(&nothing, INTERVAL).len(), 1);
+        assert_eq!(breaches(&nothing, 1, INTERVAL).len(), 1);
+    }
+
+    /// The agent runs on another machine, and one of two regions takes no writes.
+    #[test]
+    fn as_many_fresh_pulses_as_the_policy_asks_for_regions_speak_for_the_agent() {
+        let (fresh, old) = (Some("2026-11-20T11:59:30Z"), Some("2026-11-20T11:50:00Z"));
+        for (pulse, needed, kept) in [
+            (old, 1, true),
+            (old, 2, false),
+            (fresh, 2, true),
+            (None, 2, false),
+        ] {
+            let mut status = status(fresh, Some(100));
+            status.regions.extend(self::status(pulse, Some(100)).regions);
+            let reasons = breaches(&status, needed, INTERVAL);
+            assert_eq!(reasons.is_empty(), kept, "{pulse:?} {needed}: {reasons:?}");
+        }
     }
 
     #[test]
@@ -178,9 +198,9 @@ mod tests {
             ..Agent::default()
         };
         status.gaps = vec![gap(true)];
-        assert!(breaches(&status, INTERVAL).is_empty());
+        assert!(breaches(&status, 1, INTERVAL).is_empty());
         status.gaps = vec![gap(true), gap(false)];
-        let reasons = breaches(&status, INTERVAL);
+        let reasons = breaches(&status, 1, INTERVAL);
         assert!(
             reasons.len() == 1 && reasons[0].contains("[0/1000000, 0/2000000)"),
             "{reasons:?}"

@@ -21,6 +21,7 @@ impl Claims {
     pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
+            self.follow(line).await?;
         } else {
             let own = self.held.borrow().claim.clone();
             match own.filter(|own| line.is_of(own)) {
@@ -65,21 +66,44 @@ impl Claims {
         Ok(())
     }
 
+    /// Claims nothing: what a standby sends is its primary's. That one may be a copy, or have been promoted beside one that
+    /// lives, and its standbys are no better than it is.
+    async fn follow(&self, line: Line) -> Result<()> {
+        let mut silent = None;
+        for _ in 0..ROUNDS {
+            let told = self.read().await?;
+            if self.is_free(line, &told, &mut silent).await? {
+                return Ok(());
+            }
+        }
+        Err(overtaken(line))
+    }
+
+    /// Whether nobody on another timeline is in the way. False: one was, and is `silent`; meanwhile somebody else may have
+    /// claimed, so that the claims have to be read again.
+    async fn is_free(&self, line: Line, told: &Told, silent: &mut Option<Writer>) -> Result<bool> {
+        let newest = newest(told);
+        let alone = self.is_alone(told, newest).await?;
+        let holder = match entry(&self.me.instance, line, newest, alone) {
+            Entry::Ask(holder) if silent.as_ref() != Some(&holder) => holder,
+            Entry::Ask(_) | Entry::Free => return Ok(true),
+        };
+        if self.take_over.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        self.must_be_silent(told, line.timeline, &holder).await?;
+        *silent = Some(holder);
+        Ok(false)
+    }
+
     async fn claim(&self, line: Line) -> Result<()> {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
-            let newest = newest(&told);
-            let alone = self.is_alone(&told, newest).await?;
-            if let Entry::Ask(holder) = entry(&self.me.instance, line, newest, alone)
-                && !self.take_over.load(Ordering::Relaxed)
-                && silent.as_ref() != Some(&holder)
-            {
-                self.must_be_silent(&told, line.timeline, &holder).await?;
-                // Meanwhile somebody else may have claimed: look again.
-                silent = Some(holder);
+            if !self.is_free(line, &told, &mut silent).await? {
                 continue;
             }
+            let newest = newest(&told);
             let claim = Writer {
                 epoch: self.next_epoch(newest.map_or(1, |newest| newest.epoch + 1)),
                 instance: self.me.instance.clone(),
@@ -96,13 +120,7 @@ impl Claims {
                 return Ok(());
             }
         }
-        Err(AgentError::Trouble {
-            what: format!(
-                "{ROUNDS} attempts to claim timeline {} were overtaken by other agents",
-                line.timeline
-            ),
-            next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
-        })
+        Err(overtaken(line))
     }
 
     /// At least `epoch`, and higher than any that was tried before.
@@ -130,6 +148,16 @@ impl Claims {
             Some(error) if !placed => Err(error),
             _ => Ok(placed),
         }
+    }
+}
+
+fn overtaken(line: Line) -> AgentError {
+    AgentError::Trouble {
+        what: format!(
+            "{ROUNDS} attempts to claim timeline {} were overtaken by other agents",
+            line.timeline
+        ),
+        next: "Trying again; if it goes on, see which agents are configured for this archive".into(),
     }
 }
 

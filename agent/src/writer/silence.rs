@@ -87,7 +87,8 @@ impl Claims {
         AgentError::InUse {
             what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
-                 {timeline}{other}. It is a restored copy, or was promoted beside a primary that lives. Nothing was written",
+                 {timeline}{other}. It is a restored copy, was promoted beside a primary that lives, or is a standby of such a \
+                 server. Nothing was written",
                 pulse.wal_end, pulse.timeline
             ),
             next: "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that \

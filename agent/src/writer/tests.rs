@@ -194,6 +194,40 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
     assert_eq!(rig.newest(1).await, Some((2, "copy".to_owned())));
 }
 
+/// A standby of a restored copy never claims, and would store the copy's timeline all the same.
+#[tokio::test(start_paused = true)]
+async fn a_standby_on_another_timeline_is_refused_while_the_holder_lives() {
+    let rig = Rig::new();
+    // Before anybody has claimed there is nobody to ask, and companions need not ask.
+    let standby = rig.agent("standby", false);
+    let began = Instant::now();
+    standby.enter(line(1), true).await.unwrap();
+    let production = rig.agent("production", false);
+    production.enter(line(1), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    standby.enter(line(1), true).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+
+    let copy = rig.agent("standby-of-a-copy", false);
+    let beat = async {
+        for moment in 2.. {
+            tokio::time::sleep(INTERVAL).await;
+            rig.pulse("production", 1, moment).await;
+        }
+    };
+    let refused = tokio::select! {
+        () = beat => unreachable!(),
+        result = copy.enter(line(2), true) => result.unwrap_err(),
+    };
+    assert_eq!(refused.kind(), Kind::Refused);
+    assert!(refused.to_string().contains("host-of-production"), "{refused}");
+
+    // After a failover the old side is silent, even if the new primary's agent has not claimed yet.
+    standby.enter(line(2), true).await.unwrap();
+    assert!(!standby.is_writer() && !standby.look(&rig.archive.regions[0]).await.unwrap());
+    assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
+}
+
 /// Two standbys are promoted at once, each to timeline 2: one of them writes.
 #[tokio::test(start_paused = true)]
 async fn of_two_promotions_of_the_same_number_one_writes() {
