@@ -169,9 +169,11 @@ fn block(shared: &Shared, region: &Region, why: Option<String>) {
 
 fn blocked_by(damage: &Damage) -> String {
     format!(
-        "it lacks {damage}. Nothing newer counts here: PostgreSQL still keeps that WAL, and would let it go. Put an intact \
-         version of the object back where it is damaged; or give that WAL up: set durability.policy to \"any\" until this \
-         region has caught up, and take a base backup, because restores from older ones end at {}",
+        "it lacks {damage}. Nothing newer counts here: PostgreSQL still keeps that WAL, perhaps as its last copy, and would let \
+         it go. Put an intact version of the object back where it is damaged. Or run the agent with only this region configured, \
+         and durability.policy \"all\", until it has caught up: the server sends that WAL again; then put the other regions \
+         back. Do not set the policy to \"any\" before both have failed: that gives this WAL up for good, and restores from \
+         older base backups end at {}",
         damage.range.start
     )
 }

@@ -80,6 +80,12 @@ async fn damage_that_was_not_acknowledged_keeps_the_position_and_says_so() {
     for part in ["[0/2002BC, 0/300000)", "region b", "base backup"] {
         assert!(blocked.contains(part), "{part}: {blocked}");
     }
+    // What is advised first keeps PostgreSQL's copy, which may be the last one.
+    let (keeps, gives_up) = ("only this region configured", "\"any\"");
+    assert!(
+        blocked.find(keeps).unwrap() < blocked.find(gives_up).unwrap(),
+        "{blocked}"
+    );
     // An intact version is put back.
     world
         .put_wal(1, piece(PieceKind::Segment, 2 * MIB, 3 * MIB))
