@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agree::{self, Agreement};
-use crate::backfill;
+use crate::backfill::{self, Absent};
 use crate::budget::Budget;
 use crate::compact;
 use crate::error::{AgentError, Result};
@@ -154,6 +154,7 @@ impl Uploader {
             let key = self.shared.archive.layout.history(*timeline);
             write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
         }
+        let mut absent = Absent::default();
         loop {
             let position = match at {
                 Some(position) => position,
@@ -163,6 +164,7 @@ impl Uploader {
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
                     self.set_state(RegionState::Ok);
+                    absent.ended();
                     // Beside what follows: commits may wait for that.
                     let (reached, ()) = try_join(self.follow(from, position), self.compact(position)).await?;
                     if reached == position {
@@ -172,7 +174,7 @@ impl Uploader {
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
-                    backfill::advance(&self.shared, &self.region, position).await?
+                    backfill::advance(&self.shared, &self.region, position, &mut absent).await?
                 }
             });
         }

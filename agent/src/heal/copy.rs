@@ -140,6 +140,7 @@ impl Copier<'_> {
             at = match filled.rest {
                 None => break,
                 Some(Rest::Unknown(error)) => return Err(error),
+                Some(Rest::Missing(damage)) => return Err(damage.not_listed()),
                 Some(Rest::Damaged(damage)) => {
                     let behind = damage.range.end;
                     done.damage.push(damage);
