@@ -15,6 +15,7 @@ use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::{DurableLsn, Position};
 use crate::gap;
+use crate::heal::history::whole;
 use crate::held::Part;
 use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
@@ -61,9 +62,16 @@ async fn try_origin(
     furthest: Position,
 ) -> Result<Position> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
+    // The server's own are there already.
+    let known = |timeline| shared.histories.iter().any(|(known, _)| *known == timeline);
     for timeline in timelines(&*source.quick, layout).await? {
-        if let Some(content) = get_optional(&*source.quick, &layout.history(timeline)).await? {
-            write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
+        let key = layout.history(timeline);
+        if known(timeline) {
+            continue;
+        }
+        if let Some(content) = get_optional(&*source.quick, &key).await? {
+            whole(&source.name, &key, timeline, &content)?;
+            write_once(&*region.store, &key, Object::new(content)).await?;
         }
     }
     let durable = shared.progress.durable().map(DurableLsn::position);
@@ -223,6 +231,10 @@ fn pass_over(region: &Region, source: &Region, error: AgentError) -> Result<()> 
     // Damage in the source may be healed there, or a third region may have the object; a conflict is in the
     // region that is being filled.
     if matches!(error, AgentError::Conflict { .. }) || matches!(error.kind(), Kind::Bug | Kind::Cancelled) {
+        return Err(error);
+    }
+    // What is damaged in this region itself stands in the way of all sources.
+    if matches!(&error, AgentError::Object { region: of, .. } if *of == region.name) {
         return Err(error);
     }
     tracing::warn!(region = region.name, from = source.name, %error, "cannot fill the region from there, trying again");

@@ -263,3 +263,24 @@ async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_ther
     assert!(world.has(0, &history).await);
     assert!(!world.has(0, &layout.tail(two, range)).await);
 }
+
+/// What is left of a history file may tell another switch: nothing is begun with it.
+#[tokio::test(start_paused = true)]
+async fn a_region_does_not_enter_a_timeline_by_what_is_left_of_its_history() {
+    let world = world(Policy::Any);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
+    let two = TimelineId::new(2).unwrap();
+    shared.progress.stored(
+        1,
+        Position {
+            timeline: two,
+            ..at(6)
+        },
+    );
+    world.put(1, &layout.history(two), "1\t0/40").await;
+    assert_eq!(step(&world, at(3)).await, at(3));
+    let origin = origin(shared, world.region(0));
+    let begun = tokio::time::timeout(Duration::from_secs(5), origin).await;
+    assert!(begun.is_err(), "{begun:?}");
+    assert!(!world.has(0, &layout.history(two)).await);
+}

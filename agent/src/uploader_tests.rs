@@ -197,6 +197,53 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
     assert_eq!(shared.progress.position(0), Some(at(2)));
 }
 
+/// A store that checks what it reads says of a damaged object that it is corrupt, and of one that is gone that it is not there.
+#[tokio::test]
+async fn what_lies_behind_and_cannot_be_read_is_no_evidence() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (shared, region) = shared(store.clone());
+    let range = |from, to| LsnRange::new(Lsn(2 * MIB + from), Lsn(2 * MIB + to));
+    let stray = tail(&shared, range(0, 8), b"rollback");
+    let put = memory.put(&stray.key, stray.object, highwater_store::PutMode::Create);
+    put.await.unwrap();
+    for kind in [
+        highwater_store::ErrorKind::Corrupt,
+        highwater_store::ErrorKind::NotFound,
+    ] {
+        let strays = Strays::find(&shared, &region, at(1)).await.unwrap();
+        store.inject(Rule::once(Fault::FailBefore(kind)).on(Operation::Get));
+        let item = Arc::new(tail(&shared, range(2, 6), b"ld u"));
+        strays.agree(&shared, &region, &item).await.unwrap();
+        assert_eq!(store.pending(), 0);
+    }
+}
+
+/// A history file that is cut off is the trouble of its region: the agent goes on, and that region does not count.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_history_in_one_region_does_not_end_the_agent() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (mut shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let two = TimelineId::new(2).unwrap();
+    let content = Bytes::from("1\t0/400000\tpromoted\n");
+    let key = shared.archive.layout.history(two);
+    let cut = Object::new(content.slice(..7));
+    memory
+        .put(&key, cut, highwater_store::PutMode::Create)
+        .await
+        .unwrap();
+    shared.histories = Arc::new([(two, content.clone())]);
+    let uploader = Uploader::new(shared.clone(), region);
+    let run = uploader.run(Some(Some(at(1))), CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(60), run).await;
+    assert!(ended.is_err(), "{ended:?}");
+    let view = shared.state.snapshot().regions[0].clone();
+    assert_eq!(view.state, RegionState::Failing);
+    assert!(view.last_error.unwrap().contains(&key));
+    assert_eq!(shared.progress.position(0), None);
+    assert_eq!(memory.get(&key).await.unwrap(), content.slice(..7));
+}
+
 fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
     use highwater_format::{Codec, FrameEncoder, Header, Kind, seal};
     let system_id = shared.archive.identity.system_id;

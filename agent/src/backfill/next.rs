@@ -1,11 +1,12 @@
 //! Going on to the timeline that follows another one in the region that is copied from.
 
 use bytes::Bytes;
-use highwater_format::{History, Lsn, TimelineId};
+use highwater_format::{Lsn, TimelineId};
 use highwater_store::Object;
 
-use crate::error::{AgentError, Result};
+use crate::error::Result;
 use crate::frontier::Position;
+use crate::heal::history::whole;
 use crate::inventory::timelines;
 use crate::region::{Region, get_optional, write_once};
 use crate::segmenter::object_start;
@@ -63,12 +64,8 @@ async fn descent(
     let Some(content) = get_optional(&*source.quick, &key).await? else {
         return Ok(None);
     };
-    let history = History::parse(timeline, &content).map_err(|error| {
-        AgentError::refused(
-            format!("region {}: {key} cannot be read: {error}", source.name),
-            "Compare it with the other regions and run `highwater-restore verify`",
-        )
-    })?;
+    // Where the timeline before ends must not be read from what is left of a file.
+    let history = whole(&source.name, &key, timeline, &content)?;
     let child = history.parent().filter(|entry| entry.timeline == parent);
     Ok(child.map(|entry| (content.clone(), entry.switch)))
 }
