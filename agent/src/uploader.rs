@@ -123,6 +123,7 @@ impl Uploader {
             }
             tracing::error!(region = self.region.name, %error, "the region cannot be used; it is tried again");
             self.shared.window.detach(self.region.index);
+            self.shared.progress.waits(self.region.index, None);
             self.shared.state.update_region(self.region.index, |view| {
                 view.state = RegionState::Failing;
                 view.last_error = Some(error.to_string());
@@ -140,9 +141,9 @@ impl Uploader {
                 // What was stored in this session is the stream's.
                 let counted = self.shared.progress.position(index);
                 if let Some(position) = position.filter(|at| counted.is_none_or(|counted| counted < *at)) {
-                    let agreed = self.agree(position).await;
-                    self.shared.progress.waits(index, None);
-                    agreed?;
+                    // From now on until it counts nobody takes it for a region that holds nothing.
+                    self.shared.progress.waits(index, Some(position));
+                    self.agree(position).await?;
                 }
                 position
             }
@@ -161,6 +162,7 @@ impl Uploader {
                 None => backfill::origin(&self.shared, &self.region).await?,
             };
             self.shared.progress.stored(index, position);
+            self.shared.progress.waits(index, None);
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
                     self.set_state(RegionState::Ok);
@@ -240,7 +242,6 @@ impl Uploader {
                 );
                 return Ok(());
             }
-            self.shared.progress.waits(self.region.index, Some(position));
             if ahead {
                 self.shared.state.update_region(self.region.index, |view| {
                     view.state = RegionState::CatchingUp;

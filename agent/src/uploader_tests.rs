@@ -219,6 +219,41 @@ async fn what_lies_behind_and_cannot_be_read_is_no_evidence() {
     }
 }
 
+/// A region that holds what the server has lost joins, and is slow: until it counts it waits, so that nobody takes the WAL
+/// for lost.
+#[tokio::test(start_paused = true)]
+async fn i5_a_region_that_joins_waits_until_it_counts() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (mut shared, region) = shared(store.clone());
+    let held = tail(&shared, LsnRange::new(Lsn(MIB), Lsn(MIB + 8)), b"the last");
+    let put = memory.put(&held.key, held.object, highwater_store::PutMode::Create);
+    put.await.unwrap();
+    let end = Position {
+        lsn: Lsn(MIB + 8),
+        ..at(1)
+    };
+    let content = Bytes::from("1\t0/400000\tpromoted\n");
+    shared.histories = Arc::new([(TimelineId::new(2).unwrap(), content)]);
+    let slow = Rule::once(Fault::Delay(Duration::from_secs(60)));
+    store.inject(slow.on(Operation::Put).key("/history"));
+    shared.progress.server_lost(Some(at(1)));
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region);
+    let running = tokio::spawn(uploader.run(None, cancel.clone()));
+
+    // It has been compared, as far as that is possible, and its histories are on their way.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(store.pending(), 0);
+    assert_eq!(shared.progress.position(0), None);
+    assert_eq!(shared.progress.furthest_waiting(), Some(end));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(shared.progress.position(0), Some(end));
+    assert_eq!(shared.progress.furthest_waiting(), None);
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
 /// A history file that is cut off is the trouble of its region: the agent goes on, and that region does not count.
 #[tokio::test(start_paused = true)]
 async fn a_damaged_history_in_one_region_does_not_end_the_agent() {
