@@ -20,6 +20,7 @@ use crate::held::Part;
 use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::salvage::{self, Damage, Rest};
+use crate::state::RegionState;
 use crate::uploader::Shared;
 
 mod lacking;
@@ -159,7 +160,7 @@ pub async fn advance(
     };
     shared.state.update_region(region.index, |view| {
         let why = view.blocked.clone().unwrap_or(why);
-        view.last_error.get_or_insert(why);
+        view.pipeline(RegionState::CatchingUp, Some(why));
     });
     tokio::time::sleep(pause).await;
     Ok(position)

@@ -17,7 +17,7 @@ use highwater_store::{
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::places::Place;
-use crate::state::{RegionState, State};
+use crate::state::{RegionView, State};
 
 /// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
 const QUICK: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ impl Region {
 }
 
 /// Tells the state how a region's calls go: those that must be done, or the quick ones. Each is cleared by its
-/// own kind only: a region that can be listed but takes no writes is failing.
+/// own kind only: a region that can be listed but takes no writes is failing. What the pipeline says stands beside it.
 #[derive(Debug)]
 struct Health {
     index: usize,
@@ -139,8 +139,7 @@ impl RetryObserver for Health {
         self.failing.store(true, Ordering::Release);
         self.state.update_region(self.index, |view| {
             view.retries += 1;
-            view.state = RegionState::Failing;
-            view.last_error = Some(error.to_string());
+            view.calls(Some(error.to_string()));
         });
     }
 
@@ -156,14 +155,9 @@ impl RetryObserver for Health {
             .borrow()
             .regions
             .get(index)
-            .is_some_and(|view| view.last_error.is_some());
+            .is_some_and(RegionView::calls_fail);
         if failing {
-            self.state.update_region(index, |view| {
-                view.last_error = None;
-                if view.state == RegionState::Failing {
-                    view.state = RegionState::Ok;
-                }
-            });
+            self.state.update_region(index, |view| view.calls(None));
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use highwater_format::coverage::PieceKind;
 use highwater_format::{Codec, Header, Kind, TimelineId};
-use highwater_store::MemoryStore;
+use highwater_store::{Fault, FaultyStore, MemoryStore, Rule};
 
 use super::*;
+use crate::state::RegionState;
 use crate::test_world::{MIB, SYSTEM, piece, sealed, wal};
 
 /// Writes `ours` where `theirs` is, which stays.
@@ -68,4 +69,25 @@ async fn a_history_that_was_cut_off_is_damaged_and_one_that_ends_elsewhere_contr
             "{theirs:?}: {written:?}"
         );
     }
+}
+
+/// While a long backlog is copied one call is repeated.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_succeeds_says_nothing_of_the_pipeline() {
+    let state = State::new(["a".to_owned()]);
+    let plain = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new("a"))));
+    let region = Region::over(plain.clone(), "a".into(), 0, &state, Some(1));
+    let shown = || {
+        let view = state.snapshot().regions[0].clone();
+        (view.state, view.last_error)
+    };
+    let why = Some("behind".to_owned());
+    state.update_region(0, |view| view.pipeline(RegionState::CatchingUp, why.clone()));
+    plain.inject(Rule::times(2, Fault::FailBefore(ErrorKind::Retry)));
+    let put = region.store.put("key", Object::new("bytes"), PutMode::Create);
+    let mut put = std::pin::pin!(put);
+    assert!(futures::poll!(put.as_mut()).is_pending());
+    assert_eq!(shown().0, RegionState::Failing);
+    put.await.unwrap();
+    assert_eq!(shown(), (RegionState::CatchingUp, why));
 }

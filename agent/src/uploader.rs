@@ -125,8 +125,7 @@ impl Uploader {
             self.shared.window.detach(self.region.index);
             self.shared.progress.waits(self.region.index, None);
             self.shared.state.update_region(self.region.index, |view| {
-                view.state = RegionState::Failing;
-                view.last_error = Some(error.to_string());
+                view.pipeline(RegionState::Failing, Some(error.to_string()));
             });
             tokio::time::sleep(PAUSE).await;
         }
@@ -165,7 +164,10 @@ impl Uploader {
             self.shared.progress.waits(index, None);
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
-                    self.set_state(RegionState::Ok);
+                    // After a failure only what is stored is a success.
+                    if !self.has_failed() {
+                        self.set_state(RegionState::Ok);
+                    }
                     absent.ended();
                     // Beside what follows: commits may wait for that.
                     let (reached, ()) = try_join(self.follow(from, position), self.compact(position)).await?;
@@ -176,7 +178,14 @@ impl Uploader {
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
-                    backfill::advance(&self.shared, &self.region, position, &mut absent).await?
+                    let reached =
+                        backfill::advance(&self.shared, &self.region, position, &mut absent).await?;
+                    if reached > position {
+                        self.shared.state.update_region(index, |view| {
+                            view.pipeline(RegionState::CatchingUp, None);
+                        });
+                    }
+                    reached
                 }
             });
         }
@@ -244,10 +253,10 @@ impl Uploader {
             }
             if ahead {
                 self.shared.state.update_region(self.region.index, |view| {
-                    view.state = RegionState::CatchingUp;
-                    view.last_error = Some(format!(
+                    let why = format!(
                         "it holds WAL up to {position}, which the stream has not reached: it counts when both agree"
-                    ));
+                    );
+                    view.pipeline(RegionState::CatchingUp, Some(why));
                 });
             }
             tokio::time::sleep(RETRY_AGREE).await;
@@ -299,6 +308,7 @@ impl Uploader {
         let mut behind = false;
         let mut in_flight = 0;
         let (mut taken, mut waiting_since) = (position, Instant::now());
+        let mut failed = self.has_failed();
         loop {
             changed.mark_unchanged();
             while !behind
@@ -336,6 +346,9 @@ impl Uploader {
             if behind && uploads.is_empty() {
                 self.shared.window.detach(index);
                 return Ok(position);
+            }
+            if uploads.is_empty() && std::mem::take(&mut failed) {
+                self.set_state(RegionState::Ok);
             }
             tokio::select! {
                 biased;
@@ -393,14 +406,27 @@ impl Uploader {
         self.shared.state.update_region(index, |view| {
             view.objects += 1;
             view.bytes += bytes;
+            if view.pipeline_state() == RegionState::Failing {
+                view.pipeline(RegionState::Ok, None);
+            }
         });
         Ok(position)
     }
 
+    fn has_failed(&self) -> bool {
+        let state = self.shared.state.subscribe();
+        let view = state.borrow();
+        let view = view.regions.get(self.region.index);
+        view.is_some_and(|view| view.pipeline_state() == RegionState::Failing)
+    }
+
+    /// What kept the pipeline from a better state stays said while it is in the same.
     fn set_state(&self, state: RegionState) {
-        self.shared
-            .state
-            .update_region(self.region.index, |view| view.state = state);
+        self.shared.state.update_region(self.region.index, |view| {
+            if view.pipeline_state() != state {
+                view.pipeline(state, None);
+            }
+        });
     }
 }
 

@@ -219,6 +219,40 @@ async fn what_lies_behind_and_cannot_be_read_is_no_evidence() {
     }
 }
 
+/// An object that is damaged stands in the way: calls succeed, and the region fails all the same until it is removed.
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_fails_is_not_well_because_a_call_succeeds() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (mut shared, _) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let region = Region::over(memory.clone(), "a".into(), 0, &shared.state, Some(1));
+    let region = Arc::new(region);
+    shared.archive.regions = vec![region.clone()];
+    let item = wal(&shared, range(1, 2));
+    let (key, damaged) = (item.key.clone(), Object::new(vec![0; 2]));
+    memory
+        .put(&key, damaged, highwater_store::PutMode::Create)
+        .await
+        .unwrap();
+    shared.window.push(item);
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region.clone());
+    let running = tokio::spawn(uploader.run(Some(None), cancel.clone()));
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        region.quick.head(&key).await.unwrap();
+        let view = shared.state.snapshot().regions[0].clone();
+        assert_eq!(view.state, RegionState::Failing);
+        assert!(view.last_error.unwrap().contains(&key));
+    }
+    memory.delete(&key).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let view = shared.state.snapshot().regions[0].clone();
+    assert_eq!((view.state, view.last_error), (RegionState::Ok, None));
+    assert_eq!(shared.progress.position(0), Some(at(2)));
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
 /// A region that holds what the server has lost joins, and is slow: until it counts it waits, so that nobody takes the WAL
 /// for lost.
 #[tokio::test(start_paused = true)]
