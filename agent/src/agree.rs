@@ -17,7 +17,7 @@ use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::inventory::{coverage, piece_key};
-use crate::region::{Region, compare};
+use crate::region::{Compared, Region, compare};
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
 use crate::window::What;
@@ -233,21 +233,24 @@ pub(crate) async fn piece(
     let ours = region.quick.get(&key).await?;
     let theirs = peer.quick.get(&key).await?;
     let readable = |bytes| Object::open(bytes).and_then(|object| object.plain()).is_ok();
-    let (ours_reads, theirs_reads, (same, by_peer, by_us)) = blocking::run("comparing objects", move || {
+    let (ours_reads, theirs_reads, compared) = blocking::run("comparing objects", move || {
         (
             readable(ours.clone()),
             readable(theirs.clone()),
-            compare(theirs, ours),
+            compare(&theirs, &ours),
         )
     })
     .await?;
-    if same || !ours_reads || !theirs_reads {
-        return Ok(ours_reads);
+    match compared {
+        Compared::Different {
+            ours: by_peer,
+            theirs: by_us,
+        } if ours_reads && theirs_reads => Err(AgentError::Conflict {
+            region: region.name.clone(),
+            key,
+            ours: format!("that of region {}: {by_peer}", peer.name),
+            theirs: by_us,
+        }),
+        _ => Ok(ours_reads),
     }
-    Err(AgentError::Conflict {
-        region: region.name.clone(),
-        key,
-        ours: format!("that of region {}: {by_peer}", peer.name),
-        theirs: by_us,
-    })
 }

@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use highwater_format::coverage::Piece;
-use highwater_format::{History, Lsn, LsnRange, TimelineId};
+use highwater_format::{Lsn, LsnRange, TimelineId};
 use highwater_store::Object;
 
 use crate::archived::{read_piece, verify};
@@ -16,12 +15,20 @@ use crate::blocking;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::{DurableLsn, Position};
 use crate::gap;
+use crate::heal::history::whole;
 use crate::held::Part;
 use crate::inventory::{held, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::salvage::{self, Damage, Rest};
-use crate::segmenter::object_start;
+use crate::state::RegionState;
 use crate::uploader::Shared;
+
+mod lacking;
+mod next;
+
+pub use lacking::Absent;
+use lacking::{beyond, block, blocked_by, told_part};
+use next::{Next, next_timeline};
 
 /// How long to wait before looking again when no other region is further, or the one that is fails.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -56,9 +63,16 @@ async fn try_origin(
     furthest: Position,
 ) -> Result<Position> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
+    // The server's own are there already.
+    let known = |timeline| shared.histories.iter().any(|(known, _)| *known == timeline);
     for timeline in timelines(&*source.quick, layout).await? {
-        if let Some(content) = get_optional(&*source.quick, &layout.history(timeline)).await? {
-            write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
+        let key = layout.history(timeline);
+        if known(timeline) {
+            continue;
+        }
+        if let Some(content) = get_optional(&*source.quick, &key).await? {
+            whole(&source.name, &key, timeline, &content)?;
+            write_once(&*region.store, &key, Object::new(content)).await?;
         }
     }
     let durable = shared.progress.durable().map(DurableLsn::position);
@@ -96,28 +110,27 @@ async fn try_origin(
 /// Copies what the furthest other region holds beyond `position`, and returns how far the region is then.
 /// Waits a little and returns `position` itself when nothing can be had.
 ///
-/// Where WAL is damaged in every region that holds it, in every form, the region's position passes it only if
-/// PostgreSQL has been told long ago that it is safe: nothing that is acknowledged later lies in it, and what is
-/// missing is filled in behind when an intact copy turns up ([`crate::heal`]). Else the position stays, because
-/// PostgreSQL still keeps that WAL and would let it go; status and metrics say so ([`RegionView::blocked`]).
+/// Where WAL is damaged in every region that holds it, in every form, or no region lists it for longer than a listing
+/// may lag (`absent` remembers since when), the region's position passes it only if PostgreSQL has been told long ago
+/// that it is safe: nothing that is acknowledged later lies in it, and what is missing is filled in behind when an intact
+/// copy turns up ([`crate::heal`]). Else the position stays, because PostgreSQL still keeps that WAL and would let it
+/// go; status and metrics say so ([`RegionView::blocked`]).
 ///
 /// [`RegionView::blocked`]: crate::state::RegionView::blocked
-pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Result<Position> {
+pub async fn advance(
+    shared: &Shared,
+    region: &Region,
+    position: Position,
+    absent: &mut Absent,
+) -> Result<Position> {
     let sources = sources(shared, region, Some(position));
     let mut pause = PAUSE;
-    for (source, _) in &sources {
-        match copy(shared, region, source, position).await {
-            Ok(Reached { at, blocked: None }) if at > position => {
-                block(shared, region, None);
-                return Ok(at);
-            }
-            Ok(Reached { at, blocked }) => {
-                let damage = blocked.map(|damage| blocked_by(&damage));
-                if damage.is_some() {
-                    pause = LONG_PAUSE;
-                    block(shared, region, damage);
-                }
-                if at > position {
+    let mut hole = None::<LsnRange>;
+    for (source, furthest) in &sources {
+        match copy(shared, region, source, position, *furthest).await {
+            Ok(reached) => {
+                hole = smaller(hole, reached.lacks);
+                if let Some(at) = settle(shared, region, position, reached, &mut pause) {
                     return Ok(at);
                 }
             }
@@ -131,6 +144,12 @@ pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Re
             }
         }
     }
+    if let Some(hole) = hole {
+        let reached = unlisted(shared, region, position, hole, absent).await?;
+        if let Some(at) = settle(shared, region, position, reached, &mut pause) {
+            return Ok(at);
+        }
+    }
     let why = if sources.is_empty() {
         format!(
             "the WAL that follows {position} is no longer in memory, and no region that has answered holds it. If no other \
@@ -141,39 +160,71 @@ pub async fn advance(shared: &Shared, region: &Region, position: Position) -> Re
     };
     shared.state.update_region(region.index, |view| {
         let why = view.blocked.clone().unwrap_or(why);
-        view.last_error.get_or_insert(why);
+        view.pipeline(RegionState::CatchingUp, Some(why));
     });
     tokio::time::sleep(pause).await;
     Ok(position)
 }
 
-/// Shows that damage keeps the region from being filled, or that nothing does any more.
-fn block(shared: &Shared, region: &Region, why: Option<String>) {
-    let before = shared
-        .state
-        .snapshot()
-        .regions
-        .get(region.index)
-        .and_then(|view| view.blocked.clone());
-    if before == why {
-        return;
+/// Shows what came of an attempt; the new position if there is one.
+fn settle(
+    shared: &Shared,
+    region: &Region,
+    position: Position,
+    reached: Reached,
+    pause: &mut Duration,
+) -> Option<Position> {
+    let at = Some(reached.at).filter(|at| *at > position);
+    match reached.blocked {
+        Some(damage) => {
+            *pause = LONG_PAUSE;
+            block(shared, region, Some(blocked_by(&damage)));
+        }
+        None if at.is_some() => block(shared, region, None),
+        None => {}
     }
-    match &why {
-        Some(why) => tracing::error!(region = region.name, "cannot be filled further: {why}"),
-        None => tracing::info!(region = region.name, "is filled again"),
-    }
-    shared
-        .state
-        .update_region(region.index, |view| view.blocked = why);
+    at
 }
 
-fn blocked_by(damage: &Damage) -> String {
-    format!(
-        "it lacks {damage}. Nothing newer counts here: PostgreSQL still keeps that WAL, and would let it go. Put an intact \
-         version of the object back where it is damaged; or give that WAL up: set durability.policy to \"any\" until this \
-         region has caught up, and take a base backup, because restores from older ones end at {}",
-        damage.range.start
-    )
+/// What two regions lack behind the same place.
+fn smaller(one: Option<LsnRange>, other: Option<LsnRange>) -> Option<LsnRange> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(LsnRange::new(one.start, one.end.min(other.end))),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Where the regions that are further list nothing that follows `from`: looks for it in all of them, chunks that a larger
+/// object made superfluous too.
+async fn unlisted(
+    shared: &Shared,
+    region: &Region,
+    from: Position,
+    hole: LsnRange,
+    absent: &mut Absent,
+) -> Result<Reached> {
+    let mut reached = Reached::to(from);
+    let one = |source: Arc<Region>, piece: Piece| async move {
+        copy_object(shared, region, &source, from.timeline, &piece).await
+    };
+    let filled = salvage::fill(shared, region, from.timeline, hole, one).await?;
+    reached.at.lsn = reached.at.lsn.max(filled.reached);
+    if reached.at > from {
+        shared.progress.stored(region.index, reached.at);
+        return Ok(reached);
+    }
+    match filled.rest {
+        Some(Rest::Damaged(damage)) => reached.stopped_by(shared, region, damage),
+        Some(Rest::Missing(damage)) if absent.lasts(from) => {
+            reached.stopped_by(shared, region, told_part(shared, damage));
+        }
+        Some(Rest::Unknown(error)) => {
+            absent.ended();
+            tracing::warn!(region = region.name, %error, "the WAL that follows {from} is in no region that answers");
+        }
+        Some(Rest::Missing(_)) | None => {}
+    }
+    Ok(reached)
 }
 
 /// After a failure that time or another source may cure; passes on what they cannot.
@@ -181,6 +232,10 @@ fn pass_over(region: &Region, source: &Region, error: AgentError) -> Result<()> 
     // Damage in the source may be healed there, or a third region may have the object; a conflict is in the
     // region that is being filled.
     if matches!(error, AgentError::Conflict { .. }) || matches!(error.kind(), Kind::Bug | Kind::Cancelled) {
+        return Err(error);
+    }
+    // What is damaged in this region itself stands in the way of all sources.
+    if matches!(&error, AgentError::Object { region: of, .. } if *of == region.name) {
         return Err(error);
     }
     tracing::warn!(region = region.name, from = source.name, %error, "cannot fill the region from there, trying again");
@@ -207,15 +262,52 @@ struct Reached {
     at: Position,
     /// What keeps it there.
     blocked: Option<Damage>,
+    /// What the source counts and does not list.
+    lacks: Option<LsnRange>,
 }
 
-async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position) -> Result<Reached> {
+impl Reached {
+    fn to(at: Position) -> Self {
+        Self {
+            at,
+            blocked: None,
+            lacks: None,
+        }
+    }
+
+    /// Goes on behind WAL that nothing gives, if that may be.
+    fn stopped_by(&mut self, shared: &Shared, region: &Region, damage: Damage) {
+        match beyond(shared, region, &damage) {
+            Some(behind) => self.at = behind,
+            None => self.blocked = Some(damage),
+        }
+    }
+}
+
+async fn copy(
+    shared: &Shared,
+    region: &Region,
+    source: &Region,
+    from: Position,
+    furthest: Position,
+) -> Result<Reached> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
     let held = held(&*source.quick, layout, size, from.timeline, from.lsn).await?;
     let end = held.contiguous_end(from.lsn);
     if end <= from.lsn {
-        let at = next_timeline(shared, region, source, from).await?;
-        return Ok(Reached { at, blocked: None });
+        let ends = match furthest.timeline == from.timeline {
+            true => Some(furthest.lsn),
+            false => match next_timeline(shared, region, source, from).await? {
+                Next::Entered(at) => return Ok(Reached::to(at)),
+                Next::Later(switch) => switch,
+            },
+        };
+        let next = ends.map(|ends| held.next_start(from.lsn).min(ends));
+        let lacks = next.map(|next| LsnRange::new(from.lsn, next));
+        return Ok(Reached {
+            lacks,
+            ..Reached::to(from)
+        });
     }
     let parts = held
         .parts(LsnRange { start: from.lsn, end })
@@ -237,10 +329,7 @@ async fn copy(shared: &Shared, region: &Region, source: &Region, from: Position)
         }
         shared.progress.stored(region.index, position);
     }
-    Ok(Reached {
-        at: position,
-        blocked: None,
-    })
+    Ok(Reached::to(position))
 }
 
 /// One object; where it cannot be used, what holds the same WAL in any region: the same object, or the chunks that
@@ -256,7 +345,7 @@ async fn copy_piece(
     match copy_object(shared, region, source, from.timeline, piece).await {
         Ok(()) => {
             at.lsn = at.lsn.max(piece.range.end);
-            return Ok(Reached { at, blocked: None });
+            return Ok(Reached::to(at));
         }
         Err(error) if salvage::is_about_object(&error, region) => {}
         Err(error) => return Err(error),
@@ -272,42 +361,18 @@ async fn copy_piece(
         match filled.rest {
             None => break,
             Some(Rest::Unknown(error)) => return Err(error),
-            Some(Rest::Damaged(damage)) => match beyond(shared, region, &damage) {
-                Some(behind) => at = behind,
-                None => {
-                    return Ok(Reached {
-                        at,
-                        blocked: Some(damage),
-                    });
+            Some(Rest::Missing(damage)) => return Err(damage.not_listed()),
+            Some(Rest::Damaged(damage)) => {
+                let mut reached = Reached::to(at);
+                reached.stopped_by(shared, region, damage);
+                if reached.blocked.is_some() {
+                    return Ok(reached);
                 }
-            },
+                at = reached.at;
+            }
         }
     }
-    Ok(Reached { at, blocked: None })
-}
-
-/// The position behind damage, if everything up to there was acknowledged to PostgreSQL before.
-fn beyond(shared: &Shared, region: &Region, damage: &Damage) -> Option<Position> {
-    let durable = shared.progress.durable().map(DurableLsn::position);
-    let told = durable.max(shared.acknowledged)?;
-    let behind = Position {
-        timeline: damage.timeline,
-        lsn: damage.range.end,
-    };
-    if told < behind {
-        return None;
-    }
-    let start = damage.range.start;
-    tracing::error!(
-        region = region.name, to = %behind,
-        "the region goes on behind {damage}. Take a base backup: restores from older ones end at {start}"
-    );
-    shared.state.update_region(region.index, |view| {
-        view.lacks.wal_bytes += damage.range.len();
-        view.lacks.damaged_bytes += damage.range.len();
-        view.lacks.detail = Some(damage.as_lack());
-    });
-    Some(behind)
+    Ok(Reached::to(at))
 }
 
 async fn copy_object(
@@ -335,58 +400,6 @@ async fn copy_object(
         })?;
     write_once(&*region.store, &key, Object::new(bytes)).await?;
     Ok(())
-}
-
-/// The source has nothing more on this timeline: goes on to the one that follows it there, if any.
-async fn next_timeline(
-    shared: &Shared,
-    region: &Region,
-    source: &Region,
-    from: Position,
-) -> Result<Position> {
-    let layout = &shared.archive.layout;
-    for timeline in timelines(&*source.quick, layout)
-        .await?
-        .into_iter()
-        .filter(|id| *id > from.timeline)
-    {
-        let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else {
-            continue;
-        };
-        if from.lsn < switch {
-            // The rest of this timeline is missing in the source too: the next one is not to be counted before it.
-            continue;
-        }
-        write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
-        let position = Position {
-            timeline,
-            lsn: object_start(shared.segment_size, switch),
-        };
-        shared.progress.stored(region.index, position);
-        return Ok(position);
-    }
-    Ok(from)
-}
-
-/// The history of `timeline` and where it began, if it is a child of `parent`.
-async fn descent(
-    source: &Region,
-    layout: &highwater_format::Layout,
-    timeline: TimelineId,
-    parent: TimelineId,
-) -> Result<Option<(Bytes, Lsn)>> {
-    let key = layout.history(timeline);
-    let Some(content) = get_optional(&*source.quick, &key).await? else {
-        return Ok(None);
-    };
-    let history = History::parse(timeline, &content).map_err(|error| {
-        AgentError::refused(
-            format!("region {}: {key} cannot be read: {error}", source.name),
-            "Compare it with the other regions and run `highwater-restore verify`",
-        )
-    })?;
-    let child = history.parent().filter(|entry| entry.timeline == parent);
-    Ok(child.map(|entry| (content.clone(), entry.switch)))
 }
 
 #[cfg(test)]

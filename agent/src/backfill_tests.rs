@@ -1,4 +1,5 @@
 use highwater_config::Policy;
+use highwater_format::TimelineId;
 use highwater_format::coverage::PieceKind;
 
 use super::*;
@@ -28,10 +29,30 @@ async fn lagging(policy: Policy) -> World {
     world
 }
 
+async fn step(world: &World, from: Position) -> Position {
+    let mut absent = Absent::default();
+    let reached = advance(&world.shared, world.region(0), from, &mut absent).await;
+    reached.unwrap()
+}
+
 async fn advanced(world: &World) -> Position {
     let mut position = at(2);
     for _ in 0..3 {
-        position = advance(&world.shared, world.region(0), position).await.unwrap();
+        position = step(world, position).await;
+    }
+    position
+}
+
+/// Where the region is after `seconds` of trying.
+async fn after(world: &World, seconds: u64) -> Position {
+    let (mut position, mut absent) = (at(2), Absent::default());
+    let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    while tokio::time::Instant::now() < until {
+        let reached = advance(&world.shared, world.region(0), position, &mut absent).await;
+        position = reached.unwrap();
+        if position == at(4) {
+            break;
+        }
     }
     position
 }
@@ -60,7 +81,7 @@ async fn a_region_in_the_middle_of_a_damaged_segment_needs_only_the_rest_of_it()
     world.put_wal(1, piece(PieceKind::Tail, half.0, 3 * MIB)).await;
     let from = Position { lsn: half, ..at(2) };
     world.shared.progress.stored(0, from);
-    let reached = advance(&world.shared, world.region(0), from).await.unwrap();
+    let reached = step(&world, from).await;
     assert_eq!(reached, at(4));
 }
 
@@ -80,11 +101,17 @@ async fn damage_that_was_not_acknowledged_keeps_the_position_and_says_so() {
     for part in ["[0/2002BC, 0/300000)", "region b", "base backup"] {
         assert!(blocked.contains(part), "{part}: {blocked}");
     }
+    // What is advised first keeps PostgreSQL's copy, which may be the last one.
+    let (keeps, gives_up) = ("only this region configured", "\"any\"");
+    assert!(
+        blocked.find(keeps).unwrap() < blocked.find(gives_up).unwrap(),
+        "{blocked}"
+    );
     // An intact version is put back.
     world
         .put_wal(1, piece(PieceKind::Segment, 2 * MIB, 3 * MIB))
         .await;
-    let reached = advance(&world.shared, world.region(0), edge).await.unwrap();
+    let reached = step(&world, edge).await;
     assert_eq!((reached, view(&world).blocked), (at(4), None));
 }
 
@@ -115,6 +142,99 @@ async fn a_region_that_does_not_answer_may_have_a_good_copy() {
     assert_eq!(view(&world).blocked, None);
 }
 
+fn second() -> Piece {
+    piece(PieceKind::Segment, 2 * MIB, 3 * MIB)
+}
+
+/// As [`lagging`], but the second segment is gone and not damaged: a lifecycle rule, or somebody has removed it.
+async fn robbed(policy: Policy) -> World {
+    let world = lagging(policy).await;
+    world.remove(1, &world.key(second())).await;
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_wal_that_was_not_acknowledged_keeps_the_position_and_says_so() {
+    let world = robbed(Policy::All).await;
+    assert_eq!(after(&world, 80).await, at(2));
+    assert_eq!(view(&world).blocked, None, "its listing may lag");
+    assert_eq!(after(&world, 120).await, at(2));
+    let blocked = view(&world).blocked.unwrap();
+    for part in [
+        "[0/200000, 0/300000)",
+        "in no other region",
+        "only this region configured",
+    ] {
+        assert!(blocked.contains(part), "{part}: {blocked}");
+    }
+    // The object is put back.
+    world.put_wal(1, second()).await;
+    assert_eq!((step(&world, at(2)).await, view(&world).blocked), (at(4), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_goes_on_behind_missing_wal_that_was_acknowledged_and_lacks_it() {
+    let world = robbed(Policy::Any).await;
+    assert_eq!(after(&world, 80).await, at(2), "its listing may lag");
+    assert_eq!(after(&world, 120).await, at(4));
+    let view = view(&world);
+    assert_eq!(
+        (view.blocked, view.lacks.wal_bytes, view.lacks.damaged_bytes),
+        (None, MIB, 0)
+    );
+    assert!(view.lacks.detail.unwrap().contains("[0/200000, 0/300000)"));
+}
+
+/// What the server still has is not passed over with what it was told to be safe.
+#[tokio::test(start_paused = true)]
+async fn of_missing_wal_only_what_was_acknowledged_is_passed() {
+    let mut world = robbed(Policy::All).await;
+    let told = Position {
+        lsn: Lsn(2 * MIB + 700),
+        ..at(2)
+    };
+    world.shared.acknowledged = Some(told);
+    assert_eq!(after(&world, 300).await, told);
+    let view = view(&world);
+    assert!(view.blocked.unwrap().contains("[0/2002BC, 0/300000)"));
+    assert_eq!(view.lacks.wal_bytes, 700);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_region_has_lost_is_taken_from_one_that_lags_itself() {
+    let world = robbed(Policy::All).await;
+    world.put_wal(2, second()).await;
+    assert_eq!(after(&world, 10).await, at(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_does_not_answer_may_have_what_the_others_lack() {
+    let world = robbed(Policy::Any).await;
+    world.silence(2);
+    assert_eq!(after(&world, 150).await, at(2));
+    assert_eq!(view(&world).blocked, None);
+}
+
+/// The end of timeline 1 is gone everywhere: the region goes on behind what was acknowledged of it, on timeline 2.
+#[tokio::test(start_paused = true)]
+async fn a_lost_end_of_a_timeline_that_was_acknowledged_does_not_keep_a_region_from_the_next() {
+    let world = world(Policy::Any);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
+    let two = TimelineId::new(2).unwrap();
+    let on_two = |mib| Position {
+        timeline: two,
+        ..at(mib)
+    };
+    shared.progress.stored(0, at(2));
+    shared.progress.stored(1, on_two(6));
+    let history = layout.history(two);
+    world.put(1, &history, "1\t0/400000\tpromoted\n").await;
+    assert_eq!(after(&world, 120).await, at(4));
+    assert_eq!(view(&world).lacks.wal_bytes, 2 * MIB);
+    assert_eq!(step(&world, at(4)).await, on_two(4));
+    assert!(world.has(0, &history).await);
+}
+
 /// The other region has lost the end of timeline 1: its history says where timeline 2 begins, and that must not carry
 /// anybody over what is missing.
 #[tokio::test(start_paused = true)]
@@ -132,14 +252,35 @@ async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_ther
     let range = LsnRange::new(at(4).lsn, at(6).lsn);
     world.put(1, &layout.tail(two, range), "wal").await;
 
-    let reached = advance(shared, world.region(0), at(3)).await.unwrap();
+    let reached = step(&world, at(3)).await;
     assert_eq!(reached, at(3));
     assert_eq!(shared.progress.position(0), None);
     assert!(!world.has(0, &history).await);
 
     // With all of timeline 1 it goes on, history first.
-    let reached = advance(shared, world.region(0), at(4)).await.unwrap();
+    let reached = step(&world, at(4)).await;
     assert_eq!(reached, on_two(4));
     assert!(world.has(0, &history).await);
     assert!(!world.has(0, &layout.tail(two, range)).await);
+}
+
+/// What is left of a history file may tell another switch: nothing is begun with it.
+#[tokio::test(start_paused = true)]
+async fn a_region_does_not_enter_a_timeline_by_what_is_left_of_its_history() {
+    let world = world(Policy::Any);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
+    let two = TimelineId::new(2).unwrap();
+    shared.progress.stored(
+        1,
+        Position {
+            timeline: two,
+            ..at(6)
+        },
+    );
+    world.put(1, &layout.history(two), "1\t0/40").await;
+    assert_eq!(step(&world, at(3)).await, at(3));
+    let origin = origin(shared, world.region(0));
+    let begun = tokio::time::timeout(Duration::from_secs(5), origin).await;
+    assert!(begun.is_err(), "{begun:?}");
+    assert!(!world.has(0, &layout.history(two)).await);
 }

@@ -115,7 +115,8 @@ impl Held {
             .copied()
     }
 
-    fn next_start(&self, at: Lsn) -> Lsn {
+    /// Where the next WAL or recorded gap behind `at` begins; the largest LSN if there is none.
+    pub fn next_start(&self, at: Lsn) -> Lsn {
         let wal = self.wal.runs().into_iter().map(|run| run.start);
         let starts = wal.chain(self.gaps.iter().map(|gap| gap.start));
         starts.filter(|start| *start > at).min().unwrap_or(Lsn::MAX)

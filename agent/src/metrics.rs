@@ -149,7 +149,7 @@ fn missing(page: &mut Page, all: &[RegionView]) {
     page.per_region(
         "highwater_region_blocked",
         "gauge",
-        "1 when the region cannot be filled beyond its stored position, because the WAL that follows is damaged.",
+        "1 when the region cannot be filled beyond its stored position, because the WAL that follows is damaged or gone.",
         all,
         |view| u8::from(view.blocked.is_some()).to_string(),
     );

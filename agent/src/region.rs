@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_config::Config;
-use highwater_format::{ClusterName, Header, Identity, Layout, Object as Container};
+use highwater_format::{ClusterName, FormatError, Header, Identity, Layout, Object as Container};
 use highwater_store::{
     ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
 };
@@ -17,7 +17,7 @@ use highwater_store::{
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::places::Place;
-use crate::state::{RegionState, State};
+use crate::state::{RegionView, State};
 
 /// For how long a quick call is repeated. Whoever waits has other regions to ask, or a person in front of it.
 const QUICK: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ impl Region {
 }
 
 /// Tells the state how a region's calls go: those that must be done, or the quick ones. Each is cleared by its
-/// own kind only: a region that can be listed but takes no writes is failing.
+/// own kind only: a region that can be listed but takes no writes is failing. What the pipeline says stands beside it.
 #[derive(Debug)]
 struct Health {
     index: usize,
@@ -139,8 +139,7 @@ impl RetryObserver for Health {
         self.failing.store(true, Ordering::Release);
         self.state.update_region(self.index, |view| {
             view.retries += 1;
-            view.state = RegionState::Failing;
-            view.last_error = Some(error.to_string());
+            view.calls(Some(error.to_string()));
         });
     }
 
@@ -156,14 +155,9 @@ impl RetryObserver for Health {
             .borrow()
             .regions
             .get(index)
-            .is_some_and(|view| view.last_error.is_some());
+            .is_some_and(RegionView::calls_fail);
         if failing {
-            self.state.update_region(index, |view| {
-                view.last_error = None;
-                if view.state == RegionState::Failing {
-                    view.state = RegionState::Ok;
-                }
-            });
+            self.state.update_region(index, |view| view.calls(None));
         }
     }
 }
@@ -178,7 +172,8 @@ pub enum Written {
 }
 
 /// Writes an object that must never be replaced. Where the key is taken, the same content counts as
-/// written and other content is a [`AgentError::Conflict`]; nothing is ever overwritten.
+/// written and other content is a [`AgentError::Conflict`]; nothing is ever overwritten. What is there and cannot be read
+/// is no evidence of another course: damage is this region's alone ([`AgentError::Object`]).
 ///
 /// Containers are the same when they carry the same WAL or pack bytes under the same identity, however
 /// they were compressed and whenever they were sealed; everything else is compared byte by byte.
@@ -187,41 +182,91 @@ pub async fn write_once(store: &dyn Store, key: &str, object: Object) -> Result<
         return Ok(Written::Created);
     }
     let theirs = store.get(key).await?;
-    if theirs == object.bytes {
-        return Ok(Written::Same);
-    }
     let ours = object.bytes;
-    let (same, ours, theirs) = blocking::run("comparing objects", move || compare(ours, theirs)).await?;
-    if same {
-        return Ok(Written::Same);
+    match blocking::run("comparing objects", move || compare(&ours, &theirs)).await? {
+        Compared::Same => Ok(Written::Same),
+        Compared::Unreadable(problem) => Err(damaged(store.region(), key, &problem)),
+        Compared::Different { ours, theirs } => Err(AgentError::Conflict {
+            region: store.region().to_owned(),
+            key: key.to_owned(),
+            ours,
+            theirs,
+        }),
     }
-    Err(AgentError::Conflict {
-        region: store.region().to_owned(),
-        key: key.to_owned(),
-        ours,
-        theirs,
-    })
 }
 
-/// Whether two objects carry the same content, and how each calls itself.
-pub(crate) fn compare(ours: Bytes, theirs: Bytes) -> (bool, String, String) {
+/// An object that a region holds and nobody can read: it stays, and nothing is written in its place.
+pub(crate) fn damaged(region: &str, key: &str, problem: &str) -> AgentError {
+    AgentError::Object {
+        region: region.to_owned(),
+        key: key.to_owned(),
+        source: FormatError::Damaged {
+            what: "the object that is there",
+            problem: format!("{problem}. Nothing is replaced: remove it, and it is stored here again"),
+        },
+    }
+}
+
+/// What two objects of one key are to each other.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Compared {
+    /// They carry the same content.
+    Same,
+    /// Both can be read and say something else; how each calls itself.
+    Different {
+        /// The first.
+        ours: String,
+        /// The second.
+        theirs: String,
+    },
+    /// The second cannot be read, or is the first, cut off.
+    Unreadable(String),
+}
+
+/// Compares two objects of one key.
+pub(crate) fn compare(ours: &Bytes, theirs: &Bytes) -> Compared {
+    if ours == theirs {
+        return Compared::Same;
+    }
     let (our_length, their_length) = (ours.len(), theirs.len());
-    let plain = (ours.clone(), theirs.clone());
-    match (Container::open(ours), Container::open(theirs)) {
+    let unreadable = |error: &FormatError| {
+        Compared::Unreadable(format!("{their_length} bytes that cannot be read: {error}"))
+    };
+    match (Container::open(ours.clone()), Container::open(theirs.clone())) {
         (Ok(ours), Ok(theirs)) => {
-            let same = same_identity(ours.header(), theirs.header())
-                && matches!((ours.plain(), theirs.plain()), (Ok(a), Ok(b)) if a == b);
-            (same, describe(ours.header()), describe(theirs.header()))
+            let different = Compared::Different {
+                ours: describe(ours.header()),
+                theirs: describe(theirs.header()),
+            };
+            if !same_identity(ours.header(), theirs.header()) {
+                return different;
+            }
+            match (ours.plain(), theirs.plain()) {
+                (Ok(a), Ok(b)) if a == b => Compared::Same,
+                (_, Err(error)) => unreadable(&error),
+                _ => different,
+            }
         }
         // Neither is one: documents and history files are as they are.
-        (Err(_), Err(_)) => (false, text(&plain.0), text(&plain.1)),
-        (Ok(ours), Err(error)) => (
-            false,
-            describe(ours.header()),
-            format!("{their_length} bytes that cannot be read: {error}"),
-        ),
-        (Err(_), Ok(theirs)) => (false, format!("{our_length} bytes"), describe(theirs.header())),
+        (Err(_), Err(_)) if is_cut_off(theirs, ours) => {
+            Compared::Unreadable(format!("{their_length} of {our_length} bytes"))
+        }
+        (Err(_), Err(_)) => Compared::Different {
+            ours: text(ours),
+            theirs: text(theirs),
+        },
+        (Ok(_), Err(error)) => unreadable(&error),
+        (Err(_), Ok(theirs)) => Compared::Different {
+            ours: format!("{our_length} bytes"),
+            theirs: describe(theirs.header()),
+        },
     }
+}
+
+/// Whether `part` is what a write that was cut off, or a crash, has left of `whole`: nothing, zeros, or its beginning.
+/// A history that ends with a line may be that of another timeline of this number, which left an ancestor of ours.
+fn is_cut_off(part: &[u8], whole: &[u8]) -> bool {
+    part.iter().all(|byte| *byte == 0) || (whole.starts_with(part) && part.last() != Some(&b'\n'))
 }
 
 /// The end of a history file or document, for people: in its last line two histories differ.
@@ -259,3 +304,7 @@ pub async fn get_optional(store: &dyn Store, key: &str) -> Result<Option<Bytes>>
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+#[path = "region_tests.rs"]
+mod tests;

@@ -22,14 +22,14 @@ use crate::uploader::Shared;
 /// Objects that a text names.
 const SHOWN: usize = 3;
 
-/// WAL that is in no region in any form that can be used, although objects of that name are there.
+/// WAL that is in no region in any form that can be used.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Damage {
     /// Its timeline.
     pub(crate) timeline: TimelineId,
     /// What cannot be had.
     pub(crate) range: LsnRange,
-    /// Region, object and what is wrong with it, for each object that should hold it.
+    /// Region, object and what is wrong with it, for each object that should hold it; nothing where no object does.
     pub(crate) why: Vec<String>,
 }
 
@@ -37,16 +37,38 @@ impl Damage {
     /// What a region lacks because of it, and the next step, as what follows the region's name.
     pub(crate) fn as_lack(&self) -> String {
         let start = self.range.start;
+        let put_back = match self.is_absent() {
+            true => "put the objects back",
+            false => "put an intact version back where it is damaged",
+        };
         format!(
-            "lacks {self}; put an intact version back where it is damaged, or take a base backup, because restores from older \
-             ones end at {start}"
+            "lacks {self}; {put_back}, or take a base backup, because restores from older ones end at {start}"
         )
+    }
+
+    /// There is no object that should hold it.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.why.is_empty()
+    }
+
+    /// For whoever cannot tell whether it is gone or a listing lags.
+    pub(crate) fn not_listed(&self) -> AgentError {
+        AgentError::Trouble {
+            what: self.to_string(),
+            next: "It is looked for again".into(),
+        }
     }
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (range, timeline) = (self.range, self.timeline);
+        if self.is_absent() {
+            return write!(
+                f,
+                "WAL {range} of timeline {timeline}, which is in no other region any more"
+            );
+        }
         let shown: Vec<&str> = self.why.iter().take(SHOWN).map(String::as_str).collect();
         write!(
             f,
@@ -65,6 +87,8 @@ impl fmt::Display for Damage {
 pub(crate) enum Rest {
     /// Proven: nothing gives this part of it.
     Damaged(Damage),
+    /// Every region has answered, and none lists this part of it. A listing may lag.
+    Missing(Damage),
     /// Something did not answer, so that a later attempt may succeed.
     Unknown(AgentError),
 }
@@ -206,18 +230,15 @@ impl Search {
             .filter(about)
             .map(|(_, why)| why.clone())
             .collect();
-        if why.is_empty() {
-            let timeline = self.timeline;
-            return Rest::Unknown(AgentError::Trouble {
-                what: format!("WAL {missing} of timeline {timeline} is in no other region any more"),
-                next: "It is looked for again".into(),
-            });
-        }
-        Rest::Damaged(Damage {
+        let damage = Damage {
             timeline: self.timeline,
             range: missing,
             why,
-        })
+        };
+        match damage.is_absent() {
+            true => Rest::Missing(damage),
+            false => Rest::Damaged(damage),
+        }
     }
 }
 

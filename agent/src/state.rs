@@ -74,10 +74,16 @@ pub struct RegionView {
     pub stored: Lsn,
     /// Timeline of `stored`; none before the region was read.
     pub timeline: Option<TimelineId>,
-    /// How it does.
+    /// How it does: the worse of what its pipeline and its calls say.
     pub state: RegionState,
-    /// Text of the last error, cleared by the next success.
+    /// Text of the last error of what is worse, cleared by the next success of the same.
     pub last_error: Option<String>,
+    /// What the region's pipeline says: a call that succeeds does not cure it.
+    #[serde(skip)]
+    pub(crate) pipeline: (RegionState, Option<String>),
+    /// The last error of the calls, none while they succeed.
+    #[serde(skip)]
+    pub(crate) calls: Option<String>,
     /// Why it cannot be filled beyond `stored` although others hold more, and what to do; none when it can.
     pub blocked: Option<String>,
     /// Calls that had to be repeated since the start.
@@ -212,6 +218,38 @@ pub struct State {
     cell: Arc<watch::Sender<Snapshot>>,
 }
 
+impl RegionView {
+    /// Notes how the region's pipeline does, and why not better. Only the pipeline itself says so.
+    pub fn pipeline(&mut self, state: RegionState, why: Option<String>) {
+        self.pipeline = (state, why);
+        self.show();
+    }
+
+    /// How the pipeline does, whatever the calls say.
+    pub fn pipeline_state(&self) -> RegionState {
+        self.pipeline.0
+    }
+
+    /// Notes that calls fail, or that they succeed again.
+    pub fn calls(&mut self, error: Option<String>) {
+        self.calls = error;
+        self.show();
+    }
+
+    /// Whether the last calls failed.
+    pub fn calls_fail(&self) -> bool {
+        self.calls.is_some()
+    }
+
+    fn show(&mut self) {
+        let (state, why) = self.pipeline.clone();
+        (self.state, self.last_error) = match &self.calls {
+            Some(error) if state != RegionState::Failing => (RegionState::Failing, Some(error.clone())),
+            _ => (state, why),
+        };
+    }
+}
+
 impl Snapshot {
     /// What the server has that is not durable, in bytes: see [`Snapshot::lag_of`].
     pub fn lag_of_durable(&self) -> Option<u64> {
@@ -284,5 +322,29 @@ impl State {
     /// Follows the changes.
     pub fn subscribe(&self) -> watch::Receiver<Snapshot> {
         self.cell.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_does_as_well_as_the_worse_of_its_pipeline_and_its_calls() {
+        let mut view = RegionView::default();
+        let shown = |view: &RegionView| (view.state, view.last_error.clone());
+        let text = |text: &str| Some(text.to_owned());
+        view.pipeline(RegionState::CatchingUp, text("behind"));
+        view.calls(text("503"));
+        assert_eq!(shown(&view), (RegionState::Failing, text("503")));
+        view.calls(None);
+        assert_eq!(shown(&view), (RegionState::CatchingUp, text("behind")));
+        view.pipeline(RegionState::Failing, text("damaged"));
+        for calls in [text("503"), None] {
+            view.calls(calls);
+            assert_eq!(shown(&view), (RegionState::Failing, text("damaged")));
+        }
+        view.pipeline(RegionState::Ok, None);
+        assert_eq!(shown(&view), (RegionState::Ok, None));
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use highwater_format::coverage::Piece;
 use highwater_format::{LsnRange, TimelineId};
+use highwater_store::ErrorKind;
 
 use crate::agree::part;
 use crate::archived::read_piece;
@@ -75,8 +76,8 @@ impl Strays {
             let Some(common) = common else { continue };
             match self.read(shared, region, timeline, piece).await {
                 Ok(theirs) => compare(region, item, range, (piece.range, theirs), common).await?,
-                Err(AgentError::Object { key, source, .. }) => {
-                    tracing::error!(region = region.name, key, %source, "it cannot be compared with the stream");
+                Err(error) if is_about_object(&error) => {
+                    tracing::error!(region = region.name, %error, "an object cannot be compared with the stream");
                 }
                 Err(error) => return Err(error),
             }
@@ -115,6 +116,15 @@ impl Strays {
 
     fn plain(&self) -> MutexGuard<'_, Option<Plain>> {
         self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether it says that the object is of no use, or gone since it was listed.
+fn is_about_object(error: &AgentError) -> bool {
+    match error {
+        AgentError::Object { .. } => true,
+        AgentError::Store(error) => matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound),
+        _ => false,
     }
 }
 

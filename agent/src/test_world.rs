@@ -131,6 +131,10 @@ impl World {
         self.key(piece)
     }
 
+    pub(crate) async fn remove(&self, index: usize, key: &str) {
+        self.region(index).quick.delete(key).await.unwrap();
+    }
+
     pub(crate) async fn damage(&self, index: usize, key: &str) {
         let mut bytes = self.region(index).quick.get(key).await.unwrap().to_vec();
         let middle = bytes.len() / 2;

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agree::{self, Agreement};
-use crate::backfill;
+use crate::backfill::{self, Absent};
 use crate::budget::Budget;
 use crate::compact;
 use crate::error::{AgentError, Result};
@@ -132,9 +132,9 @@ impl Uploader {
             }
             tracing::error!(region = self.region.name, %error, "the region cannot be used; it is tried again");
             self.shared.window.detach(self.region.index);
+            self.shared.progress.waits(self.region.index, None);
             self.shared.state.update_region(self.region.index, |view| {
-                view.state = RegionState::Failing;
-                view.last_error = Some(error.to_string());
+                view.pipeline(RegionState::Failing, Some(error.to_string()));
             });
             tokio::time::sleep(PAUSE).await;
         }
@@ -149,9 +149,9 @@ impl Uploader {
                 // What was stored in this session is the stream's.
                 let counted = self.shared.progress.position(index);
                 if let Some(position) = position.filter(|at| counted.is_none_or(|counted| counted < *at)) {
-                    let agreed = self.agree(position).await;
-                    self.shared.progress.waits(index, None);
-                    agreed?;
+                    // From now on until it counts nobody takes it for a region that holds nothing.
+                    self.shared.progress.waits(index, Some(position));
+                    self.agree(position).await?;
                 }
                 position
             }
@@ -163,15 +163,21 @@ impl Uploader {
             let key = self.shared.archive.layout.history(*timeline);
             write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
         }
+        let mut absent = Absent::default();
         loop {
             let position = match at {
                 Some(position) => position,
                 None => backfill::origin(&self.shared, &self.region).await?,
             };
             self.shared.progress.stored(index, position);
+            self.shared.progress.waits(index, None);
             at = Some(match self.shared.window.attach(index, position) {
                 Some(from) => {
-                    self.set_state(RegionState::Ok);
+                    // After a failure only what is stored is a success.
+                    if !self.has_failed() {
+                        self.set_state(RegionState::Ok);
+                    }
+                    absent.ended();
                     // Beside what follows: commits may wait for that.
                     let (reached, ()) = try_join(self.follow(from, position), self.compact(position)).await?;
                     if reached == position {
@@ -181,7 +187,13 @@ impl Uploader {
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
-                    let reached = backfill::advance(&self.shared, &self.region, position).await?;
+                    let reached =
+                        backfill::advance(&self.shared, &self.region, position, &mut absent).await?;
+                    if reached > position {
+                        self.shared.state.update_region(index, |view| {
+                            view.pipeline(RegionState::CatchingUp, None);
+                        });
+                    }
                     if reached.timeline != position.timeline {
                         self.look_behind(reached).await?;
                     }
@@ -251,13 +263,12 @@ impl Uploader {
                 );
                 return Ok(());
             }
-            self.shared.progress.waits(self.region.index, Some(position));
             if ahead {
                 self.shared.state.update_region(self.region.index, |view| {
-                    view.state = RegionState::CatchingUp;
-                    view.last_error = Some(format!(
+                    let why = format!(
                         "it holds WAL up to {position}, which the stream has not reached: it counts when both agree"
-                    ));
+                    );
+                    view.pipeline(RegionState::CatchingUp, Some(why));
                 });
             }
             tokio::time::sleep(RETRY_AGREE).await;
@@ -309,6 +320,7 @@ impl Uploader {
         let mut behind = false;
         let mut in_flight = 0;
         let (mut taken, mut waiting_since) = (position, Instant::now());
+        let mut failed = self.has_failed();
         loop {
             changed.mark_unchanged();
             while !behind
@@ -346,6 +358,9 @@ impl Uploader {
             if behind && uploads.is_empty() {
                 self.shared.window.detach(index);
                 return Ok(position);
+            }
+            if uploads.is_empty() && std::mem::take(&mut failed) {
+                self.set_state(RegionState::Ok);
             }
             tokio::select! {
                 biased;
@@ -418,14 +433,27 @@ impl Uploader {
         self.shared.state.update_region(index, |view| {
             view.objects += 1;
             view.bytes += bytes;
+            if view.pipeline_state() == RegionState::Failing {
+                view.pipeline(RegionState::Ok, None);
+            }
         });
         Ok(position)
     }
 
+    fn has_failed(&self) -> bool {
+        let state = self.shared.state.subscribe();
+        let view = state.borrow();
+        let view = view.regions.get(self.region.index);
+        view.is_some_and(|view| view.pipeline_state() == RegionState::Failing)
+    }
+
+    /// What kept the pipeline from a better state stays said while it is in the same.
     fn set_state(&self, state: RegionState) {
-        self.shared
-            .state
-            .update_region(self.region.index, |view| view.state = state);
+        self.shared.state.update_region(self.region.index, |view| {
+            if view.pipeline_state() != state {
+                view.pipeline(state, None);
+            }
+        });
     }
 }
 

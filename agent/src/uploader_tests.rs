@@ -199,6 +199,116 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
     assert_eq!(shared.progress.position(0), Some(at(2)));
 }
 
+/// A store that checks what it reads says of a damaged object that it is corrupt, and of one that is gone that it is not there.
+#[tokio::test]
+async fn what_lies_behind_and_cannot_be_read_is_no_evidence() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (shared, region) = shared(store.clone());
+    let range = |from, to| LsnRange::new(Lsn(2 * MIB + from), Lsn(2 * MIB + to));
+    let stray = tail(&shared, range(0, 8), b"rollback");
+    let put = memory.put(&stray.key, stray.object, PutMode::Create);
+    put.await.unwrap();
+    for kind in [
+        highwater_store::ErrorKind::Corrupt,
+        highwater_store::ErrorKind::NotFound,
+    ] {
+        let strays = Strays::find(&shared, &region, at(1)).await.unwrap();
+        store.inject(Rule::once(Fault::FailBefore(kind)).on(Operation::Get));
+        let item = Arc::new(tail(&shared, range(2, 6), b"ld u"));
+        strays.agree(&shared, &region, &item).await.unwrap();
+        assert_eq!(store.pending(), 0);
+    }
+}
+
+/// An object that is damaged stands in the way: calls succeed, and the region fails all the same until it is removed.
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_fails_is_not_well_because_a_call_succeeds() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (mut shared, _) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let region = Region::over(memory.clone(), "a".into(), 0, &shared.state, Some(1));
+    let region = Arc::new(region);
+    shared.archive.regions = vec![region.clone()];
+    let item = wal(&shared, range(1, 2));
+    let (key, damaged) = (item.key.clone(), Object::new(vec![0; 2]));
+    memory.put(&key, damaged, PutMode::Create).await.unwrap();
+    shared.window.push(item);
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region.clone());
+    let running = tokio::spawn(uploader.run(Some(None), cancel.clone()));
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        region.quick.head(&key).await.unwrap();
+        let view = shared.state.snapshot().regions[0].clone();
+        assert_eq!(view.state, RegionState::Failing);
+        assert!(view.last_error.unwrap().contains(&key));
+    }
+    memory.delete(&key).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let view = shared.state.snapshot().regions[0].clone();
+    assert_eq!((view.state, view.last_error), (RegionState::Ok, None));
+    assert_eq!(shared.progress.position(0), Some(at(2)));
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// A region that holds what the server has lost joins, and is slow: until it counts it waits, so that nobody takes the WAL
+/// for lost.
+#[tokio::test(start_paused = true)]
+async fn i5_a_region_that_joins_waits_until_it_counts() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (mut shared, region) = shared(store.clone());
+    let held = tail(&shared, LsnRange::new(Lsn(MIB), Lsn(MIB + 8)), b"the last");
+    let put = memory.put(&held.key, held.object, PutMode::Create);
+    put.await.unwrap();
+    let end = Position {
+        lsn: Lsn(MIB + 8),
+        ..at(1)
+    };
+    let content = Bytes::from("1\t0/400000\tpromoted\n");
+    shared.histories = Arc::new([(TimelineId::new(2).unwrap(), content)]);
+    let slow = Rule::once(Fault::Delay(Duration::from_secs(60)));
+    store.inject(slow.on(Operation::Put).key("/history"));
+    shared.progress.server_lost(Some(at(1)));
+    let cancel = CancellationToken::new();
+    let uploader = Uploader::new(shared.clone(), region);
+    let running = tokio::spawn(uploader.run(None, cancel.clone()));
+
+    // It has been compared, as far as that is possible, and its histories are on their way.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(store.pending(), 0);
+    assert_eq!(shared.progress.position(0), None);
+    assert_eq!(shared.progress.furthest_waiting(), Some(end));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(shared.progress.position(0), Some(end));
+    assert_eq!(shared.progress.furthest_waiting(), None);
+    cancel.cancel();
+    running.await.unwrap().unwrap();
+}
+
+/// A history file that is cut off is the trouble of its region: the agent goes on, and that region does not count.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_history_in_one_region_does_not_end_the_agent() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (mut shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let two = TimelineId::new(2).unwrap();
+    let content = Bytes::from("1\t0/400000\tpromoted\n");
+    let key = shared.archive.layout.history(two);
+    let cut = Object::new(content.slice(..7));
+    memory.put(&key, cut, PutMode::Create).await.unwrap();
+    shared.histories = Arc::new([(two, content.clone())]);
+    let uploader = Uploader::new(shared.clone(), region);
+    let run = uploader.run(Some(Some(at(1))), CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(60), run).await;
+    assert!(ended.is_err(), "{ended:?}");
+    let view = shared.state.snapshot().regions[0].clone();
+    assert_eq!(view.state, RegionState::Failing);
+    assert!(view.last_error.unwrap().contains(&key));
+    assert_eq!(shared.progress.position(0), None);
+    assert_eq!(memory.get(&key).await.unwrap(), content.slice(..7));
+}
+
 fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
     use highwater_format::{Codec, FrameEncoder, Header, Kind, seal};
     let system_id = shared.archive.identity.system_id;

@@ -23,7 +23,7 @@ use crate::blocking;
 use crate::budget::Budget;
 use crate::error::{AgentError, Result};
 use crate::gap;
-use crate::region::{Region, Written, get_optional, write_once};
+use crate::region::{Region, Written, damaged, get_optional, write_once};
 use crate::salvage::{self, Damage, Rest};
 use crate::uploader::Shared;
 
@@ -140,6 +140,7 @@ impl Copier<'_> {
             at = match filled.rest {
                 None => break,
                 Some(Rest::Unknown(error)) => return Err(error),
+                Some(Rest::Missing(damage)) => return Err(damage.not_listed()),
                 Some(Rest::Damaged(damage)) => {
                     let behind = damage.range.end;
                     done.damage.push(damage);
@@ -236,7 +237,7 @@ impl Copier<'_> {
         for pack in &manifest.packs {
             match held.packs.get(&pack.number) {
                 Some(size) if *size == pack.stored_len => {}
-                Some(size) => return Err(self.other_pack(id, pack, *size)),
+                Some(size) => return Err(self.other_pack(id, pack, *size).await),
                 None => done(self.holding(pack.stored_len, self.pack(id, pack)).await?),
             }
         }
@@ -324,12 +325,29 @@ impl Copier<'_> {
         })
     }
 
-    fn other_pack(&self, id: &BackupId, pack: &PackInfo, size: u64) -> AgentError {
-        AgentError::Conflict {
-            region: self.region.name.clone(),
-            key: self.shared.archive.layout.pack(id, pack.number),
-            ours: format!("{} bytes as the manifest says", pack.stored_len),
-            theirs: format!("{size} bytes"),
+    /// A pack of another size than the manifest says: another one, or what is left of it.
+    async fn other_pack(&self, id: &BackupId, pack: &PackInfo, size: u64) -> AgentError {
+        let key = self.shared.archive.layout.pack(id, pack.number);
+        let read = async {
+            let bytes = self.region.quick.get(&key).await?;
+            let opened = move || Container::open(bytes).and_then(|object| verify(&object));
+            blocking::run("checking a pack", opened).await
+        };
+        let read = self.holding(size, read).await;
+        let says = format!("{} bytes as the manifest says", pack.stored_len);
+        match read {
+            Ok(Ok(())) => AgentError::Conflict {
+                region: self.region.name.clone(),
+                key,
+                ours: says,
+                theirs: format!("{size} bytes"),
+            },
+            Ok(Err(error)) => damaged(
+                &self.region.name,
+                &key,
+                &format!("{size} bytes, not {says}: {error}"),
+            ),
+            Err(error) => error,
         }
     }
 }

@@ -209,3 +209,27 @@ async fn a_damaged_pack_is_taken_from_the_region_that_has_it_whole() {
     let error = copier(&world).backup(&id, &held, |_| {}).await.unwrap_err();
     assert!(matches!(error, AgentError::Conflict { .. }), "{error}");
 }
+
+/// An upload that was cut off has left a part of a pack: this region's alone, and no reason to stop the agent.
+#[tokio::test]
+async fn what_is_left_of_a_pack_is_damage_and_no_contradiction() {
+    let world = world(Policy::All);
+    let layout = &world.shared.archive.layout;
+    let id = put_backup(&world, &[1]).await;
+    let key = layout.pack(&id, 0);
+    let whole = world.region(1).quick.get(&key).await.unwrap();
+    let part = whole.slice(..whole.len() / 2);
+    world.put(0, &key, part.clone()).await;
+    for packs in [BTreeMap::from([(0, part.len() as u64)]), BTreeMap::new()] {
+        let held = Base {
+            packs,
+            ..Base::default()
+        };
+        let error = copier(&world).backup(&id, &held, |_| {}).await.unwrap_err();
+        assert!(
+            matches!(&error, AgentError::Object { region, .. } if region == "a"),
+            "{error}"
+        );
+        assert_eq!(world.region(0).quick.get(&key).await.unwrap(), part);
+    }
+}

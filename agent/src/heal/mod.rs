@@ -11,7 +11,7 @@
 //! another one is waited out; only regions that contradict each other end the agent.
 
 mod copy;
-mod history;
+pub(crate) mod history;
 mod lack;
 pub(crate) mod listing;
 mod report;

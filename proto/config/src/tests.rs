@@ -429,7 +429,9 @@ fn the_example_names_every_setting_and_loads() {
         let setting = line.trim_start_matches("# ").split_once(" = ");
         named.extend(setting.map(|(key, _)| (section, key)));
     }
-    let sections = schema::SECTIONS.iter().map(|section| (section.name, section.keys));
+    let sections = schema::SECTIONS
+        .iter()
+        .map(|section| (section.name, section.keys));
     for (section, keys) in sections.chain([(schema::REGION, schema::REGION_KEYS)]) {
         for key in keys {
             assert!(named.contains(&(section, *key)), "[{section}] {key}");

@@ -1,0 +1,71 @@
+//! Going on to the timeline that follows another one in the region that is copied from.
+
+use bytes::Bytes;
+use highwater_format::{Lsn, TimelineId};
+use highwater_store::Object;
+
+use crate::error::Result;
+use crate::frontier::Position;
+use crate::heal::history::whole;
+use crate::inventory::timelines;
+use crate::region::{Region, get_optional, write_once};
+use crate::segmenter::object_start;
+use crate::uploader::Shared;
+
+/// What follows where the source has nothing more on a timeline.
+pub(super) enum Next {
+    /// The timeline that follows it there; its history is stored.
+    Entered(Position),
+    /// It is not to be entered before the rest of this timeline is there, which ends here; none if no history says where.
+    Later(Option<Lsn>),
+}
+
+/// The source has nothing more on this timeline: goes on to the one that follows it there, if any.
+pub(super) async fn next_timeline(
+    shared: &Shared,
+    region: &Region,
+    source: &Region,
+    from: Position,
+) -> Result<Next> {
+    let layout = &shared.archive.layout;
+    let mut first = None::<Lsn>;
+    for timeline in timelines(&*source.quick, layout)
+        .await?
+        .into_iter()
+        .filter(|id| *id > from.timeline)
+    {
+        let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else {
+            continue;
+        };
+        if from.lsn < switch {
+            // The rest of this timeline is missing in the source too: the next one is not to be counted before it.
+            first = Some(first.map_or(switch, |first| first.min(switch)));
+            continue;
+        }
+        write_once(&*region.store, &layout.history(timeline), Object::new(content)).await?;
+        let position = Position {
+            timeline,
+            lsn: object_start(shared.segment_size, switch),
+        };
+        shared.progress.stored(region.index, position);
+        return Ok(Next::Entered(position));
+    }
+    Ok(Next::Later(first))
+}
+
+/// The history of `timeline` and where it began, if it is a child of `parent`.
+async fn descent(
+    source: &Region,
+    layout: &highwater_format::Layout,
+    timeline: TimelineId,
+    parent: TimelineId,
+) -> Result<Option<(Bytes, Lsn)>> {
+    let key = layout.history(timeline);
+    let Some(content) = get_optional(&*source.quick, &key).await? else {
+        return Ok(None);
+    };
+    // Where the timeline before ends must not be read from what is left of a file.
+    let history = whole(&source.name, &key, timeline, &content)?;
+    let child = history.parent().filter(|entry| entry.timeline == parent);
+    Ok(child.map(|entry| (content.clone(), entry.switch)))
+}
