@@ -256,8 +256,13 @@ impl FeedbackTap {
 
     /// New connections go to another cluster from now on, as after a failover; old ones break.
     pub fn redirect(&self, cluster: &PgCluster) {
-        *lock(&self.shared.upstream) = Upstream::Unix(cluster.socket());
+        self.lead_to(cluster);
         self.sever();
+    }
+
+    /// New connections go to another cluster from now on, and old ones stay, as behind a name with several servers.
+    pub fn lead_to(&self, cluster: &PgCluster) {
+        *lock(&self.shared.upstream) = Upstream::Unix(cluster.socket());
     }
 
     /// Nothing is forwarded in either direction, until called with `false`.

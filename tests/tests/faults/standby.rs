@@ -134,6 +134,35 @@ async fn looked_twice(site: &Site) -> Result<()> {
     eventually("the agent to look at its slot", PATIENCE, looked).await
 }
 
+/// The stream goes on while the agent's other connections reach a standby: it looks for its slot there, and makes none.
+#[tokio::test]
+async fn a_slot_that_is_moved_by_sql_is_not_made_on_a_standby() -> Result<()> {
+    let (site, agent) = without_acknowledgement(VERSION).await?;
+    list(&site, "").await?;
+    looked_twice(&site).await?;
+    let standby = PgCluster::builder(VERSION)
+        .conf("log_statement", "all")
+        .standby_of(&site.primary)
+        .await?;
+    site.tap.lead_to(&standby);
+    let looked = || async {
+        let looks = standby.log().matches("pg_replication_slot_advance").count();
+        (looks >= 3).then_some(())
+    };
+    eventually("the agent to look for its slot on the standby", PATIENCE, looked)
+        .await
+        .with_context(|| agent.last_words())?;
+    let slots = standby.value("SELECT count(*) FROM pg_replication_slots").await?;
+    ensure!(
+        slots == "0",
+        "{slots} slots on the standby:\n{}",
+        agent.last_words()
+    );
+    site.tap.lead_to(&site.primary);
+    leave(agent).await?;
+    Ok(())
+}
+
 /// `*` lists everybody, and the agent alone is there: it does not count, so commits wait for a standby that does; with one
 /// there they return although no region takes anything. The slot follows what the regions hold, and a shutdown waits for them.
 async fn commits_wait_for_others(version: PgVersion) -> Result<()> {
