@@ -14,6 +14,6 @@ CREATE ROLE highwater WITH LOGIN REPLICATION PASSWORD 'change-me';
 
 -- In postgresql.conf (the first three are the defaults of PostgreSQL 14 to 18):
 --   wal_level = replica
---   max_wal_senders = 10            -- one to stream, one per base backup, one spare
+--   max_wal_senders = 10            -- one to stream, two for a base backup, one spare
 --   max_replication_slots = 10
 --   max_slot_wal_keep_size = ...    -- bounds what the slot may hold when no region can be reached for long

@@ -285,14 +285,15 @@ fn walsenders(facts: &Facts, catalog: Option<&Catalog>) -> Finding {
         (Some(limit), Some(used)) => {
             let free = limit.saturating_sub(used);
             let seen = format!("{used} of {limit} in use");
-            // One to stream, one for a base backup; a running agent counts among the used ones already.
+            // One to stream, two for a base backup (the second for a moment, to compare WAL); a running agent counts among
+            // the used ones already.
             match free {
                 0 => Finding::fail(
                     what,
                     seen,
                     "ALTER SYSTEM SET max_wal_senders = 10;\nthen restart PostgreSQL",
                 ),
-                1 => Finding::note(what, format!("{seen}: streaming and a base backup need one each")),
+                1 | 2 => Finding::note(what, format!("{seen}: streaming needs one, a base backup two")),
                 _ => Finding::ok(what, seen),
             }
         }

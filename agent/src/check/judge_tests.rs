@@ -168,7 +168,7 @@ fn walsenders_and_slots_must_be_free() {
     let mut facts = good();
     facts.sql.as_mut().unwrap().walsenders = Some(10);
     assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Fail);
-    facts.sql.as_mut().unwrap().walsenders = Some(9);
+    facts.sql.as_mut().unwrap().walsenders = Some(8);
     assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Note);
     facts.sql.as_mut().unwrap().slots = Some(vec![
         Slot {
