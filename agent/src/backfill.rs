@@ -27,7 +27,7 @@ mod lacking;
 mod next;
 
 pub use lacking::Absent;
-use lacking::{beyond, block, blocked_by, told_part};
+use lacking::{beyond, block, blocked_by, is_silence, told_part};
 use next::{Next, next_timeline};
 
 /// How long to wait before looking again when no other region is further, or the one that is fails.
@@ -126,15 +126,18 @@ pub async fn advance(
     let sources = sources(shared, region, Some(position));
     let mut pause = PAUSE;
     let mut hole = None::<LsnRange>;
+    let mut silent = !sources.is_empty();
     for (source, furthest) in &sources {
         match copy(shared, region, source, position, *furthest).await {
             Ok(reached) => {
+                silent = false;
                 hole = smaller(hole, reached.lacks);
                 if let Some(at) = settle(shared, region, position, reached, &mut pause) {
                     return Ok(at);
                 }
             }
             Err(error) => {
+                silent &= is_silence(&error, region);
                 pass_over(region, source, error)?;
                 // What was copied before the failure is in the region already.
                 let reached = shared.progress.position(region.index).filter(|at| *at > position);
@@ -149,6 +152,10 @@ pub async fn advance(
         if let Some(at) = settle(shared, region, position, reached, &mut pause) {
             return Ok(at);
         }
+    }
+    match silent {
+        true => absent.silent(shared, position)?,
+        false => absent.answered(),
     }
     let why = if sources.is_empty() {
         format!(

@@ -284,3 +284,32 @@ async fn a_region_does_not_enter_a_timeline_by_what_is_left_of_its_history() {
     assert!(begun.is_err(), "{begun:?}");
     assert!(!world.has(0, &layout.history(two)).await);
 }
+
+/// What became of a region at `at(2)` after two minutes in which the one that alone is further could not be listed.
+async fn beside_a_dead_region(told: Option<Position>) -> Result<Position> {
+    let mut world = lagging(Policy::All).await;
+    world.shared.acknowledged = told;
+    world.silence(1);
+    let mut absent = Absent::default();
+    let until = tokio::time::Instant::now() + Duration::from_secs(120);
+    while tokio::time::Instant::now() < until {
+        let reached = advance(&world.shared, world.region(0), at(2), &mut absent).await?;
+        assert_eq!(reached, at(2));
+    }
+    Ok(at(2))
+}
+
+/// The server has what the dead region alone holds, and would send it to an agent that starts now.
+#[tokio::test(start_paused = true)]
+async fn a_region_that_only_a_dead_one_could_fill_makes_the_agent_begin_anew() {
+    for told in [None, Some(at(2))] {
+        let ended = beside_a_dead_region(told).await;
+        assert!(matches!(ended, Err(AgentError::Restart { .. })), "{ended:?}");
+    }
+}
+
+/// The server may have let it go: an agent that starts now would find a gap.
+#[tokio::test(start_paused = true)]
+async fn what_was_acknowledged_is_waited_for_however_long_its_region_is_away() {
+    assert_eq!(beside_a_dead_region(Some(at(3))).await.unwrap(), at(2));
+}

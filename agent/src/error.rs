@@ -138,6 +138,14 @@ pub enum AgentError {
         /// What to do about it.
         next: String,
     },
+    /// The agent has to begin anew: what is wrong is cured by that, and by nothing within.
+    #[error("{what}. {next}")]
+    Restart {
+        /// What is wrong.
+        what: String,
+        /// What happens then.
+        next: String,
+    },
     /// The task was told to stop.
     #[error("stopped")]
     Cancelled,
@@ -168,7 +176,7 @@ impl AgentError {
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
             Self::OtherCluster { .. } | Self::Fenced { .. } => Kind::Damage,
             Self::Refused { .. } | Self::InUse { .. } => Kind::Refused,
-            Self::Trouble { .. } => Kind::Retry,
+            Self::Trouble { .. } | Self::Restart { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,
             Self::Cancelled => Kind::Cancelled,
         }

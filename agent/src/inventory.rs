@@ -12,9 +12,9 @@ use highwater_store::{ErrorKind, Store, list_all, list_parts};
 
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
+use crate::heal::listing::Listing;
 use crate::held::Held;
 use crate::region::get_optional;
-use crate::segmenter::object_start;
 
 /// The timelines of which the region holds anything, ascending.
 pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<TimelineId>> {
@@ -23,7 +23,8 @@ pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<Timelin
     Ok(parts.iter().filter_map(timeline).collect())
 }
 
-/// The pieces of `timeline` that reach past the object that holds `from`.
+/// The pieces of `timeline` that reach past the object that holds `from`. Chunks are never removed, so that there may be
+/// millions of them: only those are listed, and held in memory, that no segment object made superfluous.
 pub async fn coverage(
     store: &dyn Store,
     layout: &Layout,
@@ -31,24 +32,7 @@ pub async fn coverage(
     timeline: TimelineId,
     from: Lsn,
 ) -> Result<Coverage> {
-    let from = object_start(size, from);
-    let mut coverage = Coverage::new();
-    let segments = layout.segment_dir(timeline);
-    let before = size
-        .segment_number(from)
-        .checked_sub(1)
-        .map(|number| layout.segment(SegmentName { timeline, number }, size));
-    let tails = layout.tail_dir(timeline);
-    // A chunk that begins at `from` sorts after this: its key goes on.
-    let first_tail = format!("{tails}{}", from.hex16());
-    let segments = list_all(store, &segments, before.as_deref()).await?;
-    let tails = list_all(store, &tails, Some(&first_tail)).await?;
-    for meta in segments.into_iter().chain(tails) {
-        if let Some(piece) = piece(layout, size, &meta.key, meta.size) {
-            coverage.insert(piece);
-        }
-    }
-    Ok(coverage)
+    Listing { layout, size }.coverage(store, timeline, from).await
 }
 
 /// The pieces of `timeline` that reach past the object that holds `from`, and every gap that is on record.
@@ -71,22 +55,6 @@ pub async fn gaps(store: &dyn Store, layout: &Layout, timeline: TimelineId) -> R
         _ => None,
     };
     Ok(listed.iter().filter_map(|meta| range(&meta.key)).collect())
-}
-
-fn piece(layout: &Layout, size: SegmentSize, key: &str, bytes: u64) -> Option<Piece> {
-    match layout.parse(key)? {
-        Key::Segment(name) => Some(Piece {
-            range: name.resolve(size)?.range(size),
-            kind: PieceKind::Segment,
-            size: bytes,
-        }),
-        Key::Tail(_, range) => Some(Piece {
-            range,
-            kind: PieceKind::Tail,
-            size: bytes,
-        }),
-        _ => None,
-    }
 }
 
 /// The key of a piece.

@@ -155,3 +155,29 @@ async fn a_file_of_somebody_else_does_not_hold_a_listing_in_one_place() {
     let found = timelines(&archive.store, &archive.layout).await.unwrap();
     assert_eq!(found, [TimelineId::FIRST, TimelineId::new(2).unwrap()]);
 }
+
+/// A region that lags is compared again and again with one that holds days of chunks.
+#[tokio::test]
+async fn chunks_that_segments_made_superfluous_are_not_listed() {
+    let archive = Archive::new();
+    let timeline = TimelineId::FIRST;
+    archive.segments(1, 1..4).await;
+    for number in 0..5000_u64 {
+        let start = MIB + number * 600;
+        let range = LsnRange::new(Lsn(start), Lsn(start + 600));
+        archive
+            .put(archive.layout.tail(timeline, range), Object::new("x"))
+            .await;
+    }
+    let open = LsnRange::new(Lsn(4 * MIB), Lsn(4 * MIB + 7));
+    archive
+        .put(archive.layout.tail(timeline, open), Object::new("x"))
+        .await;
+    let store = FaultyStore::new(Arc::new(archive.store));
+    let held = coverage(&store, &archive.layout, size(), timeline, Lsn(MIB))
+        .await
+        .unwrap();
+    assert_eq!(held.runs(), [LsnRange::new(Lsn(MIB), open.end)]);
+    assert_eq!(held.pieces().count(), 4);
+    assert_eq!(store.calls(highwater_store::Operation::List), 2);
+}

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use highwater_store::{ErrorKind, Operation};
 use tokio::time::Instant;
 
+use crate::error::{AgentError, Result};
 use crate::frontier::{DurableLsn, Position};
 use crate::region::Region;
 use crate::salvage::Damage;
@@ -15,25 +17,80 @@ use crate::uploader::Shared;
 /// For so long a listing that lacks WAL may only lag. After that the WAL is gone. As long as where a stream begins.
 const LISTING_LAG: Duration = Duration::from_secs(90);
 
-/// Since when no region lists the WAL that a region needs next.
-#[derive(Debug, Default)]
-pub struct Absent(Option<(Position, Instant)>);
+/// For so long the regions that alone hold what the policy waits for may be silent while the server has it too.
+const SILENCE: Duration = Duration::from_secs(60);
 
-impl Absent {
-    /// Whether the WAL at `position` has been absent for longer than a listing may lag.
-    pub(super) fn lasts(&mut self, position: Position) -> bool {
+/// Since when a region lacks what comes next, and why.
+#[derive(Debug, Default)]
+pub struct Absent {
+    /// No region lists it.
+    unlisted: Since,
+    /// The regions that hold it do not answer.
+    silent: Since,
+}
+
+/// Since when something is so at a position.
+#[derive(Debug, Default)]
+struct Since(Option<(Position, Instant)>);
+
+impl Since {
+    fn lasts(&mut self, position: Position, limit: Duration) -> bool {
         match self.0 {
-            Some((at, since)) if at == position => since.elapsed() >= LISTING_LAG,
+            Some((at, since)) if at == position => since.elapsed() >= limit,
             _ => {
                 self.0 = Some((position, Instant::now()));
                 false
             }
         }
     }
+}
+
+impl Absent {
+    /// Whether the WAL at `position` has been absent for longer than a listing may lag.
+    pub(super) fn lasts(&mut self, position: Position) -> bool {
+        self.unlisted.lasts(position, LISTING_LAG)
+    }
 
     /// It is there, or not every region has answered.
     pub fn ended(&mut self) {
-        self.0 = None;
+        *self = Self::default();
+    }
+
+    /// A region that holds it has answered.
+    pub(super) fn answered(&mut self) {
+        self.silent = Since::default();
+    }
+
+    /// None of the regions that hold what follows `position` answers. After a while that is an error which ends the agent, if
+    /// nothing behind was acknowledged: then the policy waits for this region, the server still has that WAL, and sends it
+    /// to an agent that begins anew with the regions that answer.
+    pub(super) fn silent(&mut self, shared: &Shared, position: Position) -> Result<()> {
+        let is_told = told(shared).is_some_and(|told| told > position);
+        if is_told || !self.silent.lasts(position, SILENCE) {
+            return Ok(());
+        }
+        Err(AgentError::Restart {
+            what: format!(
+                "the regions that hold the WAL that follows {position} have not answered for {} s, and the policy waits for it",
+                SILENCE.as_secs()
+            ),
+            next: "The agent ends, and is to be started again: the server still has that WAL and sends it to the regions that \
+                   answer; the others join when they do"
+                .into(),
+        })
+    }
+}
+
+/// Whether an error says that a region other than `target` is away: it cannot even be listed, so that an agent that
+/// starts now goes on without it.
+pub(super) fn is_silence(error: &AgentError, target: &Region) -> bool {
+    match error {
+        AgentError::Store(error) => {
+            error.region() != target.name
+                && error.kind() == ErrorKind::Retry
+                && error.operation() == Operation::List
+        }
+        _ => false,
     }
 }
 

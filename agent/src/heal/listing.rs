@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{BackupId, Key, Layout, Lsn, LsnRange, SegmentName, SegmentSize, TimelineId};
-use highwater_store::{LIST_PAGE, Store, list_all};
+use highwater_store::{ErrorKind, LIST_PAGE, Operation, Store, StoreError, list_all};
 
-use crate::error::Result;
+use crate::error::{AgentError, Result};
 use crate::segmenter::object_start;
 
 /// One timeline in one region.
@@ -44,16 +44,31 @@ pub(crate) struct Listing<'a> {
 impl Listing<'_> {
     /// What the region lists of `timeline` from the object that holds `from` on.
     pub(crate) async fn wal(&self, store: &dyn Store, timeline: TimelineId, from: Lsn) -> Result<Wal> {
+        let mut wal = self.pieces(store, timeline, from).await?;
+        for meta in list_all(store, &self.layout.gap_dir(timeline), None).await? {
+            if let Some(Key::Gap(_, range)) = self.layout.parse(&meta.key) {
+                wal.gaps.push(range);
+            }
+        }
+        Ok(wal)
+    }
+
+    /// What these pieces cover.
+    pub(crate) async fn coverage(
+        &self,
+        store: &dyn Store,
+        timeline: TimelineId,
+        from: Lsn,
+    ) -> Result<Coverage> {
+        Ok(self.pieces(store, timeline, from).await?.coverage)
+    }
+
+    async fn pieces(&self, store: &dyn Store, timeline: TimelineId, from: Lsn) -> Result<Wal> {
         let from = object_start(self.size, from);
         let mut wal = Wal::default();
         self.segments(store, timeline, from, &mut wal).await?;
         for open in open_ranges(from, &wal.coverage.runs()) {
             self.tails(store, timeline, open, &mut wal).await?;
-        }
-        for meta in list_all(store, &self.layout.gap_dir(timeline), None).await? {
-            if let Some(Key::Gap(_, range)) = self.layout.parse(&meta.key) {
-                wal.gaps.push(range);
-            }
         }
         Ok(wal)
     }
@@ -111,7 +126,10 @@ impl Listing<'_> {
         loop {
             let page = store.list(&directory, Some(&after), LIST_PAGE).await?;
             let Some(last) = page.entries.last().map(|meta| meta.key.clone()) else {
-                return Ok(());
+                return match page.more {
+                    true => Err(stuck(store, &directory)),
+                    false => Ok(()),
+                };
             };
             for meta in page.entries {
                 let Some(Key::Tail(_, range)) = self.layout.parse(&meta.key) else {
@@ -128,8 +146,11 @@ impl Listing<'_> {
                     });
                 }
             }
-            if !page.more || last <= after {
+            if !page.more {
                 return Ok(());
+            }
+            if last <= after {
+                return Err(stuck(store, &directory));
             }
             after = last;
         }
@@ -165,6 +186,19 @@ impl Wal {
         self.pieces.push(piece);
         self.coverage.insert(piece);
     }
+}
+
+/// A listing that ends early would be taken for a hole.
+fn stuck(store: &dyn Store, directory: &str) -> AgentError {
+    let what = "the listing claims more entries but does not advance";
+    StoreError::new(
+        ErrorKind::Corrupt,
+        store.region(),
+        Operation::List,
+        directory,
+        what,
+    )
+    .into()
 }
 
 /// What segment objects with these runs leave open from `from` on.
