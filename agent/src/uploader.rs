@@ -122,6 +122,7 @@ impl Uploader {
                 biased;
                 Ok(()) = readings.changed() => {
                     self.shared.window.detach(self.region.index);
+                    self.shared.progress.waits(self.region.index, None);
                     known = None;
                     continue;
                 }
