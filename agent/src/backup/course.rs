@@ -61,6 +61,11 @@ impl Served {
         })
     }
 
+    /// Where it ends.
+    pub(crate) fn end(&self) -> Lsn {
+        self.range.end
+    }
+
     /// Fails if the region holds something else. False: it holds none of it, because that is on record as lost.
     pub(crate) async fn is_held(&self, archive: &Archive, store: &dyn Store) -> Result<bool> {
         let (layout, size) = (&archive.layout, archive.identity.segment_size);

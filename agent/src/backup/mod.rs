@@ -51,12 +51,15 @@ use self::stream::{Position, Received};
 use self::wal::WalOf;
 use crate::error::{AgentError, Result};
 use crate::region::Archive;
+use crate::server;
 
 /// Packs' worth of bytes that one base backup may hold in memory.
 const PACKS_IN_FLIGHT: u64 = 4;
 /// How long the stream may take to reach the server's position before a base backup is refused. A healthy
 /// one needs the flush interval and one PUT.
 const STREAM_WAIT: Duration = Duration::from_secs(30);
+/// How often the server's present position is asked for, while it removes WAL faster than it is read.
+const POSITIONS: usize = 3;
 
 /// How a base backup is taken.
 #[derive(Debug, Clone)]
@@ -190,7 +193,6 @@ impl<'a> BackupRun<'a> {
         }
         let received = received.map_err(|error| self.voided(id, error))?;
         let publication = self.record(&begun, server_version, received)?;
-        // Read before the regions are waited for, while the server has it for sure.
         let served = self.served(start.timeline, publication.backup.stop_lsn).await?;
         phases.content = lap(&mut since);
         publish::publish(&self.targets, archive, &wal, &publication, &served).await?;
@@ -198,8 +200,20 @@ impl<'a> BackupRun<'a> {
         Ok(self.report(publication.backup, phases))
     }
 
-    async fn served(&self, timeline: TimelineId, end: Lsn) -> Result<Served> {
-        Served::before(&self.ctx.conn, &self.ctx.archive, timeline, end).await
+    /// The server's WAL right before `end`; right before its present position where it has removed that already. What it
+    /// has written since is of the same course.
+    async fn served(&self, timeline: TimelineId, mut end: Lsn) -> Result<Served> {
+        let (conn, archive) = (&self.ctx.conn, &self.ctx.archive);
+        for _ in 0..POSITIONS {
+            match Served::before(conn, archive, timeline, end).await {
+                Err(AgentError::Postgres(error)) if error.is_segment_removed() => {}
+                served => return served,
+            }
+            let mut connection = server::connect(conn).await?;
+            end = end.max(connection.identify_system().await?.xlogpos);
+            connection.close().await;
+        }
+        Served::before(conn, archive, timeline, end).await
     }
 
     fn request(&self) -> BaseBackupOptions {

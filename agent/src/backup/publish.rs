@@ -53,7 +53,7 @@ async fn one(
     targets
         .put_one(target, &layout.manifest(&backup.id), publication.manifest.clone())
         .await?;
-    let range = LsnRange::new(backup.start_lsn, backup.stop_lsn);
+    let range = LsnRange::new(backup.start_lsn, backup.stop_lsn.max(served.end()));
     wal.wait_for(&*target.region.quick, range, targets.patience())
         .await?;
     served.is_held(archive, &*target.region.quick).await?;

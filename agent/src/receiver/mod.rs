@@ -306,7 +306,10 @@ impl Receiver {
         let view = self.look_at(&mut connection).await?;
         self.context.claims.compare(&view.history).await?;
         let shared = &self.context.shared;
-        let archived = self.sealed.or_else(|| shared.progress.furthest());
+        let furthest = shared.progress.furthest();
+        // Where a timeline has begun in a region, nothing that is stored of an older one is ever durable in this process.
+        let begun = furthest.filter(|at| at.timeline > view.timeline);
+        let archived = begun.or(self.sealed).or(furthest);
         let resume = resume(archived, &view, shared.segment_size)?;
         self.enter(&view).await?;
         Ok((connection, resume))

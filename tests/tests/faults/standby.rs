@@ -255,11 +255,10 @@ async fn fault_29_a_slot_that_is_moved_by_sql_is_watched_over() -> Result<()> {
     eventually("the slot to be made anew", PATIENCE, anew)
         .await
         .with_context(|| agent.last_words())?;
-    ensure!(
-        agent.stderr().contains("made the slot anew"),
-        "{}",
-        agent.last_words()
-    );
+    let said = || async { agent.stderr().contains("made the slot anew").then_some(()) };
+    eventually("the agent to say so", PATIENCE, said)
+        .await
+        .with_context(|| agent.last_words())?;
     let used = agent_of_another_archive(&site).await?;
     agent.says("streams from the slot", PATIENCE).await?;
     drop(used);
