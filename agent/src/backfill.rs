@@ -154,7 +154,7 @@ pub async fn advance(
         }
     }
     match silent {
-        true => absent.silent(shared, position)?,
+        true => absent.silent(shared, region, position).await?,
         false => absent.answered(),
     }
     let why = if sources.is_empty() {

@@ -286,10 +286,10 @@ async fn a_region_does_not_enter_a_timeline_by_what_is_left_of_its_history() {
 }
 
 /// What became of a region at `at(2)` after two minutes in which the one that alone is further could not be listed.
-async fn beside_a_dead_region(told: Option<Position>) -> Result<Position> {
+async fn beside_a_dead_region(told: Option<Position>, dead: &[usize]) -> Result<Position> {
     let mut world = lagging(Policy::All).await;
     world.shared.acknowledged = told;
-    world.silence(1);
+    dead.iter().for_each(|region| world.silence(*region));
     let mut absent = Absent::default();
     let until = tokio::time::Instant::now() + Duration::from_secs(120);
     while tokio::time::Instant::now() < until {
@@ -303,7 +303,7 @@ async fn beside_a_dead_region(told: Option<Position>) -> Result<Position> {
 #[tokio::test(start_paused = true)]
 async fn a_region_that_only_a_dead_one_could_fill_makes_the_agent_begin_anew() {
     for told in [None, Some(at(2))] {
-        let ended = beside_a_dead_region(told).await;
+        let ended = beside_a_dead_region(told, &[1]).await;
         assert!(matches!(ended, Err(AgentError::Restart { .. })), "{ended:?}");
     }
 }
@@ -311,5 +311,11 @@ async fn a_region_that_only_a_dead_one_could_fill_makes_the_agent_begin_anew() {
 /// The server may have let it go: an agent that starts now would find a gap.
 #[tokio::test(start_paused = true)]
 async fn what_was_acknowledged_is_waited_for_however_long_its_region_is_away() {
-    assert_eq!(beside_a_dead_region(Some(at(3))).await.unwrap(), at(2));
+    assert_eq!(beside_a_dead_region(Some(at(3)), &[1]).await.unwrap(), at(2));
+}
+
+/// An agent that starts now could read neither.
+#[tokio::test(start_paused = true)]
+async fn where_all_regions_are_away_nothing_is_gained_by_beginning_anew() {
+    assert_eq!(beside_a_dead_region(None, &[0, 1]).await.unwrap(), at(2));
 }

@@ -63,10 +63,20 @@ impl Absent {
 
     /// None of the regions that hold what follows `position` answers. After a while that is an error which ends the agent, if
     /// nothing behind was acknowledged: then the policy waits for this region, the server still has that WAL, and sends it
-    /// to an agent that begins anew with the regions that answer.
-    pub(super) fn silent(&mut self, shared: &Shared, position: Position) -> Result<()> {
+    /// to an agent that begins anew with the regions that answer. While this one is silent, too, that would gain nothing.
+    pub(super) async fn silent(
+        &mut self,
+        shared: &Shared,
+        region: &Region,
+        position: Position,
+    ) -> Result<()> {
         let is_told = told(shared).is_some_and(|told| told > position);
         if is_told || !self.silent.lasts(position, SILENCE) {
+            return Ok(());
+        }
+        let own = shared.archive.layout.segment_dir(position.timeline);
+        if region.quick.list(&own, None, 1).await.is_err() {
+            self.answered();
             return Ok(());
         }
         Err(AgentError::Restart {
