@@ -12,6 +12,14 @@ fn at(mib: u64) -> Position {
     }
 }
 
+/// The same place on timeline 2.
+fn on_two(mib: u64) -> Position {
+    Position {
+        timeline: TimelineId::new(2).unwrap(),
+        ..at(mib)
+    }
+}
+
 /// The second region holds three segments, of which the second is damaged; the first holds one of them.
 async fn lagging(policy: Policy) -> World {
     let world = world(policy);
@@ -220,11 +228,7 @@ async fn a_region_that_does_not_answer_may_have_what_the_others_lack() {
 async fn a_lost_end_of_a_timeline_that_was_acknowledged_does_not_keep_a_region_from_the_next() {
     let world = world(Policy::Any);
     let (shared, layout) = (&world.shared, &world.shared.archive.layout);
-    let two = TimelineId::new(2).unwrap();
-    let on_two = |mib| Position {
-        timeline: two,
-        ..at(mib)
-    };
+    let two = on_two(0).timeline;
     shared.progress.stored(0, at(2));
     shared.progress.stored(1, on_two(6));
     let history = layout.history(two);
@@ -241,11 +245,7 @@ async fn a_lost_end_of_a_timeline_that_was_acknowledged_does_not_keep_a_region_f
 async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_there() {
     let world = world(Policy::Any);
     let (shared, layout) = (&world.shared, &world.shared.archive.layout);
-    let two = TimelineId::new(2).unwrap();
-    let on_two = |mib| Position {
-        timeline: two,
-        ..at(mib)
-    };
+    let two = on_two(0).timeline;
     shared.progress.stored(1, on_two(6));
     let history = layout.history(two);
     world.put(1, &history, "1\t0/400000\tpromoted\n").await;
@@ -269,14 +269,8 @@ async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_ther
 async fn a_region_does_not_enter_a_timeline_by_what_is_left_of_its_history() {
     let world = world(Policy::Any);
     let (shared, layout) = (&world.shared, &world.shared.archive.layout);
-    let two = TimelineId::new(2).unwrap();
-    shared.progress.stored(
-        1,
-        Position {
-            timeline: two,
-            ..at(6)
-        },
-    );
+    let two = on_two(0).timeline;
+    shared.progress.stored(1, on_two(6));
     world.put(1, &layout.history(two), "1\t0/40").await;
     assert_eq!(step(&world, at(3)).await, at(3));
     let origin = origin(shared, world.region(0));

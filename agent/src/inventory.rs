@@ -5,6 +5,8 @@
 //! The pulse shortens the listing: it names a position that was true when it was written, so only what
 //! comes after it needs to be listed. It is a hint: the listing decides.
 
+use std::time::Duration;
+
 use highwater_format::container::MAX_OBJECT_PLAIN;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Key, Layout, Lsn, LsnRange, Pulse, SegmentName, SegmentSize, TimelineId, records};
@@ -15,6 +17,9 @@ use crate::frontier::Position;
 use crate::heal::listing::Listing;
 use crate::held::Held;
 use crate::region::get_optional;
+
+/// For so long a listing that lacks WAL may only lag. After that the WAL is gone.
+pub(crate) const LISTING_LAG: Duration = Duration::from_secs(90);
 
 /// The timelines of which the region holds anything, ascending.
 pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<TimelineId>> {

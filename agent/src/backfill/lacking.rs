@@ -10,12 +10,10 @@ use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
 use crate::frontier::{DurableLsn, Position};
+use crate::inventory::LISTING_LAG;
 use crate::region::Region;
 use crate::salvage::Damage;
 use crate::uploader::Shared;
-
-/// For so long a listing that lacks WAL may only lag. After that the WAL is gone. As long as where a stream begins.
-const LISTING_LAG: Duration = Duration::from_secs(90);
 
 /// For so long the regions that alone hold what the policy waits for may be silent while the server has it too.
 const SILENCE: Duration = Duration::from_secs(60);

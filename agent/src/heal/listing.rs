@@ -10,6 +10,7 @@ use highwater_format::{BackupId, Key, Layout, Lsn, LsnRange, SegmentName, Segmen
 use highwater_store::{ErrorKind, LIST_PAGE, Operation, Store, StoreError, list_all};
 
 use crate::error::{AgentError, Result};
+use crate::inventory::gaps;
 use crate::segmenter::object_start;
 
 /// One timeline in one region.
@@ -45,11 +46,7 @@ impl Listing<'_> {
     /// What the region lists of `timeline` from the object that holds `from` on.
     pub(crate) async fn wal(&self, store: &dyn Store, timeline: TimelineId, from: Lsn) -> Result<Wal> {
         let mut wal = self.pieces(store, timeline, from).await?;
-        for meta in list_all(store, &self.layout.gap_dir(timeline), None).await? {
-            if let Some(Key::Gap(_, range)) = self.layout.parse(&meta.key) {
-                wal.gaps.push(range);
-            }
-        }
+        wal.gaps = gaps(store, self.layout, timeline).await?;
         Ok(wal)
     }
 

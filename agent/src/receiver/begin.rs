@@ -3,8 +3,6 @@
 //! Owns: where the comparison begins, and what is done where the archive has lost some of it. Does not own: reading it
 //! back and comparing ([`super::overlap`]).
 
-use std::time::Duration;
-
 use highwater_format::{History, LsnRange, TimelineId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -13,12 +11,10 @@ use super::Receiver;
 use super::overlap::{Overlap, cannot_read};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::inventory::LISTING_LAG;
 use crate::resume::Resume;
 use crate::sealer::Work;
 use crate::segmenter::object_start;
-
-/// For so long a listing that lacks WAL may only lag. After that the WAL is gone.
-const LISTING_LAG: Duration = Duration::from_secs(90);
 
 impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended

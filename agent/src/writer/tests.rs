@@ -38,6 +38,20 @@ struct Rig {
 }
 
 impl Rig {
+    /// How `agent` is refused timeline 2 while production's pulse on timeline 1 goes on.
+    async fn refused_while_production_lives(&self, agent: &Claims, standby: bool) -> AgentError {
+        let beat = async {
+            for moment in 2.. {
+                tokio::time::sleep(INTERVAL).await;
+                self.pulse("production", 1, moment).await;
+            }
+        };
+        tokio::select! {
+            () = beat => unreachable!(),
+            result = agent.enter(line(2), standby) => result.unwrap_err(),
+        }
+    }
+
     fn new() -> Self {
         let stores =
             ["north", "south"].map(|name| Arc::new(FaultyStore::new(Arc::new(MemoryStore::new(name)))));
@@ -163,16 +177,7 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
         .unwrap();
     rig.pulse("production", 1, 1).await;
     let copy = rig.agent("copy", false);
-    let beat = async {
-        for moment in 2.. {
-            tokio::time::sleep(INTERVAL).await;
-            rig.pulse("production", 1, moment).await;
-        }
-    };
-    let refused = tokio::select! {
-        () = beat => unreachable!(),
-        result = copy.enter(line(2), false) => result.unwrap_err(),
-    };
+    let refused = rig.refused_while_production_lives(&copy, false).await;
     let text = refused.to_string();
     assert_eq!(refused.kind(), Kind::Refused);
     for part in [
@@ -209,16 +214,7 @@ async fn a_standby_on_another_timeline_is_refused_while_the_holder_lives() {
     assert_eq!(began.elapsed(), Duration::ZERO);
 
     let copy = rig.agent("standby-of-a-copy", false);
-    let beat = async {
-        for moment in 2.. {
-            tokio::time::sleep(INTERVAL).await;
-            rig.pulse("production", 1, moment).await;
-        }
-    };
-    let refused = tokio::select! {
-        () = beat => unreachable!(),
-        result = copy.enter(line(2), true) => result.unwrap_err(),
-    };
+    let refused = rig.refused_while_production_lives(&copy, true).await;
     assert_eq!(refused.kind(), Kind::Refused);
     assert!(refused.to_string().contains("host-of-production"), "{refused}");
 

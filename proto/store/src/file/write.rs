@@ -54,10 +54,8 @@ fn place(root: &Root, target: &Path, bytes: &[u8], mode: PutMode) -> Result<Put,
         PutMode::Create => tmp.link(target)?,
         PutMode::Overwrite => tmp.rename(target)?,
     };
-    match put {
-        Put::Created => root.sync(dir)?,
-        Put::Exists => return exists(root, target),
-    }
+    // One that was there already may be as new as ours: see `exists`.
+    root.sync(dir)?;
     Ok(put)
 }
 
