@@ -15,7 +15,7 @@ EXAMPLES
     highwater-restore --config /etc/highwater.toml list
   Just before a mistake at 14:56:53 UTC, shown first and then done:
     highwater-restore --config /etc/highwater.toml plan --to-time 2026-11-20T14:56:53Z --exclusive
-    highwater-restore --config /etc/highwater.toml run --to-time 2026-11-20T14:56:53Z --exclusive --into /srv/pg/restored --start
+    highwater-restore --config /etc/highwater.toml run --to-time 2026-11-20T14:56:53Z --exclusive --into /srv/pg/restored --start --port 5433
   Everything, without a configuration file:
     highwater-restore --archive s3://orders-archive/prod --archive s3://orders-archive-dr/prod --cluster orders \\
         run --into /srv/pg/restored
@@ -94,6 +94,9 @@ pub enum Command {
     /// Fetches WAL ahead of replay; started by wal-fetch
     #[command(hide = true)]
     WalPrefetch(WalPrefetchArgs),
+    /// Becomes another program under another account; how `run --start` starts the server when it is run as root
+    #[command(hide = true)]
+    RunAs(RunAsArgs),
 }
 
 /// The target.
@@ -144,7 +147,7 @@ pub struct RunArgs {
     /// Put a tablespace elsewhere: its location in the backup, or its number, and the new directory
     #[arg(long, value_name = "OLD=NEW")]
     pub tablespace: Vec<Remap>,
-    /// Owner of the files when run as root (default: postgres)
+    /// Owner of the files when run as root (default: the owner of DIR, or of the directory that it is made in)
     #[arg(long, value_name = "USER")]
     pub owner: Option<String>,
     /// Start the server, wait for the target, report what was reached
@@ -185,6 +188,20 @@ pub struct WalPrefetchArgs {
     /// The segment that was asked for last
     #[arg(long)]
     pub after: String,
+}
+
+/// `run-as`.
+#[derive(Debug, Args)]
+pub struct RunAsArgs {
+    /// Number of the user
+    pub uid: u32,
+    /// Number of its group
+    pub gid: u32,
+    /// Its name, whose further groups it gets
+    pub name: String,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    pub program: Vec<std::ffi::OsString>,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

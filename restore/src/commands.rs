@@ -30,8 +30,8 @@ use crate::{
 /// PostgreSQL takes 1 to 125 from its `restore_command` for "the archive has ended"; whatever goes wrong must be above.
 const STOP_RECOVERY: u8 = 255;
 
-/// Variables that this program reads itself.
-const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG"];
+/// Variables that this program reads itself, and one that the agent reads where both have one environment.
+const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG", "HIGHWATER_LOG_FORMAT"];
 
 /// The whole program.
 #[must_use]
@@ -56,6 +56,13 @@ pub fn main() -> ExitCode {
     match &cli.command {
         Command::WalFetch(args) => for_recovery(|| fetch(args)),
         Command::WalPrefetch(args) => for_recovery(|| walfeed::prefetch(&args.plan, &args.after)),
+        Command::RunAs(args) => {
+            say(&format!(
+                "cannot start the server: {}",
+                run::account::become_program(args)
+            ));
+            Exit::Trouble.into()
+        }
         _ => {
             warn_of_unknown_variables();
             answer(&cli).into()
@@ -144,6 +151,7 @@ fn name(command: &Command) -> &'static str {
         Command::Verify => "verify",
         Command::WalFetch(_) => "wal-fetch",
         Command::WalPrefetch(_) => "wal-prefetch",
+        Command::RunAs(_) => "run-as",
     }
 }
 
@@ -180,9 +188,9 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
             .await;
             Ok(Answer::new("verify", found.exit(), found))
         }
-        Command::WalFetch(_) | Command::WalPrefetch(_) => Err(RestoreError::failed(
+        Command::WalFetch(_) | Command::WalPrefetch(_) | Command::RunAs(_) => Err(RestoreError::failed(
             Exit::Usage,
-            "this command answers PostgreSQL and is handled before",
+            "this command answers PostgreSQL, or becomes it, and is handled before",
         )),
     }
 }

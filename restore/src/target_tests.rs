@@ -59,6 +59,13 @@ fn a_time_without_zone_is_refused_with_what_to_write() {
     assert!(error.contains("RFC 3339"), "{error}");
 }
 
+/// The offset and the zone need not agree, and only one of them can be meant.
+#[test]
+fn a_time_with_the_name_of_a_zone_is_refused() {
+    let error = request(&time("2026-11-20T10:30:00+01:00[Europe/Berlin]")).unwrap_err();
+    assert!(error.contains("RFC 3339"), "{error}");
+}
+
 #[test]
 fn a_time_in_the_future_is_refused_but_a_slow_clock_is_not() {
     let error = request(&time("2026-11-21T12:00:00Z")).unwrap_err();

@@ -22,6 +22,7 @@ def parse():
     parser.add_argument("--segments", type=int, default=128, help="WAL segments of 16 MiB (default 128)")
     parser.add_argument("--samples", type=int, default=60, help="lag: commits per situation (default 60)")
     parser.add_argument("--runs", type=int, default=3, help="how often each tool runs (default 3)")
+    parser.add_argument("--tls", action="store_true", help="S3 endpoints speak TLS, which pgBackRest needs of them")
     parser.add_argument("--only", default="", help="only tools whose name contains this; the first peer always runs")
     options = parser.parse_args()
     if options.scale is None:
@@ -62,7 +63,7 @@ def show(work, costs):
 
 def main():
     options = parse()
-    site = Site(os.environ["BENCH_WORK"], os.environ["BENCH_PG_BIN"], os.environ["BENCH_USER"])
+    site = Site(os.environ["BENCH_WORK"], os.environ["BENCH_PG_BIN"], os.environ["BENCH_USER"], options.tls)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.work in PROMISES:

@@ -22,8 +22,8 @@ KEY, SECRET = "bench", "bench-secret"
 
 
 class Site:
-    def __init__(self, work, pg_bin, user):
-        self.work, self.pg_bin = Path(work), Path(pg_bin)
+    def __init__(self, work, pg_bin, user, tls=False):
+        self.work, self.pg_bin, self.tls = Path(work), Path(pg_bin), tls
         self.log = self.work / "log" / "tools"
         entry = pwd.getpwnam(user)
         root = os.geteuid() == 0
@@ -152,8 +152,9 @@ class Site:
         self.stop_endpoints()
         for number in (1, 2):
             name = f"s3-{number}"
+            tls = ("--tls-ca", self.authority(number)) if self.tls else ()
             self.endpoints.append(self.spawn(name, self.work / "bin/highwater-s3", "--bucket", "archive", "--key", KEY,
-                                             "--secret", SECRET))
+                                             "--secret", SECRET, *tls))
             wait(lambda name=name: (self.work / "log" / name).read_text().startswith("http"), 10, "an endpoint listens")
 
     def stop_endpoints(self):
@@ -161,16 +162,24 @@ class Site:
             self.end(process)
         self.endpoints = []
 
+    def authority(self, number):
+        """Where an endpoint writes the certificate that it is to be trusted by."""
+        return self.work / f"s3-{number}.pem"
+
+    def endpoint(self, number):
+        return (self.work / "log" / f"s3-{number}").read_text().split()[0]
+
     def configure(self, kind, slot="highwater", extra=""):
         """A configuration for `directory` or `s3`, empty regions included. Returns its path and the admin port."""
         if kind == "directory":
             regions = f'[[region]]\nname = "here"\nurl = "file://{self.fresh("archive")}"\n'
         else:
             self.start_endpoints()
-            lines = [(self.work / "log" / f"s3-{number}").read_text().split()[0] for number in (1, 2)]
-            regions = "".join(f'[[region]]\nname = "region-{number}"\nurl = "s3://archive/bench"\nendpoint = "{url}"\n'
+            regions = "".join(f'[[region]]\nname = "region-{number}"\nurl = "s3://archive/bench"\n'
+                              f'endpoint = "{self.endpoint(number)}"\n'
                               f'access_key_id = "{KEY}"\nsecret_access_key = "{SECRET}"\n'
-                              for number, url in enumerate(lines, 1))
+                              + (f'ca_file = "{self.authority(number)}"\n' if self.tls else "")
+                              for number in (1, 2))
         port = free_port()
         path = self.work / f"{kind}.toml"
         path.write_text(f'[cluster]\nname = "bench"\nconnection = "host={self.socket} user=highwater dbname=postgres"\n'

@@ -7,7 +7,7 @@ All tools of a work read the same data in the same run of the benchmark.
 import contextlib
 import shutil
 
-from place import metric, size_of, wait
+from place import KEY, SECRET, metric, size_of, wait
 
 MIB = 1 << 20
 SEGMENT = 16 * MIB
@@ -44,6 +44,14 @@ class Work:
         config = site.work / f"pgbackrest-{name}-{command}.conf"
         config.write_text("\n".join(text) + "\n")
         return ["pgbackrest", f"--config={config}", "--stanza=bench", command, *words]
+
+    def bucket(self):
+        """pgBackRest's settings for a repository in the first S3 endpoint."""
+        host, port = self.site.endpoint(1).removeprefix("https://").rsplit(":", 1)
+        return {"repo1-type": "s3", "repo1-path": "/pgbackrest", "repo1-s3-bucket": "archive", "repo1-s3-endpoint": host,
+                "repo1-s3-region": "us-east-1", "repo1-s3-key": KEY, "repo1-s3-key-secret": SECRET,
+                "repo1-s3-uri-style": "path", "repo1-storage-port": port,
+                "repo1-storage-ca-file": self.site.authority(1)}
 
     @contextlib.contextmanager
     def archiving(self, kind, slot):
@@ -96,16 +104,19 @@ class Wal(Work):
         cost.stored = size_of(to)
         return cost
 
-    def push(self):
+    def push(self, s3=False):
         """As PostgreSQL does it: one archive_command per segment; the first starts the worker that does them all."""
-        site = self.site
-        for name in ("repository", "spool", "lock"):
-            site.fresh(name)
-        site.run(*self.pgbackrest("repository", "stanza-create"))
+        site, name, place = self.site, "repository", {}
+        for directory in ("repository", "spool", "lock"):
+            site.fresh(directory)
+        if s3:
+            site.start_endpoints()
+            name, place = "repository-s3", self.bucket()
+        site.run(*self.pgbackrest(name, "stanza-create", **place))
         status = site.data / "pg_wal/archive_status"
         for name in self.segments:
             site.run("touch", status / f"{name}.ready")
-        command = " ".join(map(str, self.pgbackrest("repository", "archive-push", **{"archive-async": "y"})))
+        command = " ".join(map(str, self.pgbackrest(name, "archive-push", **{"archive-async": "y"}, **place)))
         paths = " ".join(str(site.data / "pg_wal" / name) for name in self.segments)
         cost = site.measured("sh", "-c", f"for segment in {paths}; do {command} $segment || exit 1; done")
         for name in self.segments:
@@ -129,6 +140,8 @@ class Wal(Work):
         yield "pg_receivewal", self.receivewal
         if self.has_pgbackrest():
             yield "pgbackrest async, 2 processes", self.push
+            if self.site.tls:
+                yield "pgbackrest async, one S3", lambda: self.push(s3=True)
         yield "cp of the segments, sync", self.copy
         yield "highwater to a directory", lambda: self.agent("directory")
         yield "highwater to two S3 regions", lambda: self.agent("s3")
@@ -165,13 +178,16 @@ class Backup(Work):
         cost.stored = size_of(to)
         return cost
 
-    def rest(self, bundle, measured=True):
-        site = self.site
+    def rest(self, bundle, measured=True, s3=False):
+        site, place = self.site, {}
         name = "repository-bundle" if bundle else "repository"
         site.fresh(name), site.fresh("lock")
-        site.run(*self.pgbackrest(name, "stanza-create"))
+        if s3:
+            site.start_endpoints()
+            place = self.bucket()
+        site.run(*self.pgbackrest(name, "stanza-create", **place))
         command = self.pgbackrest(name, "backup", "--type=full",
-                                  **{"repo1-bundle": "y" if bundle else "n"})
+                                  **{"repo1-bundle": "y" if bundle else "n"}, **place)
         if not measured:
             return site.run(*command)
         cost = site.measured(*command)
@@ -197,6 +213,8 @@ class Backup(Work):
         if self.has_pgbackrest():
             yield "pgbackrest, 2 processes", lambda: self.rest(False)
             yield "pgbackrest, 2 processes, bundles", lambda: self.rest(True)
+            if self.site.tls:
+                yield "pgbackrest, bundles, one S3", lambda: self.rest(True, s3=True)
         yield "tar, sync", self.tar
         yield "cp -a, sync", self.copy
         lz4 = ("--set", "backup.compression=lz4")

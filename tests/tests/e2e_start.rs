@@ -166,6 +166,64 @@ async fn to_the_very_end_the_mistake_is_there() -> Result<()> {
     Ok(())
 }
 
+/// Production, for example, on the machine that the restore is made on.
+#[tokio::test]
+async fn a_port_that_another_server_has_is_said_with_the_way_on() -> Result<()> {
+    let (site, _, _, _) = dropped_by_mistake().await?;
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    start(&place, "first", &["--to-immediate"])
+        .await?
+        .expect_code(0)?;
+    let _first = PgCluster::attach(VERSION, &place.data("first"), place.dir(), PORT)?;
+    let said = start(&place, "second", &["--to-immediate"])
+        .await?
+        .expect_code(3)?
+        .said();
+    let by_hand = format!(
+        "/postgres -D {} -c data_directory=",
+        place.data("second").display()
+    );
+    ensure!(
+        said.contains("has its port or socket") && said.contains("--port") && said.contains(&by_hand),
+        "{said}"
+    );
+    let mut second = PgCluster::adopt(VERSION, &place.data("second"))?;
+    second.start_again().await?;
+    place.until_writable(&second).await
+}
+
+/// What was replayed while the backup ran is in it, and the report says so.
+#[tokio::test]
+async fn a_standbys_backup_is_restored_to_its_end() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    let standby = PgCluster::builder(VERSION).standby_of(&site.primary).await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(50).await?;
+    // A standby's backup begins at its last restart point.
+    let taken = || async {
+        site.primary.sql("CHECKPOINT").await.ok()?;
+        let backup = site.agent_at(&standby.connection_string()).ok()?.arg("backup");
+        let done = backup.output().await.ok()?;
+        (done.code == 0).then_some(())
+    };
+    eventually("a base backup of the standby", PATIENCE, taken).await?;
+    ledger.grow(50).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await?;
+    drop(agent);
+    let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let said = start(&place, "early", &["--to-immediate"])
+        .await?
+        .expect_code(0)?;
+    ensure!(report(&said)?["end"]["state"] == "reached", "{}", said.said());
+    let early = PgCluster::attach(VERSION, &place.data("early"), place.dir(), PORT)?;
+    drop(early);
+    let restored = place.recovered("late", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn fault_70_a_server_of_another_major_is_refused_before_anything_is_written() -> Result<()> {
     let (site, _, _, _) = dropped_by_mistake().await?;

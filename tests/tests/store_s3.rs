@@ -14,7 +14,7 @@ use highwater_store::{
     conformance, list_all, open, probe,
 };
 use highwater_tests::S3Server;
-use highwater_tests::s3::{Damage, KeyPair, Operation, Rights};
+use highwater_tests::s3::{Damage, KeyPair, Operation, Rights, S3Snapshot};
 
 const BUCKET: &str = "archive";
 
@@ -61,6 +61,33 @@ async fn fresh(server: &S3Server, count: &AtomicU32) -> Result<Arc<dyn Store>, S
 async fn conforms() {
     let (server, count) = (server().await, AtomicU32::new(0));
     conformance::run(|| fresh(&server, &count)).await.unwrap();
+}
+
+/// With an authority that only the configuration names.
+#[tokio::test]
+async fn conforms_behind_tls() {
+    let pair = KeyPair {
+        access_key: "HIGHWATERTLS".to_owned(),
+        secret_key: "secret-behind-tls".to_owned(),
+        rights: Rights::All,
+    };
+    let address = ([127, 0, 0, 1], 0).into();
+    let server = S3Server::listen_tls(address, vec![pair.clone()], S3Snapshot::default())
+        .await
+        .unwrap();
+    server.create_bucket(BUCKET);
+    let authority = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(authority.path(), server.authority().unwrap()).unwrap();
+    let count = AtomicU32::new(0);
+    let make = || async {
+        let mut config = config_of(&server, &pair);
+        config.url = format!("s3://{BUCKET}/run-{}", count.fetch_add(1, Ordering::Relaxed));
+        config.ca_file = Some(authority.path().to_owned());
+        open(&config).await
+    };
+    conformance::run(make).await.unwrap();
+    assert!(server.endpoint().starts_with("https://"));
+    assert!(server.counters().total() > 50, "not the endpoint that was asked");
 }
 
 #[tokio::test]

@@ -96,10 +96,11 @@ impl FromStr for Time {
     /// Reads RFC 3339 with an explicit zone; digits beyond the microsecond are dropped (rounded down).
     fn from_str(text: &str) -> Result<Time, ParseError> {
         let expected = "a time with its zone like 2026-11-20T14:56:53.123456Z or 2026-11-20T15:56:53+01:00";
-        let timestamp: jiff::Timestamp = text
-            .trim()
-            .parse()
-            .map_err(|_| ParseError::new("a time", text, expected))?;
+        // RFC 9557 adds the name of a zone in brackets, and jiff would ignore one that contradicts the offset.
+        let parsed = Some(text.trim()).filter(|text| !text.contains('['));
+        let timestamp: jiff::Timestamp = parsed
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| ParseError::new("a time", text, expected))?;
         let micros = timestamp.as_nanosecond().div_euclid(1000);
         i64::try_from(micros)
             .map(Time::from_unix_micros)

@@ -80,7 +80,10 @@ impl Line {
             .max()
             .unwrap_or(Lsn::ZERO);
         let damaged = damaged(catalog, &chain).map(|range| range.end).max();
+        // Its history proves that all before its begin was written, whether or not any of it is here.
+        let begin = chain.history.begin_of(timeline).unwrap_or(Lsn::ZERO);
         let end = stored
+            .max(begin)
             .max(recorded)
             .max(damaged.unwrap_or(Lsn::ZERO))
             .max(claimed.unwrap_or(Lsn::ZERO));

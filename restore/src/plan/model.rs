@@ -55,6 +55,8 @@ pub(crate) struct Model {
     pub(crate) pulses: BTreeMap<u32, i64>,
     /// The timelines whose history file is lost.
     pub(crate) forgotten: BTreeSet<u32>,
+    /// The backups were taken from a standby.
+    pub(crate) standby: bool,
     /// A second region exists and does not answer.
     pub(crate) silent: bool,
 }
@@ -141,7 +143,7 @@ impl Model {
             finished_at: self.time_at(timeline, stop),
             label: String::new(),
             tablespaces: Vec::new(),
-            from_standby: false,
+            from_standby: self.standby,
             files: 1,
             plain_bytes: 1,
             stored_bytes: 1,

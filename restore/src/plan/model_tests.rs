@@ -276,6 +276,38 @@ fn a_target_on_an_ancestor_is_recovered_on_that_ancestor() {
     );
 }
 
+/// A region that was away gets the history of the new timeline first. Alone, it knows that there was more WAL.
+#[test]
+fn an_end_before_the_newest_timeline_begins_is_a_hole() {
+    let mut model = tree();
+    model.branches.remove(&3);
+    model.pulses.clear();
+    model.lost.extend((20..36).map(|slot| (2, slot)));
+    model.lost.extend((18..40).map(|slot| (1, slot)));
+    let refusal = model.plan(&Request::latest()).unwrap_err();
+    let Reason::Hole { timeline, range, .. } = &refusal.reason else {
+        panic!("{refusal}");
+    };
+    assert_eq!((*timeline, range.start, range.end), (tli(1), lsn(18), lsn(22)));
+    let plan = model.plan(&to(Target::Lsn(lsn(18)))).unwrap();
+    assert_eq!((plan.timeline, plan.wal.end), (tli(1), lsn(18)));
+}
+
+/// Its `pg_control` may be consistent before the end of the backup: what lies between is named as the end.
+#[test]
+fn a_standbys_backup_is_replayed_to_its_end() {
+    let mut model = simple();
+    model.standby = true;
+    for target in [Target::Immediate, Target::Time(time(55))] {
+        let plan = model.plan(&to(target)).unwrap();
+        assert_eq!(plan.target.stop.lsn, lsn(6));
+        assert_eq!(setting(&plan, "recovery_target"), None);
+        let last = lsn(5).to_string();
+        assert_eq!(setting(&plan, "recovery_target_lsn"), Some(last.as_str()));
+        assert_eq!(setting(&plan, "recovery_target_inclusive"), Some("true"));
+    }
+}
+
 #[test]
 fn bytes_before_a_switch_may_come_from_either_timeline() {
     let mut model = tree();
@@ -356,8 +388,9 @@ prop_compose! {
         steps in prop::collection::vec(0i64..30, 64),
         pulse in 0i64..2000,
         silent in prop::bool::weighted(0.1),
+        standby: bool,
     ) -> Model {
-        let mut model = Model { lost, silent, ..Model::default() };
+        let mut model = Model { lost, silent, standby, ..Model::default() };
         for (index, (parent, end)) in branches.into_iter().enumerate() {
             model.branches.insert(u32::try_from(index).unwrap() + 1, Branch { parent, end });
         }
@@ -400,6 +433,8 @@ fn check_sound(model: &Model, plan: &Plan) -> Result<(), TestCaseError> {
     }
     prop_assert!(plan.backup.stop_lsn <= plan.target.stop.lsn);
     prop_assert!(plan.target.stop.lsn <= plan.wal.end);
+    // What a standby's copy says of its own consistency is earlier than the end of its backup.
+    prop_assert!(!model.standby || setting(plan, "recovery_target").is_none());
     let catalog = model.catalog();
     for segment in plan.segments() {
         let need = plan

@@ -63,11 +63,33 @@ impl Planner<'_> {
 
     pub(super) fn immediate(&self, line: &Line, bases: &[&Base]) -> Result<Plan, Halt> {
         let base = bases.first().ok_or_else(|| say::no_backup(self.catalog, line))?;
+        let (cut, lsn) = self.at_consistency(line, base)?;
         let stop = Stop {
-            lsn: base.consistent(),
+            lsn,
             last_commit: None,
         };
-        Ok(self.finish(line, base, &Cut::Immediate, stop, Vec::new()))
+        Ok(self.finish(line, base, &cut, stop, Vec::new()))
+    }
+
+    /// How recovery stops at the end of a backup, and where that is. A standby's copy may be consistent before the end that
+    /// the standby gave the backup: PostgreSQL goes by the `pg_control` in it, which was read earlier, and told to stop as
+    /// soon as it can it would leave out what the backup's end counts as in it.
+    fn at_consistency(&self, line: &Line, base: &Base) -> Result<(Cut, Lsn), Halt> {
+        let consistent = base.consistent();
+        if !base.backup.from_standby {
+            return Ok((Cut::Immediate, consistent));
+        }
+        let (last, _) = self.records(base.span(line.timeline()), consistent)?;
+        Ok(match last {
+            None => (Cut::Immediate, consistent),
+            Some(last) => {
+                let cut = Cut::At {
+                    lsn: last.start,
+                    inclusive: true,
+                };
+                (cut, last.end)
+            }
+        })
     }
 
     pub(super) fn lsn(&self, line: &Line, bases: &[&Base], lsn: Lsn) -> Result<Plan, Halt> {
@@ -91,7 +113,7 @@ impl Planner<'_> {
                 },
                 last.end,
             ),
-            (None, _) => (Cut::Immediate, consistent),
+            (None, _) => self.at_consistency(line, base)?,
         };
         Ok(self.finish(
             line,
@@ -127,12 +149,18 @@ impl Planner<'_> {
             }
             let notes = say::time_resolved(time, last_before, first_after);
             let kept = last_before.filter(|mark| mark.end > base.consistent());
-            let cut = kept.map_or(Cut::Immediate, |mark| Cut::At {
-                lsn: mark.start,
-                inclusive: true,
-            });
+            let (cut, lsn) = match kept {
+                None => self.at_consistency(line, base)?,
+                Some(mark) => {
+                    let cut = Cut::At {
+                        lsn: mark.start,
+                        inclusive: true,
+                    };
+                    (cut, mark.end)
+                }
+            };
             let stop = Stop {
-                lsn: kept.map_or(base.consistent(), |mark| mark.end),
+                lsn,
                 last_commit: last_before.and_then(|mark| mark.time),
             };
             return Ok(self.finish(line, base, &cut, stop, notes));

@@ -4,6 +4,7 @@
 //! any of the steps. Everything that can be refused is refused before the first byte is written: the server program,
 //! what its account may read, the directories, the room, and a backup that has lost packs.
 
+pub mod account;
 pub mod control;
 pub mod inspect;
 pub mod job;
@@ -17,7 +18,7 @@ pub mod server;
 pub mod serverlog;
 pub mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use highwater_config::{Config, Exit};
@@ -42,7 +43,7 @@ pub struct Input<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its file, where there is one.
-    pub config_file: Option<&'a std::path::Path>,
+    pub config_file: Option<&'a Path>,
     /// The regions, with the catalog's indices.
     pub regions: &'a [Region],
     /// What they hold.
@@ -126,7 +127,7 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
     report.notes.extend(pins.notes);
     if let (Some(postgres), Some(start)) = (&postgres, &options.start) {
         let watch = options.clock.start();
-        report.end = replay(&input, &into, postgres, start, &pins.settings).await?;
+        report.end = replay(&input, &into, &program, postgres, start, &pins.settings).await?;
         phases.replay = Some(watch.elapsed());
     }
     report.set_phases(phases);
@@ -179,12 +180,13 @@ async fn fetch_all(
 async fn replay(
     input: &Input<'_>,
     into: &DataDir,
+    program: &Path,
     postgres: &Postgres,
     start: &StartOptions,
     pins: &[(String, String)],
 ) -> Result<End, RestoreError> {
     let (root, access) = (into.root(), into.access());
-    let started = server::start(postgres, root, access, start, pins);
+    let started = server::start(program, postgres, root, access, start, pins);
     let mut child = started.map_err(|source| RestoreError::Local {
         action: "start",
         path: postgres.program.clone(),
@@ -197,6 +199,7 @@ async fn replay(
         end: target.stop.lsn,
         timeline: input.plan.timeline,
         segment_size: input.catalog.identity.segment_size,
+        by_hand: &server::by_hand(postgres, root, pins),
     };
     let mut shown = progress::Replay::new(root);
     let log = root.join(server::LOG);

@@ -66,8 +66,9 @@ pub fn check(owner: &Owner, program: &Path, facts: &Facts, config: &Config) -> R
         .as_deref()
         .filter(|path| holds_keys && !account.may(path, READ))
     {
-        let cure = "it holds access keys that restore_command needs: give the file to a group of that user with mode 0640, \
-                    or put the keys into that user's own AWS profile";
+        let cure = "it holds access keys that restore_command needs: make it root's own with mode 0640 and a group that \
+                    this user is in, and the agent's too where it reads the same file, or put the keys into this user's \
+                    own AWS profile";
         return Err(refuse(owner, path, "read", cure));
     }
     for region in &facts.regions {

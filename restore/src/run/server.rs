@@ -10,9 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::unistd::{Uid, User};
-
-use super::serverlog;
+use super::{account, serverlog};
 use crate::datadir::tree::Access;
 
 /// The server's log while it recovers, in the data directory.
@@ -142,11 +140,13 @@ pub struct StartOptions {
     pub settings: Vec<(String, String)>,
 }
 
-/// Starts the server on `root`, with `pins` above its configuration and the operator's settings above them. It keeps running when this program ends.
+/// Starts the server on `root`, with `pins` above its configuration and the operator's settings above them. It keeps running
+/// when this program (`this`) ends.
 ///
 /// # Errors
 /// The log cannot be made or the program not started.
 pub fn start(
+    this: &Path,
     postgres: &Postgres,
     root: &Path,
     access: &Access,
@@ -155,7 +155,12 @@ pub fn start(
 ) -> io::Result<Child> {
     let log = new_log(&root.join(LOG))?;
     access.apply(&log, 0o600)?;
-    let mut command = Command::new(&postgres.program);
+    let owner = access.owner();
+    let mut command = if owner.give {
+        account::command(this, owner, &postgres.program)
+    } else {
+        Command::new(&postgres.program)
+    };
     command.arg("-D").arg(root);
     for (name, value) in pins.iter().cloned().chain(settings(options)) {
         command.arg("-c").arg(format!("{name}={value}"));
@@ -171,19 +176,28 @@ pub fn start(
     }
     // A group of its own: an interrupt at the terminal ends this program's waiting and not the server.
     command.process_group(0);
-    let owner = access.owner();
-    if owner.give {
-        // The standard library drops supplementary groups with it.
-        command
-            .gid(owner.gid)
-            .uid(owner.uid)
-            .env("USER", &owner.name)
-            .env("LOGNAME", &owner.name);
-        if let Ok(Some(user)) = User::from_uid(Uid::from_raw(owner.uid)) {
-            command.env("HOME", user.dir);
-        }
-    }
     command.spawn()
+}
+
+/// How the operator starts the same server, on a port of their choice: words for a shell.
+#[must_use]
+pub fn by_hand(postgres: &Postgres, root: &Path, pins: &[(String, String)]) -> String {
+    let mut words = vec![postgres.program.display().to_string(), "-D".to_owned()];
+    words.push(root.display().to_string());
+    for (name, value) in pins {
+        words.push("-c".to_owned());
+        words.push(format!("{name}={value}"));
+    }
+    words.extend(["-c".to_owned(), "port=5433".to_owned()]);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.=:+,@".contains(c);
+    let quoted = words.into_iter().map(|word| {
+        if word.chars().all(plain) {
+            word
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 /// An empty log: what another server said under this name must never be taken for this one's words.
@@ -273,10 +287,35 @@ mod tests {
             name: "whoever runs this".to_owned(),
             give: false,
         });
-        let mut child = start(&postgres, dir.path(), &access, &StartOptions::default(), &[]).unwrap();
+        let this = Path::new("not needed");
+        let mut child = start(
+            this,
+            &postgres,
+            dir.path(),
+            &access,
+            &StartOptions::default(),
+            &[],
+        )
+        .unwrap();
         assert!(child.wait().unwrap().success());
         let log = fs::read_to_string(dir.path().join(LOG)).unwrap();
         assert_eq!(log, "the words of this server\n");
+    }
+
+    #[test]
+    fn the_command_for_the_operator_can_be_pasted() {
+        let postgres = Postgres {
+            program: PathBuf::from("/usr/lib/postgresql/15/bin/postgres"),
+            version: "15.20".to_owned(),
+        };
+        let pins = [
+            ("data_directory".to_owned(), "/srv/it's here".to_owned()),
+            ("external_pid_file".to_owned(), String::new()),
+        ];
+        assert_eq!(
+            by_hand(&postgres, Path::new("/srv/it's here"), &pins),
+            r"/usr/lib/postgresql/15/bin/postgres -D '/srv/it'\''s here' -c 'data_directory=/srv/it'\''s here' -c external_pid_file= -c port=5433"
+        );
     }
 
     #[test]

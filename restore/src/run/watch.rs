@@ -33,6 +33,8 @@ pub struct Wanted<'a> {
     pub timeline: TimelineId,
     /// Of the lineage.
     pub segment_size: SegmentSize,
+    /// How the operator starts the server on another port.
+    pub by_hand: &'a str,
 }
 
 /// How recovery ended.
@@ -95,6 +97,7 @@ pub async fn wait(
         match wanted.action {
             Action::Promote if log.ready => return promoted(root, &log, wanted),
             Action::Pause if log.paused => return stopped_at_target(&log, wanted, true),
+            Action::Pause | Action::Shutdown if log.ready => return Err(opened(&log, wanted)),
             _ if log.halted && log.too_low.is_some() => return Err(halted(&log, wanted)),
             _ => tokio::time::sleep(LOOK).await,
         }
@@ -162,6 +165,18 @@ fn halted(log: &ServerLog, wanted: &Wanted<'_>) -> NotReached {
     )
 }
 
+/// PostgreSQL pauses only where it could be read, which it can not while transactions with many subtransactions were
+/// open since the backup; otherwise it goes on as if told to promote (`recoveryPausesHere`).
+fn opened(log: &ServerLog, wanted: &Wanted<'_>) -> NotReached {
+    let what = format!(
+        "the server did not {} at {} but opened for writing: it could not be made readable before",
+        wanted.action.as_str(),
+        wanted.target
+    );
+    let next = "it runs on a timeline of its own; stop it if that is not wanted, and restore to a slightly later target to look first";
+    failed(what, log, Exit::Damage, next)
+}
+
 /// What to do about a limit that is too low.
 fn raise(log: &ServerLog) -> Option<String> {
     let limit = log.too_low.as_ref()?;
@@ -181,7 +196,7 @@ fn at_exit(status: ExitStatus, log: &ServerLog, wanted: &Wanted<'_>) -> Result<R
         .fatal
         .clone()
         .unwrap_or_else(|| format!("no reason given, {status}"));
-    let (exit, next) = advice(&fatal, log);
+    let (exit, next) = advice(&fatal, log, wanted.by_hand);
     Err(failed(
         format!("the server ended before it reached {}: {fatal}", wanted.target),
         log,
@@ -192,7 +207,7 @@ fn at_exit(status: ExitStatus, log: &ServerLog, wanted: &Wanted<'_>) -> Result<R
 
 /// What a dying server means. By the text of its last words, which are kept untranslated (`lc_messages=C`); what is
 /// not known ends with the general answer.
-fn advice(fatal: &str, log: &ServerLog) -> (Exit, String) {
+fn advice(fatal: &str, log: &ServerLog, by_hand: &str) -> (Exit, String) {
     if let Some(next) = raise(log) {
         return (Exit::Trouble, next);
     }
@@ -200,6 +215,13 @@ fn advice(fatal: &str, log: &ServerLog) -> (Exit, String) {
     if let Some(line) = damaged {
         let next = format!("nothing was opened, and the directory keeps what was restored; {line}");
         return (Exit::Damage, next);
+    }
+    if fatal.starts_with("could not create any ") || fatal.contains("/.s.PGSQL.") {
+        let next = format!(
+            "another server has its port or socket: recovery goes on where it stopped when you start it, as the owner of the \
+             directory, with a port of its own: `{by_hand}` (a restore from the beginning takes --port)"
+        );
+        return (Exit::Trouble, next);
     }
     let (exit, next) = known_advice(fatal, log);
     (exit, next.to_owned())
@@ -274,6 +296,7 @@ mod tests {
             end,
             timeline,
             segment_size: SegmentSize::DEFAULT,
+            by_hand: "postgres -c port=5433",
         }
     }
 
@@ -296,23 +319,49 @@ mod tests {
         assert!(promoted_with("", &Target::Latest).is_err(), "no end named");
     }
 
+    /// A server that cannot be read at its target does not pause there.
+    #[tokio::test]
+    async fn a_server_that_opens_instead_of_pausing_is_no_success() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(
+            &path,
+            "x LOG:  recovery stopping after commit of transaction 7\nx LOG:  database system is ready to accept connections\n",
+        )
+        .unwrap();
+        for action in [Action::Pause, Action::Shutdown] {
+            let mut server = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            let target = Target::Lsn(Lsn(1));
+            let wanted = wanted(&target, action);
+            let waiting = wait(&mut server, dir.path(), &path, 0, &wanted, |_| {});
+            let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+            server.kill().unwrap();
+            server.wait().unwrap();
+            let error = waited.unwrap().unwrap_err();
+            assert_eq!(error.exit, Exit::Damage, "{error}");
+            assert!(error.to_string().contains("opened for writing"), "{error}");
+        }
+    }
+
     #[test]
     fn dying_words_decide_the_exit_code() {
         let mut log = ServerLog::default();
         assert_eq!(
             advice(
                 "recovery ended before configured recovery target was reached",
-                &log
+                &log,
+                ""
             )
             .0,
             Exit::Damage
         );
-        assert_eq!(advice("something else", &log).0, Exit::Trouble);
+        assert_eq!(advice("something else", &log, "").0, Exit::Trouble);
         let mut low = ServerLog::default();
         low.feed("x DETAIL:  max_wal_senders = 5 is a lower setting than on the primary server, where its value was 20.\n");
         let (exit, next) = advice(
             "recovery aborted because of insufficient parameter settings",
             &low,
+            "",
         );
         assert!(
             exit == Exit::Trouble && next.contains("max_wal_senders = 20"),
@@ -323,7 +372,16 @@ mod tests {
         let (exit, next) = advice(
             "could not restore file \"000000010000000000000003\" from archive",
             &damaged,
+            "",
         );
+        let taken = "lock file \"/run/postgresql/.s.PGSQL.5432.lock\" already exists";
+        for fatal in [taken, "could not create any TCP/IP sockets"] {
+            let (exit, next) = advice(fatal, &log, "postgres -c port=5433");
+            assert!(
+                exit == Exit::Trouble && next.contains("--port") && next.contains("`postgres -c port=5433`"),
+                "{next}"
+            );
+        }
         assert!(
             exit == Exit::Damage && next.contains("[0/3000000, 0/4000000)"),
             "{next}"
@@ -332,7 +390,8 @@ mod tests {
         assert_eq!(
             advice(
                 "recovery ended before configured recovery target was reached",
-                &log
+                &log,
+                ""
             )
             .0,
             Exit::Trouble

@@ -249,27 +249,46 @@ impl Claim {
     /// # Errors
     /// Something cannot be removed.
     pub fn leave(self) -> io::Result<()> {
-        // Twice, because a `wal-fetch` may just be noting what it is asked for.
-        for last in [false, true] {
-            self.empty()?;
+        // The locks after the rest, so that nobody takes the spool over before it is empty.
+        self.remove_all(|_| true)?;
+        self.unlock()?;
+        self.remove_directory()
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        let locks = [LOCK, OWNER].map(|name| self.spool.directory.join(name));
+        locks.iter().try_for_each(|lock| remove_if_there(lock))
+    }
+
+    /// For a spool without locks, which is anybody's. A `wal-fetch` may just have noted what it is asked for, and what it
+    /// notes may go; a successor's locks and segments may not.
+    fn remove_directory(&self) -> io::Result<()> {
+        for _ in 0..2 {
             match fs::remove_dir(&self.spool.directory) {
-                Err(error) if !last && error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
                 other => return other,
             }
+            self.remove_all(|name| segment_of(name).is_none())?;
         }
         Ok(())
     }
 
-    /// Removes every file; the locks last, so that nobody takes the spool over before it is empty.
-    fn empty(&self) -> io::Result<()> {
-        let locks = [LOCK, OWNER].map(|name| self.spool.directory.join(name));
-        for entry in fs::read_dir(&self.spool.directory)? {
-            let path = entry?.path();
-            if !locks.contains(&path) {
-                remove_if_there(&path)?;
+    /// Removes the files that are not locks and whose name is `unwanted`.
+    fn remove_all(&self, unwanted: impl Fn(&str) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.spool.directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if ![LOCK, OWNER].contains(&name.as_ref()) && unwanted(&name) {
+                remove_if_there(&entry.path())?;
             }
         }
-        locks.iter().try_for_each(|lock| remove_if_there(lock))
+        Ok(())
     }
 }
 
@@ -387,6 +406,25 @@ mod tests {
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 1);
         assert_eq!(spool.standing(name()), Standing::Absent);
         claim.leave().unwrap();
+    }
+
+    /// It may take over as soon as the locks are away.
+    #[test]
+    fn who_leaves_takes_nothing_from_a_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::of(dir.path());
+        let leaving = spool.claim().unwrap().unwrap();
+        leaving.remove_all(|_| true).unwrap();
+        leaving.unlock().unwrap();
+        let successor = spool.claim().unwrap().unwrap();
+        successor.begin(name()).unwrap();
+        spool.note_asked(name()).unwrap();
+        leaving.remove_directory().unwrap();
+        assert!(spool.is_served(), "the successor's lock is gone");
+        assert_eq!(spool.standing(name()), Standing::Coming);
+        assert!(spool.claim().unwrap().is_none(), "a third one joins");
+        successor.leave().unwrap();
+        assert!(!spool.directory().exists());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
@@ -32,6 +33,10 @@ struct Arguments {
     /// Milliseconds that every request takes longer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// Speak TLS with a certificate for 127.0.0.1 and localhost made for this run, and write the PEM of the authority
+    /// to trust to this file
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -42,9 +47,15 @@ async fn main() -> anyhow::Result<()> {
         secret_key: arguments.secret,
         rights: Rights::All,
     };
-    let server = S3Server::listen(arguments.listen, vec![pair], S3Snapshot::default())
-        .await
-        .with_context(|| format!("cannot listen at {}", arguments.listen))?;
+    let (address, snapshot) = (arguments.listen, S3Snapshot::default());
+    let server = match arguments.tls_ca {
+        None => S3Server::listen(address, vec![pair], snapshot).await,
+        Some(_) => S3Server::listen_tls(address, vec![pair], snapshot).await,
+    };
+    let server = server.with_context(|| format!("cannot listen at {address}"))?;
+    if let Some((file, authority)) = arguments.tls_ca.as_ref().zip(server.authority()) {
+        std::fs::write(file, authority).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     for bucket in &arguments.buckets {
         server.create_bucket(bucket);
     }

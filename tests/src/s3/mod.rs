@@ -8,12 +8,14 @@ mod backend;
 mod faults;
 mod serve;
 mod state;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub use faults::{Damage, Faults, Operation, Strike};
@@ -36,6 +38,8 @@ pub struct S3Server {
     shared: Shared,
     faults: Faults,
     counters: Arc<Counters>,
+    /// The PEM of the authority to trust, where the endpoint speaks TLS.
+    authority: Option<String>,
     stop: CancellationToken,
     /// Dropped after the signal to stop.
     _runtime: Threads,
@@ -86,6 +90,27 @@ impl S3Server {
         keys: Vec<KeyPair>,
         snapshot: S3Snapshot,
     ) -> anyhow::Result<Self> {
+        Self::accept(address, keys, snapshot, None).await
+    }
+
+    /// As [`S3Server::listen`], with TLS; [`S3Server::authority`] is to be trusted.
+    ///
+    /// # Errors
+    /// When the address cannot be had or no certificate can be made.
+    pub async fn listen_tls(
+        address: SocketAddr,
+        keys: Vec<KeyPair>,
+        snapshot: S3Snapshot,
+    ) -> anyhow::Result<Self> {
+        Self::accept(address, keys, snapshot, Some(tls::acceptor()?)).await
+    }
+
+    async fn accept(
+        address: SocketAddr,
+        keys: Vec<KeyPair>,
+        snapshot: S3Snapshot,
+        tls: Option<(TlsAcceptor, String)>,
+    ) -> anyhow::Result<Self> {
         anyhow::ensure!(!keys.is_empty(), "an endpoint needs a key pair");
         let runtime = Threads::start(2, "s3-endpoint")?;
         let (shared, faults, counters) = (
@@ -93,12 +118,14 @@ impl S3Server {
             Faults::default(),
             Arc::<Counters>::default(),
         );
+        let (tls, authority) = tls.unzip();
         let stop = CancellationToken::new();
         let endpoint = Endpoint::new(
             shared.clone(),
             faults.clone(),
             Arc::clone(&counters),
             keys.clone(),
+            tls,
         );
         let listening = runtime.spawn(TcpListener::bind(address)).await??;
         let address = listening.local_addr()?;
@@ -109,15 +136,23 @@ impl S3Server {
             shared,
             faults,
             counters,
+            authority,
             stop,
             _runtime: runtime,
         })
     }
 
-    /// `http://127.0.0.1:<port>`.
+    /// `http://127.0.0.1:<port>`, or `https` with TLS.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The PEM of the authority to trust; none without TLS.
+    #[must_use]
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
     }
 
     /// Where it listens.

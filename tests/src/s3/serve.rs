@@ -16,7 +16,9 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3Result, s3_error};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
@@ -186,6 +188,7 @@ pub(super) struct Endpoint {
     service: S3Service,
     faults: Faults,
     counters: Arc<Counters>,
+    tls: Option<TlsAcceptor>,
 }
 
 /// A reply that will not be sent: hyper closes the connection instead.
@@ -201,7 +204,13 @@ impl std::fmt::Display for Broken {
 impl std::error::Error for Broken {}
 
 impl Endpoint {
-    pub(super) fn new(shared: Shared, faults: Faults, counters: Arc<Counters>, keys: Vec<KeyPair>) -> Self {
+    pub(super) fn new(
+        shared: Shared,
+        faults: Faults,
+        counters: Arc<Counters>,
+        keys: Vec<KeyPair>,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let keys = Keys(Arc::new(keys));
         let mut builder = S3ServiceBuilder::new(Backend {
             shared,
@@ -213,6 +222,7 @@ impl Endpoint {
             service: builder.build(),
             faults,
             counters,
+            tls,
         }
     }
 
@@ -240,13 +250,23 @@ impl Endpoint {
 
     async fn connection(self, socket: TcpStream) {
         drop(socket.set_nodelay(true));
+        match self.tls.clone() {
+            None => self.serve(socket).await,
+            Some(tls) => match tls.accept(socket).await {
+                Ok(stream) => self.serve(stream).await,
+                Err(error) => tracing::debug!(%error, "no TLS"),
+            },
+        }
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let service = service_fn(move |request| {
             let endpoint = self.clone();
             async move { endpoint.request(request).await }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(1 << 20)
-            .serve_connection(TokioIo::new(socket), service)
+            .serve_connection(TokioIo::new(stream), service)
             .await;
         if let Err(error) = served {
             tracing::debug!(%error, "connection ended");
