@@ -2,13 +2,13 @@
 # Measures Highwater against pg_receivewal, pg_basebackup, tar, cp and (where installed) pgBackRest, side by side on
 # the same data, and prints wall time, CPU seconds per GB and peak memory as ratios.
 #
-#   scripts/bench.sh wal | backup | restore | replay [--scale N] [--segments N] [--runs N] [--only TEXT] [--with-pgbackrest]
+#   scripts/bench.sh wal | backup | restore | replay [--scale N] [--segments N] [--runs N] [--only TEXT] [--tls] [--with-pgbackrest]
 #   scripts/bench.sh lag [--samples N]       from a commit to its durability in both regions
 #   scripts/bench.sh drain [--segments N]    memory while a backlog drains and a region is frozen
 #   scripts/bench.sh sync [--samples N]      commits that wait for both regions, beside pg_receivewal --synchronous
 #
-# --with-pgbackrest installs the Debian package first. The full size needs about 30 GB in $TMPDIR (default /tmp) and,
-# for the S3 endpoints, 4 GB of memory; --scale 10 --segments 8 is quick. Nothing is left behind.
+# --with-pgbackrest installs the Debian package first; --tls lets it use S3 too. The full size needs about 30 GB in
+# $TMPDIR (default /tmp) and, for the S3 endpoints, 4 GB of memory; --scale 10 --segments 8 is quick. Nothing is left.
 # For work on Highwater itself: BIN_DIR=DIR uses programs built already, PG_BIN=DIR another PostgreSQL.
 # shellcheck disable=SC2154  # variables of lib/common.sh
 set -euo pipefail

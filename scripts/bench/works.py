@@ -51,7 +51,7 @@ class Work:
         return {"repo1-type": "s3", "repo1-path": "/pgbackrest", "repo1-s3-bucket": "archive", "repo1-s3-endpoint": host,
                 "repo1-s3-region": "us-east-1", "repo1-s3-key": KEY, "repo1-s3-key-secret": SECRET,
                 "repo1-s3-uri-style": "path", "repo1-storage-port": port,
-                "repo1-storage-ca-file": self.site.authority(1)}
+                "repo1-storage-verify-tls": "n"}  # it knows no certificates for addresses
 
     @contextlib.contextmanager
     def archiving(self, kind, slot):
@@ -106,17 +106,17 @@ class Wal(Work):
 
     def push(self, s3=False):
         """As PostgreSQL does it: one archive_command per segment; the first starts the worker that does them all."""
-        site, name, place = self.site, "repository", {}
+        site, repository, place = self.site, "repository", {}
         for directory in ("repository", "spool", "lock"):
             site.fresh(directory)
         if s3:
             site.start_endpoints()
-            name, place = "repository-s3", self.bucket()
-        site.run(*self.pgbackrest(name, "stanza-create", **place))
+            repository, place = "repository-s3", self.bucket()
+        site.run(*self.pgbackrest(repository, "stanza-create", **place))
         status = site.data / "pg_wal/archive_status"
         for name in self.segments:
             site.run("touch", status / f"{name}.ready")
-        command = " ".join(map(str, self.pgbackrest(name, "archive-push", **{"archive-async": "y"}, **place)))
+        command = " ".join(map(str, self.pgbackrest(repository, "archive-push", **{"archive-async": "y"}, **place)))
         paths = " ".join(str(site.data / "pg_wal" / name) for name in self.segments)
         cost = site.measured("sh", "-c", f"for segment in {paths}; do {command} $segment || exit 1; done")
         for name in self.segments:
@@ -180,10 +180,11 @@ class Backup(Work):
 
     def rest(self, bundle, measured=True, s3=False):
         site, place = self.site, {}
-        name = "repository-bundle" if bundle else "repository"
+        name = "repository-s3" if s3 else "repository-bundle" if bundle else "repository"
         site.fresh(name), site.fresh("lock")
         if s3:
-            site.start_endpoints()
+            if measured:
+                site.start_endpoints()
             place = self.bucket()
         site.run(*self.pgbackrest(name, "stanza-create", **place))
         command = self.pgbackrest(name, "backup", "--type=full",
@@ -221,6 +222,7 @@ class Backup(Work):
         yield "highwater to a directory", lambda: self.agent("directory")
         yield "highwater to a directory, lz4", lambda: self.agent("directory", *lz4)
         yield "highwater to two S3 regions", lambda: self.agent("s3")
+        yield "highwater to two S3 regions, lz4", lambda: self.agent("s3", *lz4)
 
 
 class Restore(Backup):
@@ -240,6 +242,8 @@ class Restore(Backup):
         if self.has_pgbackrest():
             self.rest(False, measured=False)
             self.rest(True, measured=False)
+            if site.tls:
+                self.rest(True, measured=False, s3=True)
         site.sql("CHECKPOINT")
 
     def into(self, *command, sync=False, accept=(0,)):
@@ -259,6 +263,9 @@ class Restore(Backup):
             for name, repository in (("", "repository"), (", bundles", "repository-bundle")):
                 yield f"pgbackrest, 2 processes{name}", self.into(
                     *self.pgbackrest(repository, "restore", "--type=none", **{"pg1-path": self.target}))
+            if site.tls:
+                yield "pgbackrest, bundles, one S3", self.into(
+                    *self.pgbackrest("repository-s3", "restore", "--type=none", **{"pg1-path": self.target}, **self.bucket()))
         if self.lz4() and shutil.which("lz4"):
             script = f"lz4 -dc {site.work}/taken/base.tar.lz4 | tar -xf - -C {self.target}"
             yield "lz4 | tar, sync", self.into("sh", "-c", script, sync=True)

@@ -11,6 +11,7 @@ use s3s::dto::*;
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 
 use super::faults::Faults;
+use super::multipart::Uploads;
 use super::state::{Condition, Query, Refused, Shared, Stored};
 
 /// S3 returns at most this many keys at once.
@@ -20,6 +21,7 @@ const MAX_KEYS: usize = 1000;
 pub(super) struct Backend {
     pub(super) shared: Shared,
     pub(super) faults: Faults,
+    pub(super) uploads: Uploads,
 }
 
 fn refused(refused: Refused) -> S3Error {
@@ -144,6 +146,66 @@ impl S3 for Backend {
         Ok(S3Response::new(PutObjectOutput {
             e_tag: Some(tag(&stored)),
             checksum_crc32: Some(crc32),
+            ..Default::default()
+        }))
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        req: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        if !self.shared.has_bucket(&req.input.bucket) {
+            return Err(refused(Refused::NoSuchBucket));
+        }
+        Ok(S3Response::new(CreateMultipartUploadOutput {
+            bucket: Some(req.input.bucket),
+            key: Some(req.input.key),
+            upload_id: Some(self.uploads.begin()),
+            ..Default::default()
+        }))
+    }
+
+    async fn upload_part(
+        &self,
+        mut req: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let bytes = collect(req.input.body.take(), req.input.content_length).await?;
+        let tag = format!("{:08x}", crc32fast::hash(&bytes));
+        if !self
+            .uploads
+            .part(&req.input.upload_id, req.input.part_number, bytes)
+        {
+            return Err(s3_error!(NoSuchUpload, "There is no such upload"));
+        }
+        Ok(S3Response::new(UploadPartOutput {
+            e_tag: Some(ETag::Strong(tag)),
+            ..Default::default()
+        }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        req: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = req.input;
+        let named = input.multipart_upload.and_then(|upload| upload.parts);
+        let numbers: Vec<i32> = named
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|part| part.part_number)
+            .collect();
+        let whole = self
+            .uploads
+            .end(&input.upload_id, &numbers)
+            .ok_or_else(|| s3_error!(InvalidPart, "One of the parts, or the upload, could not be found"))?;
+        let stored = self
+            .shared
+            .put(&input.bucket, &input.key, whole, &Condition::Always)
+            .map_err(refused)?;
+        Ok(S3Response::new(CompleteMultipartUploadOutput {
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            e_tag: Some(tag(&stored)),
             ..Default::default()
         }))
     }

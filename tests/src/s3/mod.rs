@@ -6,6 +6,7 @@
 
 mod backend;
 mod faults;
+mod multipart;
 mod serve;
 mod state;
 mod tls;

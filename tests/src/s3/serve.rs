@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::faults::{Damage, Faults, Operation, Verdict};
+use super::multipart::Uploads;
 use super::state::Shared;
 
 /// What a key pair may do.
@@ -215,6 +216,7 @@ impl Endpoint {
         let mut builder = S3ServiceBuilder::new(Backend {
             shared,
             faults: faults.clone(),
+            uploads: Uploads::default(),
         });
         builder.set_auth(keys.clone());
         builder.set_access(keys);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -15,6 +15,10 @@ use tokio_rustls::TlsAcceptor;
 /// When no key or certificate can be made.
 pub(super) fn acceptor() -> anyhow::Result<(TlsAcceptor, String)> {
     let mut params = CertificateParams::new(Vec::new())?;
+    // Two names, because OpenSSL takes a certificate whose issuer has its own name for self-signed.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "authority of the test endpoint");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
