@@ -189,7 +189,7 @@ impl Mover {
         let mut connection: Connection = server::connect(&self.conninfo).await?;
         let found = connection.identify_system().await?;
         let ours = found.system_id == self.system_id && found.timeline == timeline;
-        if !ours || server::in_recovery(&mut connection).await {
+        if !ours || server::in_recovery(&mut connection).await? {
             tracing::debug!(system_id = %found.system_id, timeline = %found.timeline, "another server answers: no slot is made there");
             connection.close().await;
             return Ok(());

@@ -31,6 +31,8 @@ use crate::state::{Connection, RegionView, Snapshot, State};
 pub const BREACHED_AFTER: Duration = Duration::from_secs(60);
 /// Version of the JSON document at `/status`.
 const STATUS_VERSION: u32 = 1;
+/// How long answers that are on their way may take when the agent ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long `status` waits for a running agent.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest answer that the client reads.
@@ -138,20 +140,27 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
         })
 }
 
-/// Answers until `cancel`.
+/// Answers until `cancel`. A client that has sent half a request then, and no more, is not waited for.
 pub async fn serve(
     listener: TcpListener,
     state: State,
     clock: Clock,
     cancel: CancellationToken,
 ) -> Result<()> {
-    axum::serve(listener, router(state, clock))
-        .with_graceful_shutdown(cancel.cancelled_owned())
-        .await
-        .map_err(|error| AgentError::Trouble {
+    let serving =
+        axum::serve(listener, router(state, clock)).with_graceful_shutdown(cancel.clone().cancelled_owned());
+    let late = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    tokio::select! {
+        biased;
+        ended = serving.into_future() => ended.map_err(|error| AgentError::Trouble {
             what: format!("the admin endpoint ended: {error}"),
             next: "Restart the agent to have metrics again".into(),
-        })
+        }),
+        () = late => Ok(()),
+    }
 }
 
 async fn readyz(Extract(shared): Extract<Shared>) -> (StatusCode, String) {
@@ -292,6 +301,27 @@ mod tests {
         assert!(text.contains("refused"), "{text}");
         assert_eq!(fetch(address, "/livez").await.unwrap().0, 200);
         assert_eq!(fetch(address, "/nothing").await.unwrap().0, 404);
+    }
+
+    #[tokio::test]
+    async fn half_a_request_keeps_no_process() {
+        let state = State::new(["a".to_owned()]);
+        let (clock, cancel) = (
+            Clock::held_at(at("2026-11-20T12:00:00Z")),
+            CancellationToken::new(),
+        );
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, state, clock, cancel.clone()));
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET /livez HT").await.unwrap();
+        // What came after it is answered: so the half has been read.
+        assert_eq!(fetch(address, "/livez").await.unwrap().0, 200);
+        cancel.cancel();
+        let ended = timeout(Duration::from_secs(10), serving).await;
+        ended.expect("the endpoint ends").unwrap().unwrap();
+        assert!(fetch(address, "/livez").await.is_err());
+        drop(half);
     }
 
     #[tokio::test]

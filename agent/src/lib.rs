@@ -20,6 +20,7 @@ pub mod commits;
 pub mod compact;
 pub mod decommission;
 pub mod encoder;
+mod ending;
 pub mod error;
 mod followers;
 pub mod frontier;

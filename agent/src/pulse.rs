@@ -18,6 +18,9 @@ use crate::state::Snapshot;
 use crate::uploader::Shared;
 use crate::writer::Claims;
 
+/// How long the last pulse may take: the process waits for it.
+const LAST: Duration = Duration::from_secs(5);
+
 /// Writes one region's pulse until cancelled.
 pub async fn run(
     shared: Shared,
@@ -41,8 +44,8 @@ pub async fn run(
         }
     }
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
-    if let Ok(written) = tokio::time::timeout(interval, write(&shared, &region, &claims, sequence + 1)).await
-    {
+    let last = write(&shared, &region, &claims, sequence + 1);
+    if let Ok(written) = tokio::time::timeout(interval.min(LAST), last).await {
         log(&region, written);
     }
 }

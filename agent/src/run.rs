@@ -39,7 +39,7 @@ use crate::synchronous::{APPLICATION_NAME, Manner};
 use crate::uploader::{Shared, Uploader, is_of_this_region};
 use crate::window::Window;
 use crate::writer::Claims;
-use crate::{admin, agree, branches, identity, inventory, pulse, server};
+use crate::{admin, agree, branches, ending, identity, inventory, pulse, server};
 
 /// Pause between attempts while nothing runs yet.
 const START_PAUSE: Duration = Duration::from_secs(1);
@@ -479,7 +479,7 @@ impl Started {
         // In the order of the data: nothing comes any more, what is sealed has been given its time.
         services.cancel();
         stop_storing.cancel();
-        let ended = drain(&mut tasks).await;
+        let ended = ending::drain(&mut tasks).await;
         match result.and(ended) {
             Err(error) => Err(claims.name_rival(error).await),
             done => done,
@@ -495,23 +495,8 @@ async fn watch(receiver: Receiver, tasks: &mut JoinSet<Result<()>>) -> Result<()
         tokio::select! {
             biased;
             // A task that failed takes the receiver with it: its error is the cause.
-            Some(ended) = tasks.join_next() => flatten(ended)?,
+            Some(ended) = tasks.join_next() => ending::flatten(ended)?,
             result = &mut receiving => return result,
         }
     }
-}
-
-async fn drain(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
-    let mut first = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        match flatten(ended) {
-            Err(AgentError::Cancelled) | Ok(()) => {}
-            Err(error) => first = first.and(Err(error)),
-        }
-    }
-    first
-}
-
-fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    ended.map_err(|error| AgentError::Bug(format!("a task ended abnormally: {error}")))?
 }

@@ -17,6 +17,9 @@ use crate::slot;
 /// How long a probe of the server may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
+/// SQLSTATE of an answer to SHOW.
+const NO_SUCH_SETTING: &str = "42704";
+
 /// Opens a replication connection.
 pub async fn connect(info: &ConnInfo) -> Result<Connection> {
     Ok(Connection::connect(info, Mode::Replication).await?)
@@ -68,7 +71,7 @@ pub async fn view(
         ));
     }
     let history = history_of(conn, system.timeline).await?;
-    let in_recovery = in_recovery(conn).await;
+    let in_recovery = in_recovery(conn).await?;
     if in_recovery && standby == Standby::Refuse {
         return Err(refused_standby(system.timeline, system.xlogpos));
     }
@@ -85,11 +88,13 @@ pub async fn view(
 }
 
 /// Whether the server is a standby now: follows its state even while a connection stays open. Older ones than 14 do
-/// not say.
-pub async fn in_recovery(conn: &mut Connection) -> bool {
-    conn.show("in_hot_standby")
-        .await
-        .is_ok_and(|answer| answer == "on")
+/// not say; one that does not answer has not said that it is none.
+pub async fn in_recovery(conn: &mut Connection) -> Result<bool> {
+    match conn.show("in_hot_standby").await {
+        Ok(answer) => Ok(answer == "on"),
+        Err(error) if error.sqlstate() == Some(NO_SUCH_SETTING) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn refused_standby(timeline: TimelineId, end: Lsn) -> AgentError {
@@ -164,5 +169,45 @@ pub async fn is_stopping(info: &ConnInfo) -> bool {
         }
         Ok(Err(error)) => error.is_shutting_down(),
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_pgwire::{ByteStream, Dialer, Environment};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const WELCOME: &[u8] =
+        b"R\0\0\0\x08\0\0\0\0S\0\0\0\x18server_version\x0014.9\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x01Z\0\0\0\x05I";
+
+    /// What is made of a server that lets everybody in, answers with these bytes and goes away.
+    async fn in_recovery_after(answer: &'static [u8]) -> Result<bool> {
+        let text = "host=nowhere.invalid user=hw sslmode=disable";
+        let info = ConnInfo::resolve_in(Some(text), &Environment::empty()).unwrap();
+        let info = info.with_dialer(Dialer::new(move |_| {
+            let (ours, mut theirs) = tokio::io::duplex(4096);
+            tokio::spawn(async move {
+                let mut said = [0; 1024];
+                for bytes in [WELCOME, answer] {
+                    assert!(theirs.read(&mut said).await.unwrap() > 0);
+                    theirs.write_all(bytes).await.unwrap();
+                }
+            });
+            Box::pin(async move { Ok(Box::new(ours) as Box<dyn ByteStream>) })
+        }));
+        in_recovery(&mut connect(&info).await.unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn a_server_that_goes_away_has_not_said_that_it_is_a_primary() {
+        let unknown = b"E\0\0\0\x1eSERROR\0VERROR\0C42704\0Mno\0\0Z\0\0\0\x05I";
+        assert!(!in_recovery_after(unknown).await.unwrap());
+        let gone = in_recovery_after(b"").await;
+        assert!(
+            matches!(&gone, Err(AgentError::Postgres(error)) if error.is_connection_lost()),
+            "{gone:?}"
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The agent under constraint: least rights, bounded memory, storage that hangs while the server
 //! wants to stop, and secrets that stay secret.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -180,5 +182,33 @@ async fn fault_05_a_fast_shutdown_ends_though_no_region_answers() -> Result<()> 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await?;
+    Ok(())
+}
+
+/// Somebody has sent half a request to the admin endpoint, and no more.
+#[tokio::test]
+async fn half_a_request_keeps_no_agent_from_stopping() -> Result<()> {
+    let site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let agent = site.agent()?.env("HIGHWATER_ADMIN_LISTEN", admin.to_string());
+    let mut agent = agent.arg("run").start()?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    let mut half = TcpStream::connect(admin)?;
+    half.write_all(b"GET /livez HT")?;
+    // What came after it is answered: so the half has been read.
+    let mut whole = TcpStream::connect(admin)?;
+    whole.write_all(b"GET /livez HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    whole.read_to_string(&mut answer)?;
+    ensure!(answer.contains("200 OK"), "{answer}");
+
+    agent.terminate();
+    let code = agent.wait_exit(Duration::from_secs(30)).await;
+    ensure!(
+        code.with_context(|| agent.last_words())? == 0,
+        "{}",
+        agent.last_words()
+    );
+    drop(half);
     Ok(())
 }

@@ -143,35 +143,42 @@ impl Intake {
         commits
     }
 
+    /// A call that is dropped while the queue is full, as one is when the server has gone, leaves the rest to the next:
+    /// the segmenter counts a cut as sealed, and the sealer must get every one.
     async fn hand_over(&mut self) -> Result<()> {
-        for cut in self.cuts.drain(..) {
-            let stamp = self.stamp;
-            let work = match cut {
-                Cut::Frame { plain } => {
-                    let charge = self.budget.charge(plain.len() as u64);
-                    Work::Frame(self.encoder.start(plain, charge))
-                }
-                Cut::Tail {
-                    range,
-                    frames,
-                    rest,
-                    commits,
-                } => Work::Tail {
-                    range,
-                    frames,
-                    rest,
-                    commits,
-                    stamp,
-                },
-                Cut::Object { range, commits } => Work::Object {
-                    range,
-                    commits,
-                    stamp,
-                },
-            };
-            self.queue.send(work).await.map_err(|_| AgentError::Cancelled)?;
+        while !self.cuts.is_empty() {
+            let place = self.queue.reserve().await.map_err(|_| AgentError::Cancelled)?;
+            let cut = self.cuts.remove(0);
+            place.send(self.work(cut));
         }
         Ok(())
+    }
+
+    fn work(&self, cut: Cut) -> Work {
+        let stamp = self.stamp;
+        match cut {
+            Cut::Frame { plain } => {
+                let charge = self.budget.charge(plain.len() as u64);
+                Work::Frame(self.encoder.start(plain, charge))
+            }
+            Cut::Tail {
+                range,
+                frames,
+                rest,
+                commits,
+            } => Work::Tail {
+                range,
+                frames,
+                rest,
+                commits,
+                stamp,
+            },
+            Cut::Object { range, commits } => Work::Object {
+                range,
+                commits,
+                stamp,
+            },
+        }
     }
 }
 
@@ -185,4 +192,79 @@ fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner 
     )
     .with_page_size(identity.wal_block_size)
     .with_system_id(identity.system_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use highwater_config::Policy;
+    use highwater_format::{Codec, LsnRange, SegmentSize};
+
+    use super::*;
+    use crate::test_world::{MIB, world};
+
+    /// Waits for more than the queue takes, is dropped, and seals what was received: everything that was handed over.
+    async fn dropped_half_way(size: SegmentSize, received: u64) -> Vec<Work> {
+        let world = world(Policy::All);
+        let (queue, mut taken) = mpsc::channel(1);
+        let tools = Tools {
+            rules: Rules {
+                interval: Duration::from_secs(1),
+                size: 64 * MIB,
+            },
+            identity: Identity {
+                segment_size: size,
+                ..world.shared.archive.identity.clone()
+            },
+            encoder: Encoder::without_threads(Codec::None),
+            budget: Budget::new(64 * MIB),
+            queue,
+            state: world.shared.state.clone(),
+        };
+        let start = Lsn(size.bytes());
+        let resume = Resume {
+            timeline: TimelineId::FIRST,
+            start,
+            sealed: start,
+            after: None,
+        };
+        let mut intake = Intake::new(&tools, &resume, Duration::ZERO);
+        drop(tools);
+        let data = vec![0; usize::try_from(3 * MIB).unwrap()];
+        let waits = intake.push(&data, Duration::ZERO).now_or_never();
+        assert!(waits.is_none(), "the queue has no room");
+        assert_eq!(intake.received(), start + received);
+        let rest = async move {
+            intake.seal().await.unwrap();
+            assert_eq!(intake.sealed(), start + received);
+        };
+        let all = async {
+            let mut all = Vec::new();
+            while let Some(work) = taken.recv().await {
+                all.push(work);
+            }
+            all
+        };
+        tokio::join!(rest, all).1
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_dropped_while_it_waits_for_the_sealer_loses_no_object() {
+        let all = dropped_half_way(SegmentSize::new(MIB).unwrap(), MIB).await;
+        let [Work::Frame(_), Work::Object { range, .. }] = &all[..] else {
+            panic!("{all:?}");
+        };
+        assert_eq!(*range, LsnRange::new(Lsn(MIB), Lsn(2 * MIB)));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_dropped_while_it_waits_for_the_sealer_loses_no_frame() {
+        let all = dropped_half_way(SegmentSize::DEFAULT, 2 * MIB).await;
+        let [Work::Frame(_), Work::Frame(_), Work::Tail { range, frames, .. }] = &all[..] else {
+            panic!("{all:?}");
+        };
+        let start = Lsn(SegmentSize::DEFAULT.bytes());
+        assert_eq!((range.start, range.end), (start, start + 2 * MIB));
+        assert_eq!(*frames, 0..2);
+    }
 }

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_config::{Acknowledge, Standby};
-use highwater_format::{Identity, Lsn};
-use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgErrorKind, Started};
+use highwater_format::{History, Identity, Lsn};
+use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgError, PgErrorKind, Started};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,7 @@ use crate::synchronous::{self, Manner};
 use crate::uploader::Shared;
 use crate::writer::Claims;
 use crate::writer::judge::Line;
+use overlap::Overlap;
 use refusal::is_removed;
 use stream::{Ended, Stream};
 
@@ -87,6 +88,13 @@ impl Context {
     fn acknowledges(&self, standby: bool) -> bool {
         standby || self.manner.acknowledge == Acknowledge::Stream
     }
+}
+
+/// A step on the way to a stream, which an agent that is told to stop has no use for: neither a server nor a region that takes
+/// its time over it is waited for.
+async fn unless_stopped<T>(cancel: &CancellationToken, step: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = cancel.run_until_cancelled(step).await;
+    done.unwrap_or(Err(AgentError::Cancelled))
 }
 
 /// See the module.
@@ -226,7 +234,7 @@ impl Receiver {
         let claims = self.context.claims.clone();
         tokio::select! {
             biased;
-            ended = self.stream(connection, resume) => ended,
+            ended = Box::pin(self.stream(connection, resume)) => ended,
             error = claims.fenced() => {
                 // What was received but not sealed is given up with the session.
                 self.sealed = None;
@@ -237,21 +245,12 @@ impl Receiver {
 
     /// Streams on a connection that is ready, one timeline after the other.
     async fn stream(&mut self, mut connection: Connection, mut resume: Resume) -> Result<()> {
-        let mut view = self.look_at(&mut connection).await?;
+        let cancel = self.context.cancel.clone();
+        let mut view = unless_stopped(&cancel, self.look_at(&mut connection)).await?;
         let mut floor = view.slot.unwrap_or(Lsn::ZERO);
         loop {
-            if let Some(after) = resume.after {
-                self.follow_history(&mut connection, &resume, after).await?;
-            }
-            let history = server::history_of(&mut connection, resume.timeline).await?;
-            let overlap = self.overlap(&mut resume, &history).await?;
-            self.send(Work::Begin(resume.timeline)).await?;
-            // A slot that a stream uses cannot be moved by anybody else.
-            let acknowledges = self.context.acknowledges(self.standby);
-            let slot = acknowledges.then_some(self.context.slot.as_str());
-            let started = connection
-                .start_replication(slot, resume.start, resume.timeline)
-                .await;
+            let set_up = self.set_up(connection, &mut resume);
+            let (history, overlap, started) = unless_stopped(&cancel, set_up).await?;
             let next = match started {
                 Err(error) => return self.refused(error.into(), &resume).await,
                 Ok(Started::AtEnd(back, next)) => {
@@ -289,15 +288,31 @@ impl Receiver {
             };
             resume = self.switch(&resume, next);
             // A standby that was promoted is a primary now, and its agent the writer.
-            view = self.look_at(&mut connection).await?;
+            view = unless_stopped(&cancel, self.look_at(&mut connection)).await?;
             floor = view.slot.unwrap_or(floor);
-            let cancel = self.context.cancel.clone();
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return self.give_grace().await,
-                entered = self.enter(&view) => entered?,
-            }
+            unless_stopped(&cancel, self.enter(&view)).await?;
         }
+    }
+
+    /// Everything up to the server's answer to the request to stream.
+    async fn set_up(
+        &mut self,
+        mut connection: Connection,
+        resume: &mut Resume,
+    ) -> Result<(History, Overlap, Result<Started, PgError>)> {
+        if let Some(after) = resume.after {
+            self.follow_history(&mut connection, resume, after).await?;
+        }
+        let history = server::history_of(&mut connection, resume.timeline).await?;
+        let overlap = self.overlap(resume, &history).await?;
+        self.send(Work::Begin(resume.timeline)).await?;
+        // A slot that a stream uses cannot be moved by anybody else.
+        let acknowledges = self.context.acknowledges(self.standby);
+        let slot = acknowledges.then_some(self.context.slot.as_str());
+        let started = connection
+            .start_replication(slot, resume.start, resume.timeline)
+            .await;
+        Ok((history, overlap, started))
     }
 
     /// Connects and finds out where to go on.

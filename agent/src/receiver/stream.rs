@@ -27,7 +27,8 @@ use crate::state;
 /// The snapshot is refreshed at most this often while WAL arrives.
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// How long a stream whose sending half failed may still deliver what is on its way.
+/// How long a stream whose sending half failed may still deliver what is on its way, and how long the server may take to
+/// read the last status message: one that is stopped reads nothing.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long a server that wants to stop is made to wait for storage.
@@ -133,8 +134,8 @@ impl<'a> Stream<'a> {
         }
         signals.done.cancel();
         let Some(StreamEnd::Timeline(next)) = end else {
-            // The last word: it is lost if the server is gone already.
-            drop(feedback.await);
+            // The last word: it is lost if the server is gone already, or does not listen.
+            drop(tokio::time::timeout(LAST_WORDS, feedback).await);
             return Ok(Ended::Closed);
         };
         let writer = feedback

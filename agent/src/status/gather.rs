@@ -167,7 +167,7 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
 
 /// What the primary's list of synchronous standbys makes of an agent with this configuration, where it is not as meant.
 async fn who_waits(conn: &mut Connection, config: &Config) -> Option<String> {
-    if server::in_recovery(conn).await {
+    if server::in_recovery(conn).await.ok()? {
         return None;
     }
     let names = conn.show(synchronous::SETTING).await.ok()?;

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use highwater_format::{Layout, Writer};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
@@ -31,6 +32,9 @@ use crate::region::{Archive, Region};
 use crate::state::State;
 use claim::{ask, name, newest_of};
 use judge::rank;
+
+/// How long an agent that ends with a conflict looks for the name of its rival.
+const NAMING: Duration = Duration::from_secs(10);
 
 /// How this process names itself in claims and pulses.
 #[derive(Clone, Debug)]
@@ -149,7 +153,9 @@ impl Claims {
         else {
             return error;
         };
-        let told = self.read().await.unwrap_or_default();
+        // The agent ends with this error, and must not wait for regions that do not answer.
+        let told = timeout(NAMING, self.read()).await;
+        let told = told.ok().and_then(Result::ok).unwrap_or_default();
         let mut rivals: Vec<&Writer> = told.iter().filter_map(|(_, claim)| claim.as_ref()).collect();
         rivals.retain(|claim| claim.instance != self.me.instance);
         let theirs = match rivals.iter().max_by_key(|claim| rank(claim)) {

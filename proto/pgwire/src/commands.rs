@@ -87,7 +87,7 @@ impl Connection {
         let reserve = if reserve { " RESERVE_WAL" } else { "" };
         // The keyword form is understood by every version, also by those with the parenthesised one.
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\"{temporary} PHYSICAL{reserve}");
-        self.simple_query(&command).await.map(drop)
+        self.query_of_disk(&command).await.map(drop)
     }
 
     /// `READ_REPLICATION_SLOT` (15 and newer): `None` if there is no such slot.
@@ -117,7 +117,7 @@ impl Connection {
     /// Drops a slot that nobody streams from.
     pub async fn drop_replication_slot(&mut self, slot: &str) -> Result<(), PgError> {
         check_slot_name(slot)?;
-        self.simple_query(&format!("DROP_REPLICATION_SLOT \"{slot}\""))
+        self.query_of_disk(&format!("DROP_REPLICATION_SLOT \"{slot}\""))
             .await
             .map(drop)
     }

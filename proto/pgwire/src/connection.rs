@@ -3,11 +3,17 @@
 //! Owns the order of request and answer. A call that is dropped half way, or that fails in a way
 //! that leaves the protocol out of step, marks the connection unusable, so that a later call cannot
 //! read an earlier call's answer.
+//!
+//! Owns too how long an answer is waited for: a host that has lost its power says no good-bye, and TCP by itself notices that
+//! after two hours. Base backups are exempt, which begin with a checkpoint, and so is what follows in a stream: its reader
+//! knows what may be silent there, and for how long.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
+use tokio::time::timeout;
 
 use crate::conninfo::ConnInfo;
 use crate::error::{Notice, PgError, ServerError};
@@ -25,6 +31,11 @@ const PARAMETER_LEN: usize = 30_000;
 const NOTICE_LIMIT: usize = 1000;
 /// Longest warning shown or kept; its length is logged.
 const NOTICE_LEN: usize = 16 * 1024;
+/// How long the server may take over the next message of an answer: far longer than a plain question needs on a machine that is
+/// merely busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for commands that write to the server's disk before they answer.
+const PATIENCE_WITH_DISK: Duration = Duration::from_secs(300);
 /// How much of a statement an error repeats.
 const SHOWN_SQL: usize = 80;
 
@@ -110,6 +121,8 @@ pub struct Connection {
     pub(crate) session: Session,
     /// Set while an answer is outstanding.
     busy: bool,
+    /// How long the next message of an answer may take; for ever without.
+    patience: Option<Duration>,
 }
 
 impl Connection {
@@ -127,6 +140,7 @@ impl Connection {
             writer,
             session,
             busy: false,
+            patience: Some(PATIENCE),
         }
     }
 
@@ -203,6 +217,19 @@ impl Connection {
         }
     }
 
+    /// The same for a command that the server answers only when its disk has taken what it wrote.
+    pub(crate) async fn query_of_disk(&mut self, sql: &str) -> Result<QueryResult, PgError> {
+        self.patience = Some(PATIENCE_WITH_DISK);
+        let result = self.simple_query(sql).await;
+        self.patience = Some(PATIENCE);
+        result
+    }
+
+    /// From now on an answer may take as long as it likes.
+    pub(crate) fn wait_for_ever(&mut self) {
+        self.patience = None;
+    }
+
     /// Sends one statement; from here until [`Self::done`] the connection is busy.
     pub(crate) async fn send_query(&mut self, sql: &str, during: &str) -> Result<(), PgError> {
         if self.busy {
@@ -220,10 +247,18 @@ impl Connection {
         self.writer.flush(during).await
     }
 
-    /// The next message that is not a notice or the like.
+    /// The next message that is not a notice or the like. A server that says nothing for too long leaves the connection
+    /// unusable.
     pub(crate) async fn next(&mut self, during: &str) -> Result<Frame, PgError> {
         loop {
-            let frame = self.reader.expect(during).await?;
+            let expected = self.reader.expect(during);
+            let frame = match self.patience {
+                None => expected.await?,
+                Some(after) => timeout(after, expected).await.map_err(|_| PgError::Silent {
+                    during: during.to_owned(),
+                    after,
+                })??,
+            };
             if let Some(frame) = self.session.absorb(frame, during)? {
                 return Ok(frame);
             }

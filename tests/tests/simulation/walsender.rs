@@ -22,6 +22,8 @@ const MOST: u64 = 16 * PAGE;
 const AHEAD: usize = 64 * 1024;
 /// Between the questions of a server that is shutting down; a real one leaves no pause at all.
 const PRESSING: Duration = Duration::from_millis(25);
+/// Room on the way to a server that reads nothing: for a status message, and not for two.
+const HARDLY_ANY: usize = 64;
 /// Half of `wal_sender_timeout`.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -42,7 +44,10 @@ pub(crate) fn accept(sim: &Arc<Sim>) -> io::Result<DuplexStream> {
     if world.power == Power::Down {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    let room = world.rng.pick(&[4_096, 65_536, 262_144]);
+    let room = match world.rng.pick(&[4_096, 65_536, 262_144]) {
+        _ if world.deaf => HARDLY_ANY,
+        room => room,
+    };
     let (ours, theirs) = tokio::io::duplex(room);
     let number = world.next_connection;
     world.next_connection += 1;
@@ -76,6 +81,14 @@ impl World {
         if self.slot_holder == Some(connection) {
             self.slot_holder = None;
         }
+    }
+
+    fn leaves_unanswered(&mut self, command: &str) -> bool {
+        let silent = self.unanswered.is_some_and(|begin| command.starts_with(begin));
+        if silent {
+            self.note(format!("no answer to {command}"));
+        }
+        silent
     }
 
     /// The answer to a command that is not a stream.
@@ -184,6 +197,11 @@ impl Sender {
                 return Ok(());
             }
             let command = String::from_utf8_lossy(&body[..body.len() - 1]).into_owned();
+            if self.sim.lock().leaves_unanswered(&command) {
+                loop {
+                    self.next().await?;
+                }
+            }
             let answer = match command.strip_prefix("START_REPLICATION ") {
                 Some(rest) => match self.start(rest) {
                     Ok(asked) => match self.stream(asked).await? {
@@ -331,6 +349,7 @@ impl Sender {
             finished: None,
         };
         let sim = self.sim.clone();
+        let deaf = sim.lock().deaf;
         loop {
             // Counts from here on: what changes while the loop looks is not missed.
             let changed = sim.changed.notified();
@@ -350,7 +369,7 @@ impl Sender {
             let wake = copy.wake(&self.sim, self.pending.is_empty());
             tokio::select! {
                 biased;
-                read = read_more(&mut self.input, &mut self.received) => read?,
+                read = read_more(&mut self.input, &mut self.received), if !deaf => read?,
                 written = self.output.write(&self.pending), if !self.pending.is_empty() => {
                     self.pending.drain(..written?);
                 }

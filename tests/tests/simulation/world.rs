@@ -45,6 +45,10 @@ pub(crate) struct World {
     pub(crate) node: Node,
     pub(crate) power: Power,
     pub(crate) flood: bool,
+    /// Commands that begin with this get no answer.
+    pub(crate) unanswered: Option<&'static str>,
+    /// New connections read nothing while they stream.
+    pub(crate) deaf: bool,
     pub(crate) connections: BTreeMap<u64, CancellationToken>,
     pub(crate) next_connection: u64,
     /// Which connection streams from the slot.
@@ -132,6 +136,8 @@ impl World {
             node: Node::new(0, 1, start, rng.pick(&[0, 0, 1, 3])),
             power: Power::Up,
             flood: false,
+            unanswered: None,
+            deaf: false,
             connections: BTreeMap::new(),
             next_connection: 0,
             slot_holder: None,

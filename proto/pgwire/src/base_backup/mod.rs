@@ -90,6 +90,7 @@ impl Connection {
         let typed = self.server_version() >= TYPED_SINCE;
         let command = options.command(typed)?;
         self.send_query(&command, "BASE_BACKUP").await?;
+        self.wait_for_ever();
         self.reader.set_limit(LIMIT_COPY);
         self.reader.set_gathering(true);
         let progress = Progress::new(typed, options.manifest != ManifestOption::None);

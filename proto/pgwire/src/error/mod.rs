@@ -135,6 +135,16 @@ pub enum PgError {
         /// What was being done.
         during: String,
     },
+    /// The server does not answer.
+    #[error(
+        "the server has said nothing for {after:?} during {during}: it hangs, or the way to it is gone without a word"
+    )]
+    Silent {
+        /// What was being done.
+        during: String,
+        /// The limit that passed.
+        after: Duration,
+    },
     /// The peer broke the protocol.
     #[error("protocol violation during {during}: {message}; is this a PostgreSQL server?")]
     Protocol {
@@ -184,6 +194,7 @@ impl PgError {
             | PgError::ConnectTimeout { .. }
             | PgError::Io { .. }
             | PgError::Closed { .. }
+            | PgError::Silent { .. }
             | PgError::WrongRole { .. }
             | PgError::Unusable { .. } => PgErrorKind::Retry,
             PgError::Tls { kind, .. } | PgError::Auth { kind, .. } => *kind,
@@ -286,7 +297,10 @@ impl PgError {
 
     /// The connection is gone, whatever the reason; a new one may work.
     pub fn is_connection_lost(&self) -> bool {
-        matches!(self, PgError::Io { .. } | PgError::Closed { .. }) || self.is_shutting_down()
+        matches!(
+            self,
+            PgError::Io { .. } | PgError::Closed { .. } | PgError::Silent { .. }
+        ) || self.is_shutting_down()
     }
 
     pub(crate) fn io(during: &str, source: io::Error) -> PgError {
