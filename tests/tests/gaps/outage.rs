@@ -35,6 +35,22 @@ async fn flood(site: &Site) -> Result<()> {
 /// recorded and a base backup ends it.
 #[tokio::test]
 async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
+    storage_stays_away(503, false).await
+}
+
+/// The same for an agent that is killed and cannot even read where the archive ends when it is started again.
+#[tokio::test]
+async fn fault_03_give_up_by_an_agent_that_cannot_begin() -> Result<()> {
+    storage_stays_away(503, true).await
+}
+
+/// Nor while somebody has to let the agent in first.
+#[tokio::test]
+async fn fault_03_give_up_by_an_agent_that_is_not_let_in() -> Result<()> {
+    storage_stays_away(403, true).await
+}
+
+async fn storage_stays_away(answer: u16, begins_anew: bool) -> Result<()> {
     let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
     site.settings += "[memory]\nlimit = \"64MiB\"\n[outage]\npolicy = \"give-up\"\nmax_backlog = \"8MiB\"\npatience = \"5s\"\n";
     let with_status = Agent::new()?;
@@ -46,7 +62,12 @@ async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
     ledger.grow(20).await?;
     site.all_durable().await?;
 
-    stop_taking(&site);
+    stop_taking(&site, answer);
+    if begins_anew {
+        agent.kill9();
+        agent.wait_exit(PATIENCE).await?;
+        agent = with_status.program(&site)?.arg("run").start()?;
+    }
     flood(&site).await?;
     ledger.grow(20).await?;
     let inside = now(&site).await?;
@@ -106,7 +127,7 @@ async fn fault_10_a_slot_lost_under_a_running_agent_costs_nothing_that_memory_ho
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     site.backup().await?;
     ledger.grow(20).await?;
-    stop_taking(&site);
+    stop_taking(&site, 503);
     write_segments(&site, 6).await?;
     let end = site.position().await?;
     let received = || async { (site.tap.last_feedback()?.write >= end).then_some(()) };

@@ -37,11 +37,11 @@ impl Agent {
     }
 }
 
-/// No region takes WAL any more; everything else works.
-pub(crate) fn stop_taking(site: &Site) {
+/// No region takes or gives WAL any more, but answers with a status instead; everything else works.
+pub(crate) fn stop_taking(site: &Site, answer: u16) {
     for region in &site.regions {
         region.faults().only_keys("/wal/");
-        region.faults().fail_always(Some(503));
+        region.faults().fail_always(Some(answer));
     }
 }
 
