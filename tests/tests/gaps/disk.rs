@@ -89,7 +89,7 @@ async fn fault_03_a_disk_that_fills_is_given_up_in_time_and_the_server_goes_on()
     ledger.grow(20).await?;
     site.all_durable().await?;
 
-    stop_taking(&site, 503);
+    stop_taking(&site);
     let start = site.position().await?;
     // More than memory takes, and then until the slot is given up.
     while site.position().await? < start + 50 * MIB {
@@ -165,7 +165,7 @@ async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() 
     site.all_durable().await?;
     disk.take(24)?;
 
-    stop_taking(&site, 503);
+    stop_taking(&site);
     let mut announced = None;
     while write_a_little(&site).await.is_ok() {
         if announced.is_none() && running.stderr().contains("the room for it runs out") {

@@ -7,8 +7,8 @@ use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgVersion, lsn};
 
 use crate::support::{
-    Agent, Loss, SLOW, backed_up, now, one_gap, records, recycle, restores_around, stop_taking, take_again,
-    write_segments,
+    Agent, Loss, SLOW, backed_up, go_away, now, one_gap, records, recycle, restores_around, stop_taking,
+    take_again, write_segments,
 };
 
 /// Rows that do not compress, more than the agent's memory takes.
@@ -35,22 +35,23 @@ async fn flood(site: &Site) -> Result<()> {
 /// recorded and a base backup ends it.
 #[tokio::test]
 async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
-    storage_stays_away(503, false).await
+    storage_stays_away(None).await
 }
 
 /// The same for an agent that is killed and cannot even read where the archive ends when it is started again.
 #[tokio::test]
 async fn fault_03_give_up_by_an_agent_that_cannot_begin() -> Result<()> {
-    storage_stays_away(503, true).await
+    storage_stays_away(Some(503)).await
 }
 
 /// Nor while somebody has to let the agent in first.
 #[tokio::test]
 async fn fault_03_give_up_by_an_agent_that_is_not_let_in() -> Result<()> {
-    storage_stays_away(403, true).await
+    storage_stays_away(Some(403)).await
 }
 
-async fn storage_stays_away(answer: u16, begins_anew: bool) -> Result<()> {
+/// `begins_with`: the agent is killed, and hears only that from the regions when it is started again.
+async fn storage_stays_away(begins_with: Option<u16>) -> Result<()> {
     let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
     site.settings += "[memory]\nlimit = \"64MiB\"\n[outage]\npolicy = \"give-up\"\nmax_backlog = \"8MiB\"\npatience = \"5s\"\n";
     let with_status = Agent::new()?;
@@ -62,11 +63,14 @@ async fn storage_stays_away(answer: u16, begins_anew: bool) -> Result<()> {
     ledger.grow(20).await?;
     site.all_durable().await?;
 
-    stop_taking(&site, answer);
-    if begins_anew {
-        agent.kill9();
-        agent.wait_exit(PATIENCE).await?;
-        agent = with_status.program(&site)?.arg("run").start()?;
+    match begins_with {
+        None => stop_taking(&site),
+        Some(status) => {
+            go_away(&site, status);
+            agent.kill9();
+            agent.wait_exit(PATIENCE).await?;
+            agent = with_status.program(&site)?.arg("run").start()?;
+        }
     }
     flood(&site).await?;
     ledger.grow(20).await?;
@@ -127,7 +131,7 @@ async fn fault_10_a_slot_lost_under_a_running_agent_costs_nothing_that_memory_ho
     let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
     site.backup().await?;
     ledger.grow(20).await?;
-    stop_taking(&site, 503);
+    stop_taking(&site);
     write_segments(&site, 6).await?;
     let end = site.position().await?;
     let received = || async { (site.tap.last_feedback()?.write >= end).then_some(()) };

@@ -37,12 +37,19 @@ impl Agent {
     }
 }
 
-/// No region takes or gives WAL any more, but answers with a status instead; everything else works.
-pub(crate) fn stop_taking(site: &Site, answer: u16) {
+/// No region takes WAL any more; everything else works.
+pub(crate) fn stop_taking(site: &Site) {
     for region in &site.regions {
         region.faults().only_keys("/wal/");
-        region.faults().fail_always(Some(answer));
+        region.faults().fail_always(Some(503));
     }
+}
+
+/// Every region answers every request with `status` only.
+pub(crate) fn go_away(site: &Site, status: u16) {
+    site.regions
+        .iter()
+        .for_each(|region| region.faults().fail_always(Some(status)));
 }
 
 pub(crate) fn take_again(site: &Site) {
