@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use highwater_config::{Acknowledge, Config};
+use highwater_config::{Acknowledge, Config, OutagePolicy};
 use highwater_format::{Identity, Lsn, SegmentSize};
 use highwater_pgwire::{ConnInfo, Connection};
 use tokio::sync::{Notify, mpsc};
@@ -24,7 +24,7 @@ use crate::encoder::Encoder;
 use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::heal::Healer;
-use crate::outage::{GiveUp, Watcher};
+use crate::outage::{GiveUp, LettingGo, Watcher, is_waited_for};
 use crate::places::Places;
 use crate::progress::Progress;
 use crate::receiver::{Context, Receiver, Tools};
@@ -93,12 +93,28 @@ pub async fn run_in(
             services.clone(),
         ));
     }
-    let started = tokio::select! {
+    let give_up = GiveUp::default();
+    tasks.spawn(Watcher::new(&config, &surroundings, &give_up, &services).run());
+    let (conninfo, clock, state) = (surroundings.conninfo.clone(), clock.clone(), state.clone());
+    let letting_go = LettingGo {
+        give_up: &give_up,
+        conninfo: &conninfo,
+        slot: &config.cluster.slot,
+        system_id: None,
+        standby: config.cluster.standby,
+        state: &state,
+        clock: &clock,
+    };
+    let (started, given_up) = tokio::select! {
         biased;
         () = cancel.cancelled() => return Ok(()),
-        started = start(&config, options, surroundings) => started?,
+        started = letting_go.during(start(&config, options, surroundings)) => started,
     };
-    started.supervise(config, schedule, tasks, services, cancel).await
+    let mut started = started?;
+    started.slot_event = given_up.or(started.slot_event);
+    started
+        .supervise(config, schedule, tasks, give_up, services, cancel)
+        .await
 }
 
 /// Bytes of WAL that may be held: the configured limit's share, but at least what large segments need to get
@@ -149,11 +165,11 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         regions,
         me,
     } = surroundings;
-    let (connection, identity) = first_contact(&conninfo).await?;
+    let (connection, identity) = first_contact(&conninfo, config.outage.policy).await?;
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let places = Places::new(archive.layout.root(), &me.instance);
-    let positions = read_regions(&archive, &places).await?;
+    let positions = read_regions(&archive, &places, config.outage.policy).await?;
     let claims = Claims::new(
         me,
         &archive,
@@ -222,7 +238,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.
-async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
+async fn first_contact(conninfo: &ConnInfo, policy: OutagePolicy) -> Result<(Connection, Identity)> {
     loop {
         let attempt = async {
             let mut connection = server::connect(conninfo).await?;
@@ -231,13 +247,13 @@ async fn first_contact(conninfo: &ConnInfo) -> Result<(Connection, Identity)> {
         };
         match attempt.await {
             Ok(contact) => return Ok(contact),
-            Err(error) => wait_or_fail(error, "PostgreSQL cannot be reached yet").await?,
+            Err(error) => wait_or_fail(policy, error, "PostgreSQL cannot be reached yet").await?,
         }
     }
 }
 
-async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
-    if error.kind() != Kind::Retry {
+async fn wait_or_fail(policy: OutagePolicy, error: AgentError, what: &str) -> Result<()> {
+    if !is_waited_for(policy, &error) {
         return Err(error);
     }
     tracing::warn!(%error, "{what}, trying again");
@@ -252,7 +268,11 @@ async fn wait_or_fail(error: AgentError, what: &str) -> Result<()> {
 /// Where those that answer hold nothing, nobody but the others knows where the archive ends: beginning anew beside one
 /// that holds WAL would leave a hole between the two that nobody has recorded. The slot cannot tell: it may have been made
 /// anew since, and a moment ago is not now.
-async fn read_regions(archive: &Archive, places: &Places) -> Result<Vec<Option<Option<Position>>>> {
+async fn read_regions(
+    archive: &Archive,
+    places: &Places,
+    policy: OutagePolicy,
+) -> Result<Vec<Option<Option<Position>>>> {
     loop {
         let read = read_all(archive, places).await;
         let answered = archive
@@ -280,7 +300,7 @@ async fn read_regions(archive: &Archive, places: &Places) -> Result<Vec<Option<O
         let Some(failure) = failures.into_iter().next().filter(|_| !known) else {
             return Ok(positions);
         };
-        nothing_is_known(failure, positions.iter().any(Option::is_some)).await?;
+        nothing_is_known(policy, failure, positions.iter().any(Option::is_some)).await?;
     }
 }
 
@@ -290,9 +310,9 @@ fn may_pass(error: &AgentError) -> bool {
 }
 
 /// No region was read that holds WAL. `answered`: at least one was, and is empty.
-async fn nothing_is_known(failure: AgentError, answered: bool) -> Result<()> {
+async fn nothing_is_known(policy: OutagePolicy, failure: AgentError, answered: bool) -> Result<()> {
     if !answered {
-        return wait_or_fail(failure, "no region can be read").await;
+        return wait_or_fail(policy, failure, "no region can be read").await;
     }
     if !may_pass(&failure) {
         return Err(failure);
@@ -356,6 +376,7 @@ impl Started {
         config: Config,
         schedule: Option<Schedule>,
         mut tasks: JoinSet<Result<()>>,
+        give_up: GiveUp,
         services: CancellationToken,
         cancel: CancellationToken,
     ) -> Result<()> {
@@ -415,7 +436,6 @@ impl Started {
             cancel: services.clone(),
         };
         tasks.spawn(scheduled.run());
-        let give_up = GiveUp::default();
         let manner = Manner::from(&config.wal);
         let confirmed = Confirmed::default();
         if manner.acknowledge == Acknowledge::Slot {
@@ -428,16 +448,6 @@ impl Started {
             };
             tasks.spawn(mover.run());
         }
-        let watcher = Watcher {
-            conninfo: self.conninfo.clone().with_application_name("highwater watch"),
-            slot: config.cluster.slot.clone(),
-            config: config.outage.clone(),
-            manner,
-            state: shared.state.clone(),
-            give_up: give_up.clone(),
-            cancel: services.clone(),
-        };
-        tasks.spawn(watcher.run());
         let sealer = Sealer::new(&shared, self.identity.system_id, encoder.clone(), budget.clone());
         tasks.spawn(sealer.run(work));
         let rules = Rules {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_config::Standby;
-use highwater_format::{History, Identity, Lsn, SegmentSize, TimelineId};
-use highwater_pgwire::{ConnInfo, Connection, Mode};
+use highwater_format::{History, Identity, Lsn, SegmentSize, SystemId, TimelineId};
+use highwater_pgwire::{ConnInfo, Connection, IdentifySystem, Mode};
 
 use crate::error::{AgentError, Result};
 use crate::resume::ServerView;
@@ -60,21 +60,8 @@ pub async fn view(
     identity: &Identity,
     standby: Standby,
 ) -> Result<ServerView> {
-    let system = conn.identify_system().await?;
-    if system.system_id != identity.system_id {
-        return Err(AgentError::refused(
-            format!(
-                "the server's system identifier is now {}, it was {}",
-                system.system_id, identity.system_id
-            ),
-            "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
-        ));
-    }
+    let (system, in_recovery) = admit(conn, Some(identity.system_id), standby).await?;
     let history = history_of(conn, system.timeline).await?;
-    let in_recovery = in_recovery(conn).await?;
-    if in_recovery && standby == Standby::Refuse {
-        return Err(refused_standby(system.timeline, system.xlogpos));
-    }
     let slot = slot::ensure(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
@@ -85,6 +72,29 @@ pub async fn view(
         slot_is_new: slot.is_new,
         in_recovery,
     })
+}
+
+/// Refuses the server of another cluster, and a standby where none is allowed. Says whether it is one.
+pub async fn admit(
+    conn: &mut Connection,
+    system_id: Option<SystemId>,
+    standby: Standby,
+) -> Result<(IdentifySystem, bool)> {
+    let system = conn.identify_system().await?;
+    if let Some(before) = system_id.filter(|before| *before != system.system_id) {
+        return Err(AgentError::refused(
+            format!(
+                "the server's system identifier is now {}, it was {before}",
+                system.system_id
+            ),
+            "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
+        ));
+    }
+    let in_recovery = in_recovery(conn).await?;
+    if in_recovery && standby == Standby::Refuse {
+        return Err(refused_standby(system.timeline, system.xlogpos));
+    }
+    Ok((system, in_recovery))
 }
 
 /// Whether the server is a standby now: follows its state even while a connection stays open. Older ones than 14 do

@@ -11,8 +11,9 @@ use highwater_config::Config;
 use highwater_format::{Identity, Lsn, TimelineId};
 use highwater_pgwire::{ConnInfo, Connection};
 
-use crate::error::{AgentError, Kind, Result};
+use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::outage;
 use crate::resume::{Resume, ServerView, resume};
 use crate::server;
 use crate::slot;
@@ -79,7 +80,7 @@ pub(crate) async fn beginning(
         };
         match attempt.await {
             Ok(begun) => return Ok(begun),
-            Err(error) if error.kind() == Kind::Retry => {
+            Err(error) if outage::is_waited_for(config.outage.policy, &error) => {
                 if attempts % SAY_EVERY == 0 {
                     tracing::warn!(%error, "not streaming yet, trying again");
                 }

@@ -4,7 +4,7 @@
 //! on the first day: each failure must name the setting, the right or the file, and be mended by what is
 //! printed below it.
 
-use highwater_config::{Acknowledge, OutageConfig, OutagePolicy, Standby};
+use highwater_config::{Acknowledge, ByteSize, OutageConfig, OutagePolicy, Standby};
 
 use super::Finding;
 use super::server::{Catalog, Facts, Refusal, Slot, System};
@@ -241,7 +241,15 @@ fn keep_size(limit: Option<&str>) -> Option<Finding> {
     })
 }
 
-/// A limit that cannot be watched protects nothing.
+/// The most WAL that the server lets a slot hold; none if it sets no limit. What it keeps for everybody it keeps for a
+/// slot too.
+fn most_room(facts: &Facts) -> Option<u64> {
+    let size = |name: &str| Some(facts.settings.get(name)?.parse::<ByteSize>().ok()?.0);
+    let limit = size("max_slot_wal_keep_size")?;
+    Some(limit.max(size("wal_keep_size").unwrap_or(0)))
+}
+
+/// A limit that cannot be watched protects nothing, and one that is always passed gives the slot up for nothing.
 pub(super) fn outage(config: &OutageConfig, facts: &Facts) -> Option<Finding> {
     let what = "outage";
     if config.policy == OutagePolicy::Hold {
@@ -257,16 +265,28 @@ pub(super) fn outage(config: &OutageConfig, facts: &Facts) -> Option<Finding> {
             "let the role connect to a database, or set policy = \"hold\"",
         ));
     }
-    let limited = facts
-        .settings
-        .get("max_slot_wal_keep_size")
-        .is_some_and(|limit| limit != "-1");
-    if config.keep_free.is_some() && config.disk.is_none() && !limited {
+    let kept = most_room(facts);
+    if config.keep_free.is_some() && config.disk.is_none() && kept.is_none() {
         let seen = "keep_free cannot be watched: neither outage.disk nor max_slot_wal_keep_size is set";
         return Some(match config.max_backlog {
             Some(_) => Finding::note(what, format!("{seen}; only max_backlog counts")),
             None => Finding::fail(what, seen, "[outage]\ndisk = \"/var/lib/postgresql\""),
         });
+    }
+    if let Some((kept, free)) = kept.zip(config.keep_free)
+        && kept <= free
+    {
+        let (kept, free) = (ByteSize(kept), ByteSize(free));
+        return Some(Finding::fail(
+            what,
+            format!(
+                "keep_free = {free} is never kept: max_slot_wal_keep_size leaves room for {kept} of WAL at the most, so that \
+                 the slot would be given up at the first stall"
+            ),
+            format!(
+                "set keep_free in [outage] well below {kept}, or raise max_slot_wal_keep_size far above {free}"
+            ),
+        ));
     }
     Some(Finding::ok(
         what,

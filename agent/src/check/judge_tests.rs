@@ -267,6 +267,21 @@ fn a_limit_that_cannot_be_watched_is_named() {
         Some(Verdict::Ok)
     );
     assert_eq!(verdict(config(None, Some(1), None), &good()), Some(Verdict::Ok));
+    // Up to the limit, there is never more room than that.
+    let (limit, limited) = (50 << 30, good());
+    for (free, disk, wanted) in [
+        (limit, None, Verdict::Fail),
+        (limit, Some("/"), Verdict::Fail),
+        (limit - 1, None, Verdict::Ok),
+    ] {
+        assert_eq!(verdict(config(Some(1), Some(free), disk), &limited), Some(wanted));
+    }
+    let mut kept_anyway = setting("max_slot_wal_keep_size", "512MB");
+    kept_anyway.settings.insert("wal_keep_size", "51GB".into());
+    assert_eq!(
+        verdict(config(None, Some(limit), None), &kept_anyway),
+        Some(Verdict::Ok)
+    );
     let blind = refusal("28000", false);
     assert_eq!(verdict(config(Some(1), None, None), &blind), Some(Verdict::Fail));
     let hold = OutageConfig {

@@ -15,11 +15,12 @@ use crate::sql::{self, Rows};
 use crate::synchronous::Manner;
 
 /// Settings that matter, all readable with SHOW by any role.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 12] = [
     "wal_level",
     "max_wal_senders",
     "max_replication_slots",
     "max_slot_wal_keep_size",
+    "wal_keep_size",
     "synchronous_standby_names",
     "synchronous_commit",
     "archive_mode",

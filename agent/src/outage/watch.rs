@@ -7,19 +7,23 @@
 use std::path::Path;
 use std::time::Duration;
 
-use highwater_config::{OutageConfig, OutagePolicy};
+use highwater_config::{Config, OutageConfig, OutagePolicy};
 use highwater_pgwire::{ConnInfo, Connection};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{GiveUp, Judge, Look, Outlook};
-use crate::error::Result;
+use crate::error::{AgentError, Result};
+use crate::server;
 use crate::sql::{self, Rows};
 use crate::state::{SlotView, State};
+use crate::surroundings::Surroundings;
 use crate::synchronous::{self, Manner};
 
 /// Between two looks: a connection and one row.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long one may take, on a server that is busy.
+const LOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// Time left is said in the log when it is less than this, every so many looks.
 const SAY_BELOW: Duration = Duration::from_secs(3600);
 const SAY_EVERY: u64 = 12;
@@ -33,6 +37,8 @@ pub(crate) struct Row {
     pub(crate) held: Option<u64>,
     /// WAL that may be written before the server gives it up; none without `max_slot_wal_keep_size`.
     pub(crate) safe: Option<u64>,
+    /// What of `held` a slot made now would not hold; none where that was not asked for.
+    pub(crate) gain: Option<u64>,
 }
 
 /// Asks for one slot; none if there is none.
@@ -52,7 +58,18 @@ pub(crate) async fn ask(sql: &mut Connection, name: &str) -> Result<Option<Row>>
         safe: rows
             .value(0, "safe")
             .filter(|_| rows.flag(0, "limited") == Some(true)),
+        gain: None,
     }))
+}
+
+/// WAL that the server keeps for the slot from before its last checkpoint. Everybody may ask for that, unless somebody has
+/// revoked it.
+async fn ask_gain(sql: &mut Connection, name: &str) -> Option<u64> {
+    let query = format!(
+        "SELECT greatest(pg_catalog.pg_wal_lsn_diff((pg_catalog.pg_control_checkpoint()).redo_lsn, restart_lsn), 0)::bigint \
+         AS gain FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}'"
+    );
+    Rows(sql.simple_query(&query).await.ok()?).value(0, "gain")
 }
 
 /// Bytes that an unprivileged writer may still use on the file system of `path`.
@@ -65,22 +82,43 @@ fn free_space(path: &Path) -> std::io::Result<u64> {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     /// The server.
-    pub(crate) conninfo: ConnInfo,
+    conninfo: ConnInfo,
     /// The slot.
-    pub(crate) slot: String,
+    slot: String,
     /// What is watched for.
-    pub(crate) config: OutageConfig,
+    config: OutageConfig,
     /// How the agent was told to behave towards commits.
-    pub(crate) manner: Manner,
+    manner: Manner,
     /// Where it is shown.
-    pub(crate) state: State,
+    state: State,
     /// Where the wish goes.
-    pub(crate) give_up: GiveUp,
+    give_up: GiveUp,
     /// Ends the task.
-    pub(crate) cancel: CancellationToken,
+    cancel: CancellationToken,
 }
 
 impl Watcher {
+    /// For an agent in these surroundings.
+    pub(crate) fn new(
+        config: &Config,
+        surroundings: &Surroundings,
+        give_up: &GiveUp,
+        cancel: &CancellationToken,
+    ) -> Self {
+        Self {
+            conninfo: surroundings
+                .conninfo
+                .clone()
+                .with_application_name("highwater watch"),
+            slot: config.cluster.slot.clone(),
+            config: config.outage.clone(),
+            manner: Manner::from(&config.wal),
+            state: surroundings.state.clone(),
+            give_up: give_up.clone(),
+            cancel: cancel.clone(),
+        }
+    }
+
     /// Runs until cancelled.
     pub(crate) async fn run(self) -> Result<()> {
         let cancel = self.cancel.clone();
@@ -91,33 +129,48 @@ impl Watcher {
     async fn repeat(&self) {
         let started = Instant::now();
         let mut judge = Judge::new(self.config.clone());
-        let (mut blind, mut alarm) = (false, Alarm::default());
+        let (mut granted, mut blind, mut alarm) = (0, false, Alarm::default());
         loop {
-            let seen = self.look().await;
-            if let Err(error) = &seen
-                && !std::mem::replace(&mut blind, true)
-            {
-                self.say_blind(error);
+            let now = self.give_up.granted();
+            if std::mem::replace(&mut granted, now) != now {
+                judge.gave_up();
             }
-            if let Ok(row) = seen {
-                blind = false;
-                if self.take(&mut judge, row, started.elapsed()) {
-                    self.give_up.when_done().await;
-                    judge.gave_up();
+            let seen = self.look_in_time().await;
+            // What was asked before it was given up is about the slot before.
+            if self.give_up.granted() == granted {
+                if let Err(error) = &seen
+                    && !blind
+                {
+                    self.say_blind(error);
                 }
-                if let Some(left) = alarm.take(judge.outlook()) {
-                    say_time_left(left, judge.outlook().bytes_per_second);
+                blind = seen.is_err();
+                self.take(&mut judge, seen.ok().flatten(), started.elapsed());
+                let outlook = judge.outlook();
+                if !blind && let Some(left) = alarm.take(outlook) {
+                    say_time_left(left, outlook.bytes_per_second);
                 }
-            } else {
-                self.state.update_quietly(|snapshot| snapshot.slot = None);
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            sleep(LOOK_EVERY).await;
         }
+    }
+
+    async fn look_in_time(&self) -> Result<Option<Row>> {
+        timeout(LOOK_PATIENCE, self.look()).await.unwrap_or_else(|_| {
+            Err(AgentError::Trouble {
+                what: format!("the server has not answered within {} s", LOOK_PATIENCE.as_secs()),
+                next: "It is asked again".into(),
+            })
+        })
     }
 
     async fn look(&self) -> Result<Option<Row>> {
         let mut sql = sql::connect(&self.conninfo).await?;
-        let row = ask(&mut sql, &self.slot).await;
+        let mut row = ask(&mut sql, &self.slot).await;
+        if let Ok(Some(row)) = &mut row
+            && self.config.policy == OutagePolicy::GiveUp
+        {
+            row.gain = ask_gain(&mut sql, &self.slot).await;
+        }
         self.look_who_waits(&mut sql).await;
         sql.close().await;
         row
@@ -130,12 +183,13 @@ impl Watcher {
             return;
         };
         if let Some(names) = Rows(answer).text(0, setting) {
-            let standby = self.state.snapshot().standby;
+            // Before the start has found out what the server is, only the server knows.
+            let standby = self.state.snapshot().standby || server::in_recovery(sql).await.unwrap_or(false);
             synchronous::notice(&self.state, self.manner, &names, standby);
         }
     }
 
-    fn say_blind(&self, error: &crate::error::AgentError) {
+    fn say_blind(&self, error: &AgentError) {
         match self.config.policy {
             OutagePolicy::Hold => {
                 tracing::warn!(%error, "how much WAL the slot holds cannot be asked for; it is asked again");
@@ -157,15 +211,18 @@ impl Watcher {
             .ok()
     }
 
-    /// Shows what was seen. True: the slot is to be given up.
-    fn take(&self, judge: &mut Judge, row: Option<Row>, at: Duration) -> bool {
+    /// Shows what was seen, and asks for the slot to be given up, or for that no longer: a wish that nobody could grant
+    /// since the last look does not outlive what it came from. None: nothing is known of the slot, or there is none.
+    fn take(&self, judge: &mut Judge, row: Option<Row>, at: Duration) {
         let Some(row) = row else {
             self.state.update_quietly(|snapshot| snapshot.slot = None);
-            return false;
+            self.give_up.ask(None);
+            return;
         };
         let look = Look {
             at,
             held: row.held.unwrap_or(0),
+            gain: row.gain,
             room: row.safe.into_iter().chain(self.free()).min(),
         };
         let why = judge.take(look);
@@ -179,7 +236,7 @@ impl Watcher {
                 seconds_until_full: outlook.full_in.map(|left| left.as_secs()),
             });
         });
-        why.map(|why| self.give_up.ask(why)).is_some()
+        self.give_up.ask(why);
     }
 }
 
@@ -215,7 +272,52 @@ fn say_time_left(left: Duration, bytes_per_second: u64) {
 
 #[cfg(test)]
 mod tests {
+    use highwater_config::Acknowledge;
+
     use super::*;
+
+    /// One that gives up at 10 MiB, after eight seconds.
+    fn watcher() -> Watcher {
+        Watcher {
+            conninfo: ConnInfo::resolve(Some("host=/nonexistent user=highwater")).unwrap(),
+            slot: "highwater".into(),
+            config: OutageConfig {
+                policy: OutagePolicy::GiveUp,
+                max_backlog: Some(10 << 20),
+                keep_free: None,
+                disk: None,
+                patience: Duration::from_secs(8),
+            },
+            manner: Manner {
+                synchronous: false,
+                acknowledge: Acknowledge::Stream,
+            },
+            state: State::new([]),
+            give_up: GiveUp::default(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn a_wish_that_nobody_grants_is_withdrawn_when_the_backlog_shrinks_or_cannot_be_seen() {
+        let watcher = watcher();
+        let mut judge = Judge::new(watcher.config.clone());
+        let mut asked_after = |seconds, held: Option<u64>| {
+            let row = held.map(|held| Row {
+                held: Some(held << 20),
+                ..Row::default()
+            });
+            watcher.take(&mut judge, row, Duration::from_secs(seconds));
+            watcher.give_up.asked()
+        };
+        assert_eq!(asked_after(0, Some(50)), None);
+        assert!(asked_after(10, Some(50)).is_some());
+        assert!(asked_after(15, Some(51)).is_some_and(|why| why.contains("51MiB")));
+        assert_eq!(asked_after(20, None), None);
+        assert!(asked_after(25, Some(51)).is_some());
+        assert_eq!(asked_after(30, Some(40)), None);
+        assert_eq!(watcher.give_up.granted(), 0);
+    }
 
     #[test]
     fn little_time_is_said_at_once_and_again_every_minute() {

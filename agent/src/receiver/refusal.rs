@@ -8,9 +8,10 @@ use highwater_format::LsnRange;
 use super::Receiver;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::outage::LettingGo;
 use crate::resume::{Resume, lagging};
 use crate::segmenter::object_start;
-use crate::{server, slot, state};
+use crate::{server, slot};
 
 impl Receiver {
     /// What it means that a stream could not be had, or ended badly. Some refusals come only with its first message.
@@ -78,27 +79,19 @@ impl Receiver {
 
     /// Makes the slot anew, so that the server may remove what it held, when the outage policy wants that.
     pub(super) async fn give_up_if_asked(&mut self) -> Result<()> {
-        let Some(why) = self.context.give_up.asked() else {
-            return Ok(());
+        let context = &self.context;
+        let letting_go = LettingGo {
+            give_up: &context.give_up,
+            conninfo: &context.conninfo,
+            slot: &context.slot,
+            system_id: Some(context.identity.system_id),
+            standby: context.standby,
+            state: &context.shared.state,
+            clock: &context.clock,
         };
-        let why = format!("the slot was given up by outage.policy: {why}");
-        self.remake_slot(why.clone()).await?;
-        tracing::error!(
-            slot = self.context.slot,
-            "GAVE UP THE SLOT: {why}. PostgreSQL may now remove WAL that no region has; where it does, the gap is recorded \
-             and a new base backup taken as soon as storage is back"
-        );
-        let now = self.context.clock.now();
-        self.context.shared.state.update(|snapshot| {
-            let times = snapshot.given_up.as_ref().map_or(0, |before| before.times) + 1;
-            snapshot.given_up = Some(state::GivenUp {
-                times,
-                at: now,
-                reason: why,
-                is_felt: true,
-            });
-        });
-        self.context.give_up.done();
+        if let Some(why) = letting_go.if_asked().await? {
+            self.cause = Some(why);
+        }
         Ok(())
     }
 }

@@ -107,11 +107,12 @@ impl Config {
         let cluster = ClusterConfig::build(raw)?;
         let regions = regions::build(raw)?;
         let names: Vec<String> = regions.iter().map(|region| region.name.clone()).collect();
+        let wal = WalConfig::build(raw)?;
         Ok(Self {
             cluster,
             durability: Durability::build(raw, regions.len())?,
-            wal: WalConfig::build(raw)?,
-            outage: OutageConfig::build(raw)?,
+            outage: OutageConfig::build(raw, &wal)?,
+            wal,
             backup: BackupConfig::build(raw)?,
             pulse: PulseConfig::build(raw)?,
             heal: HealConfig::build(raw)?,

@@ -7,6 +7,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use crate::{
     error::ConfigError,
     raw::Raw,
+    settings::WalConfig,
     units::{ByteSize, Interval},
 };
 
@@ -20,7 +21,8 @@ pub enum OutagePolicy {
     /// The slot holds WAL for as long as it takes. The default: no WAL is ever lost by the agent's doing, and a disk
     /// without a limit fills up.
     Hold,
-    /// At a limit the slot is given up. What the server then removes before a region has it becomes a recorded gap.
+    /// At a limit the slot is given up. What the server then removes before a region has it becomes a recorded gap. Not
+    /// with `wal.synchronous`: a commit that waits for WAL in a gap returns when the gap is recorded.
     GiveUp,
 }
 
@@ -47,7 +49,8 @@ pub struct OutageConfig {
     /// give-up unless `keep_free` is given, because no default fits every disk.
     pub max_backlog: Option<u64>,
     /// Give the slot up when less room than this is left, as far as room is known: up to `max_slot_wal_keep_size`
-    /// (the server's `safe_wal_size`) and on the file system of `disk`. 1 MiB to 1 PiB.
+    /// (the server's `safe_wal_size`) and on the file system of `disk`. 1 MiB to 1 PiB; below `max_slot_wal_keep_size`,
+    /// where that is set, because there is never more room than that.
     pub keep_free: Option<u64>,
     /// A path on the file system that holds `pg_wal`, where the agent can see it. Only its free space is asked for.
     pub disk: Option<PathBuf>,
@@ -57,7 +60,7 @@ pub struct OutageConfig {
 }
 
 impl OutageConfig {
-    pub(crate) fn build(raw: &Raw) -> Result<Self, ConfigError> {
+    pub(crate) fn build(raw: &Raw, wal: &WalConfig) -> Result<Self, ConfigError> {
         let seconds = |seconds| Interval(Duration::from_secs(seconds));
         let config = Self {
             policy: raw.read("outage", "policy", OutagePolicy::Hold)?,
@@ -72,6 +75,11 @@ impl OutageConfig {
         {
             let problem = "\"give-up\" needs to know when: set max_backlog (how much WAL may wait), keep_free (how much \
                            room must stay), or both";
+            return Err(raw.bad("outage", "policy", problem));
+        }
+        if config.policy == OutagePolicy::GiveUp && wal.synchronous {
+            let problem = "\"give-up\" and synchronous = true in [wal] exclude each other: commits that wait would return when \
+                           their WAL has been given up. Set policy = \"hold\"";
             return Err(raw.bad("outage", "policy", problem));
         }
         Ok(config)

@@ -316,6 +316,20 @@ fn a_synchronous_standby_acknowledges_on_the_stream() {
 }
 
 #[test]
+fn who_lets_commits_wait_gives_no_wal_up() {
+    let limits = "max_backlog = \"1GiB\"";
+    let outage = |policy: &str| format!("[outage]\npolicy = \"{policy}\"\n{limits}\n");
+    let synchronous = "[wal]\nsynchronous = true\n";
+    load(&with(&format!("{synchronous}{}", outage("hold")))).unwrap();
+    load(&with(&outage("give-up"))).unwrap();
+    let both = message(&with(&format!("{synchronous}{}", outage("give-up"))));
+    assert!(
+        both.contains("outage.policy") && both.contains("exclude each other"),
+        "{both}"
+    );
+}
+
+#[test]
 fn syntax_errors_carry_the_line_but_not_its_text() {
     let found = message("[cluster]\nconnection = \"password=hunter2\n");
     assert!(

@@ -7,8 +7,8 @@ use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgVersion, lsn};
 
 use crate::support::{
-    Agent, Loss, SLOW, backed_up, now, one_gap, records, recycle, restores_around, stop_taking, take_again,
-    write_segments,
+    Agent, Loss, SLOW, backed_up, go_away, now, one_gap, records, recycle, restores_around, stop_taking,
+    take_again, write_segments,
 };
 
 /// Rows that do not compress, more than the agent's memory takes.
@@ -35,6 +35,23 @@ async fn flood(site: &Site) -> Result<()> {
 /// recorded and a base backup ends it.
 #[tokio::test]
 async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
+    storage_stays_away(None).await
+}
+
+/// The same for an agent that is killed and cannot even read where the archive ends when it is started again.
+#[tokio::test]
+async fn fault_03_give_up_by_an_agent_that_cannot_begin() -> Result<()> {
+    storage_stays_away(Some(503)).await
+}
+
+/// Nor while somebody has to let the agent in first.
+#[tokio::test]
+async fn fault_03_give_up_by_an_agent_that_is_not_let_in() -> Result<()> {
+    storage_stays_away(Some(403)).await
+}
+
+/// `begins_with`: the agent is killed, and hears only that from the regions when it is started again.
+async fn storage_stays_away(begins_with: Option<u16>) -> Result<()> {
     let mut site = Site::start(Loss::Dropped.cluster(PgVersion::V15), 1).await?;
     site.settings += "[memory]\nlimit = \"64MiB\"\n[outage]\npolicy = \"give-up\"\nmax_backlog = \"8MiB\"\npatience = \"5s\"\n";
     let with_status = Agent::new()?;
@@ -46,7 +63,15 @@ async fn fault_03_give_up_when_storage_stays_away() -> Result<()> {
     ledger.grow(20).await?;
     site.all_durable().await?;
 
-    stop_taking(&site);
+    match begins_with {
+        None => stop_taking(&site),
+        Some(status) => {
+            go_away(&site, status);
+            agent.kill9();
+            agent.wait_exit(PATIENCE).await?;
+            agent = with_status.program(&site)?.arg("run").start()?;
+        }
+    }
     flood(&site).await?;
     ledger.grow(20).await?;
     let inside = now(&site).await?;

@@ -45,6 +45,13 @@ pub(crate) fn stop_taking(site: &Site) {
     }
 }
 
+/// Every region answers every request with `status` only.
+pub(crate) fn go_away(site: &Site, status: u16) {
+    site.regions
+        .iter()
+        .for_each(|region| region.faults().fail_always(Some(status)));
+}
+
 pub(crate) fn take_again(site: &Site) {
     site.regions.iter().for_each(|region| region.faults().clear());
 }
