@@ -48,8 +48,8 @@ fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
     )
 }
 
-/// Where the server stands. Refuses a standby where none is allowed; only then sees to it that there is a slot that keeps
-/// WAL ([`crate::slot`]): on a server that is not archived it would fill the disk.
+/// Where the server stands, as [`facts`] says; only then sees to it that there is a slot that keeps WAL ([`crate::slot`]): on
+/// a server that is not archived it would fill the disk.
 pub async fn view(
     conn: &mut Connection,
     info: &ConnInfo,
@@ -57,6 +57,18 @@ pub async fn view(
     identity: &Identity,
     standby: Standby,
 ) -> Result<ServerView> {
+    let facts = facts(conn, identity, standby).await?;
+    let slot = slot::ensure(conn, info, slot).await?;
+    Ok(ServerView {
+        slot: slot.keeps,
+        slot_event: slot.event,
+        slot_is_new: slot.made,
+        ..facts
+    })
+}
+
+/// Where the server stands, without a look at its slots. Refuses a standby where none is allowed.
+pub async fn facts(conn: &mut Connection, identity: &Identity, standby: Standby) -> Result<ServerView> {
     let system = conn.identify_system().await?;
     if system.system_id != identity.system_id {
         return Err(AgentError::refused(
@@ -72,14 +84,13 @@ pub async fn view(
     if in_recovery && standby == Standby::Refuse {
         return Err(refused_standby(system.timeline, system.xlogpos));
     }
-    let slot = slot::ensure(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
         end: system.xlogpos,
         history,
-        slot: slot.keeps,
-        slot_event: slot.event,
-        slot_is_new: slot.is_new,
+        slot: None,
+        slot_event: None,
+        slot_is_new: false,
         in_recovery,
     })
 }
