@@ -20,11 +20,11 @@ pub struct ServerView {
     pub in_recovery: bool,
     /// History of its timeline; of the first one the empty history.
     pub history: History,
-    /// WAL is kept from here on for the slot; none if the slot has not reserved any.
+    /// WAL is kept from here on for the slot; none if the slot has not reserved any, or was not looked at.
     pub slot: Option<Lsn>,
     /// What was wrong with the slot, when it had to be made just now.
     pub slot_event: Option<String>,
-    /// There was no such slot before.
+    /// The slot was made just now: there was none, or it kept nothing.
     pub slot_is_new: bool,
 }
 

@@ -51,8 +51,8 @@ fn unexpected(setting: &str, error: &dyn std::fmt::Display) -> AgentError {
     )
 }
 
-/// Where the server stands. Refuses a standby where none is allowed; only then sees to it that there is a slot that keeps
-/// WAL ([`crate::slot`]): on a server that is not archived it would fill the disk.
+/// Where the server stands, as [`facts`] says; only then sees to it that there is a slot that keeps WAL ([`crate::slot`]): on
+/// a server that is not archived it would fill the disk.
 pub async fn view(
     conn: &mut Connection,
     info: &ConnInfo,
@@ -60,16 +60,27 @@ pub async fn view(
     identity: &Identity,
     standby: Standby,
 ) -> Result<ServerView> {
+    let facts = facts(conn, identity, standby).await?;
+    let slot = slot::ensure(conn, info, slot).await?;
+    Ok(ServerView {
+        slot: slot.keeps,
+        slot_event: slot.event,
+        slot_is_new: slot.made,
+        ..facts
+    })
+}
+
+/// Where the server stands, without a look at its slots. Refuses a standby where none is allowed.
+pub async fn facts(conn: &mut Connection, identity: &Identity, standby: Standby) -> Result<ServerView> {
     let (system, in_recovery) = admit(conn, Some(identity.system_id), standby).await?;
     let history = history_of(conn, system.timeline).await?;
-    let slot = slot::ensure(conn, info, slot).await?;
     Ok(ServerView {
         timeline: system.timeline,
         end: system.xlogpos,
         history,
-        slot: slot.keeps,
-        slot_event: slot.event,
-        slot_is_new: slot.is_new,
+        slot: None,
+        slot_event: None,
+        slot_is_new: false,
         in_recovery,
     })
 }

@@ -6,8 +6,11 @@
 //! Does not own: where the stream begins. The archive's end is tried first whatever the slot says; a new slot only sees
 //! to it that nothing more is removed meanwhile.
 
+use std::time::Duration;
+
 use highwater_format::Lsn;
 use highwater_pgwire::{ConnInfo, Connection, Mode};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{AgentError, Result};
 use crate::sql::{self, Rows};
@@ -21,6 +24,15 @@ const MARKED_INVALID_SINCE: u32 = 160_000;
 /// READ_REPLICATION_SLOT's answer to a logical slot.
 const NOT_PHYSICAL: &str = "0A000";
 
+/// For so long the server process of a connection that was just closed is waited for: until it notices, it holds the slot.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// Between two attempts to drop a slot that is held.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long taking a slot back may take at all.
+const TAKE_BACK: Duration = Duration::from_secs(10);
+
 /// The slot as it is now.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Slot {
@@ -28,8 +40,8 @@ pub struct Slot {
     pub keeps: Option<Lsn>,
     /// What was wrong with it, when it had to be made just now: the likely cause of a gap.
     pub event: Option<String>,
-    /// There was none of that name before.
-    pub is_new: bool,
+    /// It was made just now: there was none of that name, or one that kept nothing.
+    pub made: bool,
 }
 
 /// Finds the slot; makes it where it is missing, anew where it keeps nothing.
@@ -40,7 +52,7 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
             return Ok(Slot {
                 keeps: Some(keeps),
                 event: None,
-                is_new: false,
+                made: false,
             });
         }
         Some(_) => {
@@ -51,56 +63,77 @@ pub async fn ensure(conn: &mut Connection, info: &ConnInfo, name: &str) -> Resul
         }
         None => format!("slot \"{name}\" did not exist"),
     };
-    create(conn, name, &event).await?;
+    let made = create(conn, name, &event).await?;
     Ok(Slot {
         keeps: position(conn, info, name).await?.flatten(),
         event: Some(event),
-        is_new: found.is_none(),
+        made,
     })
 }
 
 /// Drops a slot that was made for nothing: nobody reads from it, and it would keep WAL until the disk is full. One that
 /// somebody uses meanwhile stays, and so does one that does not keep what it kept when it was made: the address may lead
-/// to another server by now.
-pub async fn take_back(info: &ConnInfo, name: &str, made_at: Option<Lsn>) {
-    let dropped = async {
-        let mut conn = Connection::connect(info, Mode::Replication).await?;
-        let ours = position(&mut conn, info, name).await? == Some(made_at);
-        if ours {
-            conn.drop_replication_slot(name).await?;
-        }
-        conn.close().await;
-        Ok::<_, AgentError>(ours)
-    };
-    match dropped.await {
+/// to another server by now. False: it is left, because the server could not be asked or somebody holds it.
+pub async fn take_back(info: &ConnInfo, name: &str, made_at: Option<Lsn>) -> bool {
+    let dropped = timeout(TAKE_BACK, drop_if_unmoved(info, name, made_at)).await;
+    match dropped.unwrap_or_else(|_| Err(silent())) {
         Ok(true) => tracing::info!(slot = name, "dropped the slot again that was made a moment ago"),
         Ok(false) => tracing::warn!(
             slot = name,
             "the slot that was made a moment ago is not there any more, or has moved"
         ),
         Err(error) => {
-            tracing::warn!(slot = name, %error, "the slot that was made a moment ago is left: drop it")
+            tracing::warn!(slot = name, %error, "the slot that was made a moment ago is left: drop it");
+            return false;
         }
+    }
+    true
+}
+
+fn silent() -> AgentError {
+    AgentError::Trouble {
+        what: format!("the server did not answer within {} s", TAKE_BACK.as_secs()),
+        next: "Look whether it is there".into(),
     }
 }
 
+/// False: it is another one by now.
+async fn drop_if_unmoved(info: &ConnInfo, name: &str, made_at: Option<Lsn>) -> Result<bool> {
+    let mut conn = Connection::connect(info, Mode::Replication).await?;
+    let began = Instant::now();
+    let dropped = loop {
+        if position(&mut conn, info, name).await? != Some(made_at) {
+            break false;
+        }
+        match conn.drop_replication_slot(name).await {
+            Ok(()) => break true,
+            Err(error) if error.is_slot_busy() && began.elapsed() < LET_GO => sleep(PAUSE).await,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    conn.close().await;
+    Ok(dropped)
+}
+
 /// Drops the slot and makes it anew, so that the server keeps WAL only from its last checkpoint on. Nothing is
-/// acknowledged by that: the stream still begins where the archive ends.
-pub async fn remake(conn: &mut Connection, info: &ConnInfo, name: &str, why: &str) -> Result<()> {
+/// acknowledged by that: the stream still begins where the archive ends. Returns where it keeps WAL from.
+pub async fn remake(conn: &mut Connection, info: &ConnInfo, name: &str, why: &str) -> Result<Option<Lsn>> {
     // Only a physical slot has a position here: another one of that name is somebody else's.
     if position(conn, info, name).await?.is_some() {
         drop_it(conn, name).await?;
     }
-    create(conn, name, why).await
+    create(conn, name, why).await?;
+    Ok(position(conn, info, name).await?.flatten())
 }
 
-async fn create(conn: &mut Connection, name: &str, why: &str) -> Result<()> {
+/// False: somebody else has made it in this moment.
+async fn create(conn: &mut Connection, name: &str, why: &str) -> Result<bool> {
     match conn.create_physical_slot(name, true, false).await {
         Ok(()) => tracing::info!(slot = name, why, "created the replication slot"),
-        Err(error) if error.is_slot_exists() => {}
+        Err(error) if error.is_slot_exists() => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn drop_it(conn: &mut Connection, name: &str) -> Result<()> {

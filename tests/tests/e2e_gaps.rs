@@ -5,6 +5,8 @@
 mod disk;
 #[path = "gaps/outage.rs"]
 mod outage;
+#[path = "gaps/standby.rs"]
+mod standby;
 #[path = "gaps/support.rs"]
 mod support;
 

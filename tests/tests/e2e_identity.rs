@@ -5,6 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use highwater_agent::slot;
+use highwater_format::TimelineId;
+use highwater_pgwire::{ConnInfo, Connection, Mode};
+use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, process};
@@ -121,6 +125,27 @@ async fn a_running_agent_leaves_no_slot_on_a_server_that_it_refuses() -> Result<
         .value("SELECT count(*) FROM pg_replication_slots")
         .await?;
     ensure!(slots == "0", "{slots} slots are left:\n{}", agent.last_words());
+    Ok(())
+}
+
+/// A server process notices only after a moment that its client is gone, and holds the slot until then.
+#[tokio::test]
+async fn a_slot_is_taken_back_when_the_stream_lets_go() -> Result<()> {
+    let server = PgCluster::builder(PgVersion::V15).start().await?;
+    let info = ConnInfo::resolve(Some(&server.connection_string()))?;
+    let mut connection = Connection::connect(&info, Mode::Replication).await?;
+    let at = slot::ensure(&mut connection, &info, "highwater").await?.keeps;
+    let start = at.context("the slot keeps nothing")?;
+    let stream = connection
+        .start_replication(Some("highwater"), start, TimelineId::FIRST)
+        .await?;
+    let taken = tokio::spawn(async move { slot::take_back(&info, "highwater", at).await });
+    let asked = || async { server.log().contains("DROP_REPLICATION_SLOT").then_some(()) };
+    eventually("the first attempt to drop it", PATIENCE, asked).await?;
+    drop(stream);
+    ensure!(taken.await?, "the slot is left");
+    let slots = server.value("SELECT count(*) FROM pg_replication_slots").await?;
+    ensure!(slots == "0", "{slots} slots are left");
     Ok(())
 }
 

@@ -64,9 +64,13 @@ async fn refused(agent: &mut Running, code: i32, parts: &[&str]) -> Result<()> {
 
 /// An agent that was refused leaves no slot behind, which would keep WAL until the disk is full.
 async fn keeps_no_wal(server: &PgCluster) -> Result<()> {
-    let slots = server.value("SELECT count(*) FROM pg_replication_slots").await?;
+    let slots = slots(server).await?;
     ensure!(slots == "0", "{slots} slots are left");
     Ok(())
+}
+
+async fn slots(server: &PgCluster) -> Result<String> {
+    server.value("SELECT count(*) FROM pg_replication_slots").await
 }
 
 /// The agent that holds the slot is frozen: the next one says who is in the way, and goes on when that is gone.
@@ -307,6 +311,54 @@ async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
     Ok(())
 }
 
+/// Beside a standby that is promoted for a test, and has no slot then, a running agent waits while production lives. What it
+/// made for the first attempt it takes back, and makes nothing more until the way is free.
+#[tokio::test]
+async fn a_running_agent_that_waits_leaves_no_slot() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let mut production = site.start_agent().await?;
+    let standby = builder().standby_of(&site.primary).await?;
+    site.all_durable().await?;
+    let tap = FeedbackTap::start(&standby).await?;
+    let mut waiting = site.agent_at(&tap.connection_string())?.arg("run").start()?;
+    let streams = || async { (tap.highest_flush() > 0).then_some(()) };
+    eventually("the stream from the standby", PATIENCE, streams)
+        .await
+        .with_context(|| waiting.last_words())?;
+    tap.refuse(true);
+    tap.sever();
+    let dropped = || async {
+        let drop_it = "SELECT pg_drop_replication_slot('highwater')";
+        standby.sql(drop_it).await.ok().map(drop)
+    };
+    eventually("the slot to be free", PATIENCE, dropped).await?;
+    standby.promote().await?;
+    tap.refuse(false);
+
+    let refusals = || waiting.stderr().matches("this archive is in use").count();
+    let made = || standby.log().matches("CREATE_REPLICATION_SLOT").count();
+    let seen = |times| async move { (refusals() >= times).then_some(()) };
+    eventually("the first refusal", PATIENCE, || seen(1)).await?;
+    let none = || async { (slots(&standby).await.ok()? == "0").then_some(()) };
+    eventually("the slot to be taken back", PATIENCE, none)
+        .await
+        .with_context(|| waiting.last_words())?;
+    let (before, times) = (made(), refusals());
+    eventually("two more refusals", PATIENCE, || seen(times + 2)).await?;
+    ensure!(made() == before, "it makes a slot at every attempt");
+    keeps_no_wal(&standby).await?;
+
+    // Production ends, and the other one takes its place, with a slot.
+    production.kill9();
+    site.primary.kill9();
+    site.archived(2, flushed(&standby).await?)
+        .await
+        .with_context(|| waiting.last_words())?;
+    ensure!(slots(&standby).await? == "1", "{}", waiting.last_words());
+    ensure!(waiting.is_running(), "{}", waiting.last_words());
+    Ok(())
+}
+
 /// The host of the connection string becomes a standby: noticed when the agent connects again.
 #[tokio::test]
 async fn fault_19_demoted_node() -> Result<()> {
@@ -364,6 +416,12 @@ async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<
         &[&pid, "timeline 1", "timeline 2", "restored copy", "--take-over"],
     )
     .await?;
+    keeps_no_wal(&copy).await?;
+    // A slot that kept nothing, as a copy of a data directory may have one, does not keep WAL after that either.
+    copy.sql("SELECT pg_create_physical_replication_slot('highwater')")
+        .await?;
+    let mut agent = site.agent_at(&copy.connection_string())?.arg("run").start()?;
+    refused(&mut agent, 1, &[&pid, "restored copy"]).await?;
     keeps_no_wal(&copy).await?;
     nothing_was_replaced(&archived, &site)?;
     ensure!(

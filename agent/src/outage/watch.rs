@@ -184,7 +184,11 @@ impl Watcher {
         };
         if let Some(names) = Rows(answer).text(0, setting) {
             // Before the start has found out what the server is, only the server knows.
-            let standby = self.state.snapshot().standby || server::in_recovery(sql).await.unwrap_or(false);
+            let standby = match self.state.snapshot().standby {
+                true => Ok(true),
+                false => server::in_recovery(sql).await,
+            };
+            let Ok(standby) = standby else { return };
             synchronous::notice(&self.state, self.manner, &names, standby);
         }
     }

@@ -52,6 +52,7 @@ impl Receiver {
         let mut connection = server::connect(&context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
         connection.close().await;
+        self.is_the_primarys_word(frontier)?;
         let span = self.proven(frontier, &view).await?;
         self.is_nowhere(frontier).await?;
         let gap = Gap {
@@ -116,6 +117,20 @@ impl Receiver {
                  stored it"
             ),
             next: "The regions are read again, and the stream goes on where they end".into(),
+        })
+    }
+
+    /// A standby lacks what came before its base backup, or before it had a slot, and says nothing of its primary by that:
+    /// the slot there may keep it for the agent beside it, which would step over the record and never store that WAL.
+    fn is_the_primarys_word(&self, frontier: Position) -> Result<()> {
+        if !self.standby {
+            return Ok(());
+        }
+        Err(AgentError::Trouble {
+            what: format!("this standby no longer has the WAL from {frontier} on, but its primary may"),
+            next: "No gap is recorded. The stream goes on when the agent beside the primary has stored it, or recorded that it is \
+                   lost: see that one runs; or when this server is promoted"
+                .into(),
         })
     }
 

@@ -117,6 +117,8 @@ pub(crate) struct Receiver {
     /// A slot that was made for a server of which no stream was compared with the archive yet, and from where on it
     /// keeps WAL: if that server is refused, nobody will read from it.
     new_slot: Option<Option<Lsn>>,
+    /// The last session ended because another agent is in the way: until it is not, nobody would read from a new slot.
+    turned_away: bool,
     /// The server was a standby when it was last asked.
     standby: bool,
 }
@@ -140,6 +142,7 @@ impl Receiver {
             lacking_since: None,
             cause: slot_event,
             new_slot,
+            turned_away: false,
             standby: false,
         }
     }
@@ -158,13 +161,16 @@ impl Receiver {
                 };
             }
             self.context.confirmed.end_session();
+            self.turned_away = matches!(result, Err(AgentError::Fenced { .. } | AgentError::InUse { .. }));
             let reason = match result {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) if self.is_final(&error) => {
+                Err(error) => {
                     self.take_slot_back(&error).await;
-                    return Err(error);
+                    if self.is_final(&error) {
+                        return Err(error);
+                    }
+                    error.to_string()
                 }
-                Err(error) => error.to_string(),
             };
             if began.elapsed() >= GOOD_SESSION {
                 pause = BACKOFF.0;
@@ -188,8 +194,9 @@ impl Receiver {
     }
 
     /// Leaves no slot on a server that was refused. After any other error the server may be the right one, and what the
-    /// slot keeps is archived by the next agent.
-    async fn take_slot_back(&self, error: &AgentError) {
+    /// slot keeps is archived by the next agent. A slot that kept WAL before stays in any case: a server that is rewound, or
+    /// made a standby, needs it.
+    async fn take_slot_back(&mut self, error: &AgentError) {
         let refused = matches!(
             error,
             AgentError::Diverged { .. }
@@ -200,7 +207,8 @@ impl Receiver {
                 | AgentError::Refused { .. }
         );
         if let Some(made_at) = self.new_slot.filter(|_| refused) {
-            slot::take_back(&self.context.conninfo, &self.context.slot, made_at).await;
+            let settled = slot::take_back(&self.context.conninfo, &self.context.slot, made_at).await;
+            self.new_slot.take_if(|_| settled);
         }
     }
 
@@ -318,7 +326,7 @@ impl Receiver {
     /// Connects and finds out where to go on.
     async fn prepare(&mut self) -> Result<(Connection, Resume)> {
         let mut connection = server::connect(&self.context.conninfo).await?;
-        let view = self.look_at(&mut connection).await?;
+        let view = self.look_first(&mut connection).await?;
         self.context.claims.compare(&view.history).await?;
         let shared = &self.context.shared;
         let furthest = shared.progress.furthest();
@@ -328,6 +336,19 @@ impl Receiver {
         let resume = resume(archived, &view, shared.segment_size)?;
         self.enter(&view).await?;
         Ok((connection, resume))
+    }
+
+    /// Where the server stands, before it is known whether this agent may write. Where it was turned away a moment ago no slot
+    /// is made: it would be taken back at every attempt. Only an empty archive begins where a slot keeps WAL from.
+    async fn look_first(&mut self, connection: &mut Connection) -> Result<ServerView> {
+        let context = &self.context;
+        let is_empty = self.sealed.is_none() && context.shared.progress.furthest().is_none();
+        if !self.turned_away || is_empty {
+            return self.look_at(connection).await;
+        }
+        let view = server::facts(connection, &context.identity, context.standby).await?;
+        self.notice(connection, &view).await;
+        Ok(view)
     }
 
     /// Where the server stands now. Nothing before its slot's position is ever reported.
@@ -347,11 +368,17 @@ impl Receiver {
         if view.slot_is_new {
             self.new_slot = Some(view.slot);
         }
+        self.notice(connection, &view).await;
+        Ok(view)
+    }
+
+    /// What the server is now, and whether its commits wait for this agent.
+    async fn notice(&mut self, connection: &mut Connection, view: &ServerView) {
         self.standby = view.in_recovery;
         if let Ok(names) = connection.show(synchronous::SETTING).await {
+            let context = &self.context;
             synchronous::notice(&context.shared.state, context.manner, &names, view.in_recovery);
         }
-        Ok(view)
     }
 
     /// Makes sure that what this server sends may be stored.

@@ -68,9 +68,11 @@ impl Receiver {
     async fn remake_slot(&mut self, why: String) -> Result<AgentError> {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
-        slot::remake(&mut connection, &context.conninfo, &context.slot, &why).await?;
+        let keeps = slot::remake(&mut connection, &context.conninfo, &context.slot, &why).await?;
         connection.close().await;
         self.cause = Some(why.clone());
+        // Until a stream is compared it is not known that this server is the one to be archived.
+        self.new_slot = Some(keeps);
         Ok(AgentError::Trouble {
             what: format!("slot {} was made anew: {why}", context.slot),
             next: "The stream goes on where the archive ends, as far as the server still has the WAL".into(),
