@@ -244,7 +244,7 @@ impl Receiver {
                 self.follow_history(&mut connection, &resume, after).await?;
             }
             let history = server::history_of(&mut connection, resume.timeline).await?;
-            let overlap = self.overlap(&mut resume, &history).await?;
+            let overlap = self.overlap(&mut resume, &history, &view).await?;
             self.send(Work::Begin(resume.timeline)).await?;
             // A slot that a stream uses cannot be moved by anybody else.
             let acknowledges = self.context.acknowledges(self.standby);
