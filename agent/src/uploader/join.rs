@@ -228,3 +228,7 @@ impl Comparison {
         self.pause = (self.pause * 2).min(RETRY_AGREE.1);
     }
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;
