@@ -34,6 +34,20 @@ pub enum Agreement {
     Unknown(String),
 }
 
+/// Who may hold some of the last WAL of a region, to be compared with. Knowing it costs no request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Witnesses {
+    stream: bool,
+    regions: Vec<usize>,
+}
+
+impl Witnesses {
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        self.stream || !self.regions.is_empty()
+    }
+}
+
 /// The last WAL of a region before its position.
 struct Tail {
     timeline: TimelineId,
@@ -118,12 +132,35 @@ pub fn peers(shared: &Shared, region: &Region) -> Vec<Arc<Region>> {
         .collect()
 }
 
+/// What is in memory of the stream, and those of `peers` that are past the beginning of what is compared of a region that
+/// ends at `at`.
+pub fn witnesses(shared: &Shared, at: Position, peers: &[Arc<Region>]) -> Witnesses {
+    let from = Position {
+        lsn: tail_start(shared, at),
+        ..at
+    };
+    let range = LsnRange {
+        start: from.lsn,
+        end: at.lsn,
+    };
+    let is_past = |peer: &&Arc<Region>| shared.progress.position(peer.index).is_some_and(|at| at > from);
+    Witnesses {
+        stream: !shared.window.overlapping(at.timeline, range).is_empty(),
+        regions: peers.iter().filter(is_past).map(|peer| peer.index).collect(),
+    }
+}
+
+/// Where what is compared of a region that ends at `at` begins at the earliest.
+fn tail_start(shared: &Shared, at: Position) -> Lsn {
+    object_start(shared.segment_size, at.lsn.saturating_sub(1)).max(at.lsn.saturating_sub(COMPARED))
+}
+
 async fn read_tail(shared: &Shared, region: &Region, at: Position) -> Result<Option<Tail>> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
     let Some(last) = at.lsn.0.checked_sub(1).map(Lsn) else {
         return Ok(None);
     };
-    let from = object_start(size, last).max(at.lsn.saturating_sub(COMPARED));
+    let from = tail_start(shared, at);
     let held = coverage(&*region.quick, layout, size, at.timeline, from).await?;
     let run = held
         .runs()

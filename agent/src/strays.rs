@@ -60,6 +60,19 @@ impl Strays {
         })
     }
 
+    /// Whether any of them holds some of what `item` does. Nothing is stored behind such an item before it is known to say
+    /// the same and is there itself.
+    pub(crate) fn meet(&self, item: &Item) -> bool {
+        let What::Wal { timeline, range, .. } = item.what else {
+            return false;
+        };
+        let meets = |piece: &Piece| {
+            let common = piece.range.intersect(range);
+            common.is_some_and(|common| !common.is_empty())
+        };
+        self.timeline == Some(timeline) && self.pieces.iter().any(meets)
+    }
+
     /// Fails with a conflict if any of them says something else than `item`. What cannot be read is no evidence.
     pub(crate) async fn agree(&self, shared: &Shared, region: &Region, item: &Arc<Item>) -> Result<()> {
         let What::Wal { timeline, range, .. } = item.what else {

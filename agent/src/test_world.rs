@@ -90,6 +90,10 @@ impl World {
         &self.shared.archive.regions[index]
     }
 
+    pub(crate) fn faulty(&self, index: usize) -> &FaultyStore {
+        &self.faulty[index]
+    }
+
     pub(crate) async fn put(&self, index: usize, key: &str, bytes: impl Into<Bytes>) {
         let put = self
             .region(index)

@@ -2,7 +2,8 @@
 //!
 //! Owns: the region's place in the window, its uploads in flight, and its position in [`Progress`]. A region
 //! that falls out of the window is filled from another ([`crate::backfill`]) and joins again. Nothing here
-//! waits for another region, and nothing else waits for this one.
+//! waits for another region, and nothing else waits for this one. Does not own: where a region that was just
+//! read goes on (`join`).
 //!
 //! Invariant: the position reported to [`Progress`] is the end of what the region holds without a hole,
 //! because uploads are retired in the order in which they were taken.
@@ -22,15 +23,12 @@ use highwater_store::Object;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::agree::{self, Agreement};
 use crate::backfill::{self, Absent};
 use crate::budget::Budget;
 use crate::compact;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap;
-use crate::identity;
-use crate::inventory;
 use crate::places::Places;
 use crate::progress::Progress;
 use crate::region::{Archive, Region, write_once};
@@ -38,14 +36,10 @@ use crate::state::{RegionState, State};
 use crate::strays::Strays;
 use crate::window::{Item, Next, What, Window};
 
+mod join;
+
 /// Before a region that found nothing for it in the window looks again.
 const RETRY_ATTACH: Duration = Duration::from_millis(200);
-
-/// Between two attempts to compare a region that joins with the others.
-const RETRY_AGREE: Duration = Duration::from_millis(500);
-
-/// How long a region that joins waits for another one to be compared with.
-const COMPARE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Before a region that cannot be used is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -92,6 +86,10 @@ pub struct Uploader {
     region: Arc<Region>,
     /// What was found behind the region's position when that was read, or when its timeline began.
     strays: Mutex<Arc<Strays>>,
+    /// The object that was stored last, and where the region stood then.
+    newest: Mutex<Option<(Position, String)>>,
+    /// The region is to be read for what others have stored there.
+    reads_again: bool,
 }
 
 impl Uploader {
@@ -101,6 +99,8 @@ impl Uploader {
             shared,
             region,
             strays: Mutex::default(),
+            newest: Mutex::default(),
+            reads_again: false,
         }
     }
 
@@ -124,6 +124,7 @@ impl Uploader {
                     self.shared.window.detach(self.region.index);
                     self.shared.progress.waits(self.region.index, None);
                     known = None;
+                    self.reads_again = true;
                     continue;
                 }
                 Err(error) = self.work(known.take()) => error,
@@ -146,15 +147,8 @@ impl Uploader {
         let mut at = match known {
             Some(position) => position,
             None => {
-                let position = self.join().await?;
-                // What was stored in this session is the stream's.
-                let counted = self.shared.progress.position(index);
-                if let Some(position) = position.filter(|at| counted.is_none_or(|counted| counted < *at)) {
-                    // From now on until it counts nobody takes it for a region that holds nothing.
-                    self.shared.progress.waits(index, Some(position));
-                    self.agree(position).await?;
-                }
-                position
+                let listed = self.join().await?;
+                self.goes_on(listed).await?
             }
         };
         if let Some(position) = at {
@@ -164,7 +158,7 @@ impl Uploader {
             let key = self.shared.archive.layout.history(*timeline);
             write_once(&*self.region.store, &key, Object::new(content.clone())).await?;
         }
-        let mut absent = Absent::default();
+        let (mut absent, mut listed_at) = (Absent::default(), Instant::now());
         loop {
             let position = match at {
                 Some(position) => position,
@@ -188,8 +182,11 @@ impl Uploader {
                 }
                 None => {
                     self.set_state(RegionState::CatchingUp);
-                    let reached =
+                    let mut reached =
                         backfill::advance(&self.shared, &self.region, position, &mut absent).await?;
+                    if reached == position {
+                        reached = self.listed_by_now(position, &mut listed_at).await?;
+                    }
                     if reached > position {
                         self.shared.state.update_region(index, |view| {
                             view.pipeline(RegionState::CatchingUp, None);
@@ -216,98 +213,6 @@ impl Uploader {
         }
     }
 
-    /// Reads a region that could not be read at the start: identity first, then its position.
-    async fn join(&self) -> Result<Option<Position>> {
-        let store = &*self.region.store;
-        identity::admit(store, &self.shared.archive).await?;
-        self.shared.places.mark((&self.region.name, store)).await?;
-        let regions: Vec<_> = self
-            .shared
-            .archive
-            .regions
-            .iter()
-            .map(|region| region.place())
-            .collect();
-        self.shared.places.tell_apart(&regions).await?;
-        let position =
-            inventory::position(store, &self.shared.archive.layout, self.shared.segment_size).await?;
-        tracing::info!(region = self.region.name, position = ?position, "region joined");
-        self.refuse_other_course(position)?;
-        Ok(position)
-    }
-
-    /// A region that joins late was not compared with the stream when that began. Before it counts its last WAL
-    /// is compared with what is archived since.
-    async fn agree(&self, position: Position) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let peers = agree::peers(&self.shared, &self.region);
-            let why = match agree::tail(&self.shared, &self.region, position, &peers).await? {
-                Agreement::Equal(source) => {
-                    tracing::info!(region = self.region.name, %position, with = source, "the region's last WAL is the same");
-                    return Ok(());
-                }
-                Agreement::Unknown(why) => why,
-            };
-            let furthest = peers
-                .iter()
-                .filter_map(|peer| self.shared.progress.position(peer.index))
-                .max();
-            // What the server no longer has never comes from there: then the region is the only one to go on from, and the
-            // stream is compared with it where it begins.
-            let lost = self.shared.progress.lost_from();
-            let ahead = furthest.is_none_or(|at| at < position) && lost.is_none_or(|at| at >= position);
-            if !ahead && since.elapsed() >= COMPARE_PATIENCE {
-                tracing::warn!(
-                    region = self.region.name, %position, why,
-                    "the region's last WAL cannot be compared now; it is used, and compared when another region answers"
-                );
-                return Ok(());
-            }
-            if ahead {
-                self.shared.state.update_region(self.region.index, |view| {
-                    let why = format!(
-                        "it holds WAL up to {position}, which the stream has not reached: it counts when both agree"
-                    );
-                    view.pipeline(RegionState::CatchingUp, Some(why));
-                });
-            }
-            tokio::time::sleep(RETRY_AGREE).await;
-        }
-    }
-
-    /// A region that joins late may show that the server is not the one that the archive follows.
-    fn refuse_other_course(&self, position: Option<Position>) -> Result<()> {
-        let (snapshot, server) = (self.shared.state.snapshot(), &self.shared.server);
-        // A standby follows later than its primary's agent.
-        let Some(at) = position.filter(|_| !snapshot.standby) else {
-            return Ok(());
-        };
-        let (what, next) = if Some(at.timeline) > snapshot.timeline.max(Some(server.timeline)) {
-            (
-                "the server is an old primary that was started again, or not the one that was promoted"
-                    .to_owned(),
-                "Point the agent at the primary of the newest timeline",
-            )
-        } else if at.timeline < server.timeline && server.switch_of(at.timeline).is_none() {
-            (
-                format!(
-                    "which is not in the history of the server's timeline {}",
-                    server.timeline
-                ),
-                "Point the agent at a server that descends from the archived one, or give that region up: start its archive \
-                 anew in a place of its own",
-            )
-        } else {
-            return Ok(());
-        };
-        let (name, timeline, lsn) = (&self.region.name, at.timeline, at.lsn);
-        Err(AgentError::refused(
-            format!("region {name} already follows timeline {timeline} (up to {lsn}): {what}"),
-            next,
-        ))
-    }
-
     /// Stores items in window order from number `from` on, until the window has forgotten what comes next.
     async fn follow(&self, mut from: u64, mut position: Position) -> Result<Position> {
         let index = self.region.index;
@@ -331,9 +236,11 @@ impl Uploader {
             {
                 match self.shared.window.next(from) {
                     Next::Item(number, item) => {
-                        // Nothing of a timeline may be stored before its history is, nothing behind a gap
-                        // before the gap is on record.
-                        let first_alone = item.what.is_barrier();
+                        // Nothing of a timeline may be stored before its history is, nothing behind a gap before the
+                        // gap is on record, and nothing behind an object that is there already before that is known to
+                        // be the same: whoever lists the region would be carried over it.
+                        let is_barrier = item.what.is_barrier();
+                        let first_alone = is_barrier || self.strays().meet(&item);
                         if first_alone && !uploads.is_empty() {
                             break;
                         }
@@ -344,7 +251,7 @@ impl Uploader {
                         }
                         taken = taken.max(item.what.end());
                         barrier = first_alone || opens;
-                        opens = first_alone;
+                        opens = is_barrier;
                         from = number + 1;
                         if uploads.is_empty() {
                             waiting_since = Instant::now();
@@ -430,6 +337,9 @@ impl Uploader {
         let position = position.max(item.what.end());
         self.shared.progress.stored(index, position);
         self.shared.window.passed(index, number + 1);
+        if position == item.what.end() {
+            *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some((position, item.key.clone()));
+        }
         let bytes = item.object.bytes.len() as u64;
         self.shared.state.update_region(index, |view| {
             view.objects += 1;

@@ -8,16 +8,16 @@ use highwater_store::{Fault, FaultyStore, MemoryStore, Operation, PutMode, Rule,
 
 use super::*;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-fn range(start: u64, end: u64) -> LsnRange {
+pub(super) fn range(start: u64, end: u64) -> LsnRange {
     LsnRange {
         start: Lsn(start * MIB),
         end: Lsn(end * MIB),
     }
 }
 
-fn at(megabyte: u64) -> Position {
+pub(super) fn at(megabyte: u64) -> Position {
     Position {
         timeline: TimelineId::FIRST,
         lsn: Lsn(megabyte * MIB),
@@ -25,7 +25,7 @@ fn at(megabyte: u64) -> Position {
 }
 
 /// One region over `store`, and everything around its pipeline.
-fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
+pub(super) fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
     let segment_size = SegmentSize::new(MIB).unwrap();
     let identity = Identity {
         system_id: SystemId(7),
@@ -59,7 +59,7 @@ fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
     (shared, region)
 }
 
-fn wal(shared: &Shared, range: LsnRange) -> Item {
+pub(super) fn wal(shared: &Shared, range: LsnRange) -> Item {
     Item {
         key: shared.archive.layout.tail(TimelineId::FIRST, range),
         object: Object::new("wal"),
@@ -162,7 +162,8 @@ async fn i5_the_first_object_of_a_region_is_stored_alone() {
 #[tokio::test(start_paused = true)]
 async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside_it() {
     let memory = Arc::new(MemoryStore::new("a"));
-    let (shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let store = Arc::new(FaultyStore::new(memory.clone()));
+    let (shared, region) = shared(store.clone());
     let stray = tail(
         &shared,
         LsnRange::new(Lsn(2 * MIB), Lsn(2 * MIB + 8)),
@@ -186,10 +187,16 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
     assert!(matches!(error, AgentError::Conflict { .. }), "{error}");
     assert!(error.to_string().contains("0/200003"), "{error}");
 
+    // What follows is stored faster than the object that is there already is read: nothing may lie behind that one then.
+    let slow = Rule::times(1_000, Fault::Delay(Duration::from_secs(5)));
+    store.inject(slow.on(Operation::Get));
+    let next = tail(&shared, range(10, 14), b"next");
+    let behind = next.key.clone();
     shared
         .window
         .push(wal(&shared, LsnRange::new(Lsn(MIB), Lsn(2 * MIB))));
-    shared.window.push(tail(&shared, range(0, 6), b"rolled"));
+    shared.window.push(tail(&shared, range(0, 10), b"rolled bac"));
+    shared.window.push(next);
     let uploader = Uploader::new(shared.clone(), region);
     let run = uploader.run(Some(Some(at(1))), CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(60), run)
@@ -197,6 +204,10 @@ async fn i6_what_lies_behind_a_hole_is_compared_before_anything_is_stored_beside
         .expect("it stored beside the other course and went on");
     assert!(matches!(ended, Err(AgentError::Conflict { .. })), "{ended:?}");
     assert_eq!(shared.progress.position(0), Some(at(2)));
+    assert!(
+        !memory.keys().contains(&behind),
+        "a listing carries over the other course"
+    );
 }
 
 /// A store that checks what it reads says of a damaged object that it is corrupt, and of one that is gone that it is not there.
@@ -309,7 +320,7 @@ async fn a_damaged_history_in_one_region_does_not_end_the_agent() {
     assert_eq!(memory.get(&key).await.unwrap(), content.slice(..7));
 }
 
-fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
+pub(super) fn tail(shared: &Shared, range: LsnRange, plain: &[u8]) -> Item {
     use highwater_format::{Codec, FrameEncoder, Header, Kind, seal};
     let system_id = shared.archive.identity.system_id;
     let header = Header::wal(Kind::Tail, Codec::None, system_id, TimelineId::FIRST, range);

@@ -200,6 +200,11 @@ impl Window {
         Some(from)
     }
 
+    /// Whether a region that holds everything before `at` would find here all it lacks.
+    pub fn reaches(&self, at: Position) -> bool {
+        self.lock().continues(at).is_some()
+    }
+
     /// Takes `region` out: nothing is kept for its sake any more.
     pub fn detach(&self, region: usize) {
         let mut inner = self.lock();

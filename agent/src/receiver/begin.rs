@@ -3,50 +3,93 @@
 //! Owns: where the comparison begins, and what is done where the archive has lost some of it. Does not own: reading it
 //! back and comparing ([`super::overlap`]).
 
-use highwater_format::{History, LsnRange, TimelineId};
+use highwater_format::{History, Lsn, LsnRange, TimelineId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Receiver;
-use super::overlap::{Overlap, cannot_read};
+use super::overlap::{Overlap, Unread, cannot_read};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
+use crate::gap::{Ends, Span};
 use crate::inventory::LISTING_LAG;
-use crate::resume::Resume;
+use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::segmenter::object_start;
+use crate::uploader::Shared;
 
 impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
     /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
     /// something to compare.
-    pub(super) async fn overlap(&mut self, resume: &mut Resume, history: &History) -> Result<Overlap> {
+    pub(super) async fn overlap(
+        &mut self,
+        resume: &mut Resume,
+        history: &History,
+        view: &ServerView,
+    ) -> Result<Overlap> {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
         if let Some(after) = resume.after {
             return self.common_start(resume, after, history).await;
         }
-        let (shared, timeline) = (&self.context.shared, resume.timeline);
-        let (sealed, size) = (resume.sealed, shared.segment_size);
-        if resume.start == sealed && !self.removed {
-            let start = object_start(size, sealed.saturating_sub(1));
-            let range = LsnRange { start, end: sealed };
-            if let Ok(Some(overlap)) = Overlap::load_if_held(shared, timeline, range).await {
-                resume.start = start;
-                return Ok(overlap);
-            }
+        let timeline = resume.timeline;
+        if resume.start == resume.sealed
+            && !self.removed
+            && let Some(overlap) = self.last_object(resume, view).await?
+        {
+            resume.start = overlap.range().start;
+            return Ok(overlap);
         }
         let range = LsnRange {
             start: resume.start,
-            end: sealed,
+            end: resume.sealed,
         };
-        match Overlap::load_if_held(shared, timeline, range).await? {
+        match Overlap::load_if_held(&self.context.shared, timeline, range).await? {
             Some(overlap) => {
                 self.lacking_since = None;
                 Ok(overlap)
             }
             None => self.rest(timeline, range).await,
+        }
+    }
+
+    /// The object that ends where the stream goes on; none where the archive does not hold it. One that should be there and
+    /// cannot be read keeps the stream from beginning, as long as the server still has that WAL: it could be another course.
+    async fn last_object(&mut self, resume: &Resume, view: &ServerView) -> Result<Option<Overlap>> {
+        let (shared, timeline) = (&self.context.shared, resume.timeline);
+        let error = match before(shared, timeline, resume.sealed, &mut self.lacking_since).await? {
+            Before::Held(overlap) => return Ok(Some(overlap)),
+            Before::Unheld => return Ok(None),
+            Before::Unread(error) => error,
+        };
+        let start = object_start(shared.segment_size, resume.sealed.saturating_sub(1));
+        let from = Span {
+            timeline,
+            range: LsnRange { start, end: start },
+            ends: Ends::Stream,
+        };
+        let cancel = self.context.cancel.clone();
+        let is_there = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(AgentError::Cancelled),
+            is_there = self.streams_from(&from, view) => is_there,
+        };
+        match is_there {
+            Ok(false) => {
+                tracing::warn!(
+                    %error, sealed = %resume.sealed,
+                    "the server no longer has the WAL before it either: the stream goes on from there without comparing it"
+                );
+                self.removed = true;
+                Ok(None)
+            }
+            Ok(true) => Err(error),
+            Err(unknown) => {
+                tracing::warn!(%unknown, from = %start, "the server cannot be asked whether it still has this WAL");
+                Err(error)
+            }
         }
     }
 
@@ -93,3 +136,48 @@ impl Receiver {
         Ok(held.unwrap_or_else(nothing).withholding())
     }
 }
+
+/// What the archive has of the object that ends where the stream goes on.
+#[derive(Debug)]
+enum Before {
+    /// All of it.
+    Held(Overlap),
+    /// Nothing to compare with: the archive begins here, or there is a gap before.
+    Unheld,
+    /// It should be there.
+    Unread(AgentError),
+}
+
+/// Reads back the object that ends with `sealed`. A region that does not answer while another one does, and does not hold
+/// it, is waited for as long as a listing may lag (`lacking` remembers since when). One that holds it and cannot read it is
+/// no such case.
+async fn before(
+    shared: &Shared,
+    timeline: TimelineId,
+    sealed: Lsn,
+    lacking: &mut Option<Instant>,
+) -> Result<Before> {
+    let start = object_start(shared.segment_size, sealed.saturating_sub(1));
+    let range = LsnRange { start, end: sealed };
+    let unread: Unread = match Overlap::load(shared, timeline, range).await? {
+        Ok(overlap) => {
+            *lacking = None;
+            return Ok(Before::Held(overlap));
+        }
+        Err(unread) => unread,
+    };
+    if unread.is_unheld() || unread.is_nobodys() {
+        return Ok(Before::Unheld);
+    }
+    if unread.is_silence_beside_answers() && lacking.get_or_insert_with(Instant::now).elapsed() >= LISTING_LAG
+    {
+        let error = unread.into_error(timeline);
+        tracing::warn!(%error, "the regions that answer do not hold it: the stream begins without comparing it");
+        return Ok(Before::Unheld);
+    }
+    Ok(Before::Unread(unread.into_error(timeline)))
+}
+
+#[cfg(test)]
+#[path = "begin_tests.rs"]
+mod tests;

@@ -159,7 +159,7 @@ impl Receiver {
     }
 
     /// Whether WAL arrives when asked for from the gap's end on. Asked without the slot, so that its position stays.
-    async fn streams_from(&self, span: &Span, view: &ServerView) -> Result<bool> {
+    pub(super) async fn streams_from(&self, span: &Span, view: &ServerView) -> Result<bool> {
         let connection: Connection = server::connect(&self.context.conninfo).await?;
         let started = connection
             .start_replication(None, span.range.end, span.timeline)

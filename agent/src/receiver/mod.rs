@@ -257,7 +257,7 @@ impl Receiver {
         let mut view = unless_stopped(&cancel, self.look_at(&mut connection)).await?;
         let mut floor = view.slot.unwrap_or(Lsn::ZERO);
         loop {
-            let set_up = self.set_up(connection, &mut resume);
+            let set_up = self.set_up(connection, &mut resume, &view);
             let (history, overlap, started) = unless_stopped(&cancel, set_up).await?;
             let next = match started {
                 Err(error) => return self.refused(error.into(), &resume).await,
@@ -307,12 +307,13 @@ impl Receiver {
         &mut self,
         mut connection: Connection,
         resume: &mut Resume,
+        view: &ServerView,
     ) -> Result<(History, Overlap, Result<Started, PgError>)> {
         if let Some(after) = resume.after {
             self.follow_history(&mut connection, resume, after).await?;
         }
         let history = server::history_of(&mut connection, resume.timeline).await?;
-        let overlap = self.overlap(resume, &history).await?;
+        let overlap = self.overlap(resume, &history, view).await?;
         self.send(Work::Begin(resume.timeline)).await?;
         // A slot that a stream uses cannot be moved by anybody else.
         let acknowledges = self.context.acknowledges(self.standby);

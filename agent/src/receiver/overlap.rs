@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Lsn, LsnRange, TimelineId};
+use highwater_store::ErrorKind;
 
 use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
@@ -66,6 +67,19 @@ impl Overlap {
         timeline: TimelineId,
         range: LsnRange,
     ) -> Result<Option<Self>> {
+        match Self::load(shared, timeline, range).await? {
+            Ok(overlap) => Ok(Some(overlap)),
+            Err(unread) if unread.is_unheld() => Ok(None),
+            Err(unread) => Err(unread.into_error(timeline)),
+        }
+    }
+
+    /// The same; where it is not to be had, with what the regions said.
+    pub(super) async fn load(
+        shared: &Shared,
+        timeline: TimelineId,
+        range: LsnRange,
+    ) -> Result<std::result::Result<Self, Unread>> {
         // Charged without waiting: it is at most one object, and nothing is received before it is there.
         let charge = shared.budget.charge(range.len());
         let mut plain = Vec::new();
@@ -86,12 +100,12 @@ impl Overlap {
                 start: next,
                 end: until.map_or(range.end, |until| until.min(range.end)),
             };
-            match from_regions(shared, timeline, missing).await? {
-                Some(read) => plain.extend_from_slice(&read.plain),
-                None => return Ok(None),
+            match from_regions(shared, timeline, missing).await {
+                Ok(read) => plain.extend_from_slice(&read.plain),
+                Err(unread) => return Ok(Err(unread)),
             }
         }
-        Ok(Some(Self::of(timeline, range, plain, Some(charge))))
+        Ok(Ok(Self::of(timeline, range, plain, Some(charge))))
     }
 
     /// What is left of `range`, of which the regions answered that they do not hold all: the longest run of WAL that ends
@@ -238,24 +252,81 @@ fn reaching(shared: &Shared, timeline: TimelineId, end: Lsn) -> impl Iterator<It
     shared.archive.regions.iter().filter(reaches)
 }
 
-/// Reads `range` from whichever region holds it; none if those that should answered that they do not.
-async fn from_regions(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Result<Option<ReadBack>> {
-    let (mut asked, mut reasons) = (0, Vec::new());
+/// Reads `range` from whichever region holds it.
+async fn from_regions(
+    shared: &Shared,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> std::result::Result<ReadBack, Unread> {
+    let mut unread = Unread::of(range);
     for region in reaching(shared, timeline, range.end) {
         match read_back(shared, &*region.quick, timeline, range).await {
-            Ok(Some(read)) => return Ok(Some(read)),
-            Ok(None) => asked += 1,
-            Err(error) => reasons.push(format!("{}: {error}", region.name)),
+            Ok(Some(read)) => return Ok(read),
+            Ok(None) => unread.without += 1,
+            Err(error) => {
+                unread.is_damaged |= is_damage(&error);
+                unread.reasons.push(format!("{}: {error}", region.name));
+            }
         }
     }
-    match reasons.is_empty() && asked > 0 {
-        true => Ok(None),
-        false => Err(cannot_read(
-            timeline,
+    Err(unread)
+}
+
+/// What the regions said that should hold some sealed WAL, and did not give it.
+#[derive(Debug)]
+pub(super) struct Unread {
+    range: LsnRange,
+    /// So many answered that they do not hold all of it.
+    without: usize,
+    /// What the others failed with.
+    reasons: Vec<String>,
+    /// One of them holds an object that cannot be used.
+    is_damaged: bool,
+}
+
+impl Unread {
+    fn of(range: LsnRange) -> Self {
+        Self {
             range,
-            &reasons.join("; "),
-            "The stream begins when a region that holds it answers",
-        )),
+            without: 0,
+            reasons: Vec::new(),
+            is_damaged: false,
+        }
+    }
+
+    /// All answered that they do not hold it.
+    pub(super) fn is_unheld(&self) -> bool {
+        self.without > 0 && self.reasons.is_empty()
+    }
+
+    /// There was none to be asked.
+    pub(super) fn is_nobodys(&self) -> bool {
+        self.without == 0 && self.reasons.is_empty()
+    }
+
+    /// Some answered, and the others did not: what those hold is not known.
+    pub(super) fn is_silence_beside_answers(&self) -> bool {
+        self.without > 0 && !self.is_damaged
+    }
+
+    pub(super) fn into_error(self, timeline: TimelineId) -> AgentError {
+        let next = match self.is_damaged {
+            true => {
+                "The stream begins when a region gives it. Put an intact version of what is damaged in its place; or stop the \
+                 agent, remove it, and start the agent again: the server sends it once more, as far as it keeps it"
+            }
+            false => "The stream begins when a region that holds it answers",
+        };
+        cannot_read(timeline, self.range, &self.reasons.join("; "), next)
+    }
+}
+
+/// Whether a region answered, with an object that is of no use.
+fn is_damage(error: &AgentError) -> bool {
+    match error {
+        AgentError::Object { .. } => true,
+        AgentError::Store(error) => error.kind() == ErrorKind::Corrupt,
+        _ => false,
     }
 }
 

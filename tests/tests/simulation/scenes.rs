@@ -281,3 +281,31 @@ fn an_agent_stops_though_its_server_does_not_listen() {
         assert_eq!(scene.sim.lock().broken, None);
     });
 }
+
+/// The archive ends with a whole segment, and no region answers when a server connects that was rolled back and has grown
+/// past that place: nothing of it follows what is archived.
+#[test]
+fn a_server_that_was_rolled_back_is_found_out_though_no_region_answers_at_first() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.remember();
+        scene.sim.change(|world| {
+            let version = world.node.line.version;
+            world.write(50_000);
+            world.versions[version].switch();
+        });
+        sleep(Duration::from_secs(8)).await;
+        scene.regions.iter().for_each(|region| region.freeze(true));
+        scene.roll_back();
+        scene.sim.change(|world| world.write(2 * world.segment()));
+        sleep(Duration::from_secs(60)).await;
+        scene.regions.iter().for_each(|region| region.freeze(false));
+        let refused = tokio::time::timeout(Duration::from_secs(120), until_ended(&mut scene)).await;
+        let mut world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(refused.is_ok() && world.diverged(), "{refused:?}");
+    });
+}

@@ -232,12 +232,17 @@ impl Schedule {
         let bytes = self.rng.range(0..most);
         self.sim.change(|world| world.write(bytes));
         if self.rng.chance(300) {
-            let world = self.sim.lock();
-            let cut = world.current().cuts.last().copied();
-            let node = world.node.clone();
-            drop(world);
-            self.snapshots.extend(cut.map(|cut| (node, cut)));
+            self.remember();
         }
+    }
+
+    /// Keeps the server's present state, to go back to.
+    pub(crate) fn remember(&mut self) {
+        let world = self.sim.lock();
+        let cut = world.current().cuts.last().copied();
+        let node = world.node.clone();
+        drop(world);
+        self.snapshots.extend(cut.map(|cut| (node, cut)));
     }
 
     fn turn_weather(&mut self) {
@@ -443,7 +448,7 @@ impl Schedule {
     }
 
     /// An older state of the server is put in its place, and goes on differently.
-    fn roll_back(&mut self) {
+    pub(crate) fn roll_back(&mut self) {
         if self.snapshots.is_empty() || self.proper.is_some() {
             return;
         }
