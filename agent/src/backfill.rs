@@ -17,7 +17,7 @@ use crate::frontier::{DurableLsn, Position};
 use crate::gap;
 use crate::heal::history::whole;
 use crate::held::Part;
-use crate::inventory::{held, timelines};
+use crate::inventory::{held, held_next, held_within, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::salvage::{self, Damage, Rest};
 use crate::state::RegionState;
@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// The same where damage stands in the way, which somebody has to mend.
 const LONG_PAUSE: Duration = Duration::from_secs(10);
+
+/// Objects that are listed and then copied, before it is looked again what follows.
+const AT_ONCE: usize = 1000;
 
 /// Where a region that holds no WAL begins: where PostgreSQL has been told that everything before is safe. So
 /// the region counts for all that will be acknowledged from now on as soon as it has caught up with the
@@ -77,7 +80,8 @@ async fn try_origin(
     }
     let durable = shared.progress.durable().map(DurableLsn::position);
     let told = durable.or(shared.acknowledged).unwrap_or(furthest).min(furthest);
-    let beyond = held(&*source.quick, layout, size, told.timeline, told.lsn).await?;
+    let next = LsnRange::new(told.lsn, told.lsn + 1);
+    let beyond = held_within(&*source.quick, layout, size, told.timeline, next).await?;
     let goes_on = told == furthest || beyond.contiguous_end(told.lsn) > told.lsn;
     let at = if goes_on {
         told
@@ -299,7 +303,7 @@ async fn copy(
     furthest: Position,
 ) -> Result<Reached> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
-    let held = held(&*source.quick, layout, size, from.timeline, from.lsn).await?;
+    let (held, listed) = held_next(&*source.quick, layout, size, from.timeline, from.lsn, AT_ONCE).await?;
     let end = held.contiguous_end(from.lsn);
     if end <= from.lsn {
         let ends = match furthest.timeline == from.timeline {
@@ -309,7 +313,7 @@ async fn copy(
                 Next::Later(switch) => switch,
             },
         };
-        let next = ends.map(|ends| held.next_start(from.lsn).min(ends));
+        let next = ends.map(|ends| held.next_start(from.lsn).min(listed).min(ends));
         let lacks = next.map(|next| LsnRange::new(from.lsn, next));
         return Ok(Reached {
             lacks,

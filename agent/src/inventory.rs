@@ -37,7 +37,20 @@ pub async fn coverage(
     timeline: TimelineId,
     from: Lsn,
 ) -> Result<Coverage> {
-    Listing { layout, size }.coverage(store, timeline, from).await
+    let range = LsnRange::new(from, Lsn::MAX);
+    coverage_within(store, layout, size, timeline, range).await
+}
+
+/// As [`coverage`], of the pieces that begin before the end of `range`: to list an archive to its end costs more the
+/// longer it gets.
+pub async fn coverage_within(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Coverage> {
+    Listing { layout, size }.coverage(store, timeline, range).await
 }
 
 /// The pieces of `timeline` that reach past the object that holds `from`, and every gap that is on record.
@@ -48,8 +61,39 @@ pub async fn held(
     timeline: TimelineId,
     from: Lsn,
 ) -> Result<Held> {
-    let wal = coverage(store, layout, size, timeline, from).await?;
+    let range = LsnRange::new(from, Lsn::MAX);
+    held_within(store, layout, size, timeline, range).await
+}
+
+/// As [`held`], of the pieces that begin before the end of `range`, and every gap.
+pub async fn held_within(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    range: LsnRange,
+) -> Result<Held> {
+    let wal = coverage_within(store, layout, size, timeline, range).await?;
     Ok(Held::new(wal, gaps(store, layout, timeline).await?))
+}
+
+/// The next `limit` pieces or so of `timeline` from the object on that holds `from`, and every gap: to follow a region
+/// that is far ahead, which may hold millions. Pieces that begin at the LSN given with it, or later, are not among them.
+pub async fn held_next(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    timeline: TimelineId,
+    from: Lsn,
+    limit: usize,
+) -> Result<(Held, Lsn)> {
+    let range = LsnRange::new(from, Lsn::MAX);
+    let next = Listing { layout, size }
+        .slice(store, timeline, range, limit)
+        .await?;
+    let wal = next.pieces.into_iter().collect();
+    let held = Held::new(wal, gaps(store, layout, timeline).await?);
+    Ok((held, next.until))
 }
 
 /// The gaps of `timeline` that are on record, by their keys.

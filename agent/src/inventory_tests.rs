@@ -181,3 +181,30 @@ async fn chunks_that_segments_made_superfluous_are_not_listed() {
     assert_eq!(held.pieces().count(), 4);
     assert_eq!(store.calls(highwater_store::Operation::List), 2);
 }
+
+/// A region that was away for long is filled from one that holds more than can be listed at once.
+#[tokio::test]
+async fn what_comes_next_is_listed_and_not_all_that_follows() {
+    let archive = Archive::new();
+    archive.segments(1, 1..3_000).await;
+    let store = FaultyStore::new(Arc::new(archive.store));
+    let (held, until) = held_next(
+        &store,
+        &archive.layout,
+        size(),
+        TimelineId::FIRST,
+        Lsn(7 * MIB),
+        100,
+    )
+    .await
+    .unwrap();
+    assert_eq!(held.contiguous_end(Lsn(7 * MIB)), Lsn(107 * MIB));
+    assert_eq!(until, Lsn(107 * MIB));
+    // Nothing is there before it: what is listed begins with what comes first.
+    let (held, until) = held_next(&store, &archive.layout, size(), TimelineId::FIRST, Lsn::ZERO, 100)
+        .await
+        .unwrap();
+    assert_eq!((held.next_start(Lsn::ZERO), until), (Lsn(MIB), Lsn(101 * MIB)));
+    let calls = store.calls(highwater_store::Operation::List);
+    assert_eq!(calls, 2 + 3, "segments and gaps, and the chunks of what is open");
+}

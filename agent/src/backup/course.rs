@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::regions::Targets;
 use crate::archived::read_range;
 use crate::error::{AgentError, Result};
-use crate::inventory::coverage;
+use crate::inventory::coverage_within;
 use crate::region::Archive;
 use crate::segmenter::object_start;
 use crate::server;
@@ -70,7 +70,7 @@ impl Served {
     pub(crate) async fn is_held(&self, archive: &Archive, store: &dyn Store) -> Result<bool> {
         let (layout, size) = (&archive.layout, archive.identity.segment_size);
         let (range, timeline) = (self.range, self.timeline);
-        let held = coverage(store, layout, size, timeline, range.start).await?;
+        let held = coverage_within(store, layout, size, timeline, range).await?;
         let reaches = |run: &LsnRange| run.start < range.end && run.end >= range.end;
         let Some(run) = held.runs().into_iter().find(reaches) else {
             return Ok(false);

@@ -17,6 +17,9 @@ use crate::inventory;
 /// Between two looks at a region that does not hold the WAL yet. A listing costs one request.
 const POLL: Duration = Duration::from_millis(250);
 
+/// It is asked again after so many times what the last look took: in a directory a listing reads all names.
+const REST: u32 = 4;
+
 /// A timeline's WAL in the archive.
 #[derive(Debug, Clone)]
 pub(crate) struct WalOf<'a> {
@@ -26,17 +29,19 @@ pub(crate) struct WalOf<'a> {
 }
 
 impl WalOf<'_> {
-    /// The end of the unbroken WAL that begins with the byte at `from`; `from` itself if that is not held.
-    pub(crate) async fn stored_end(&self, store: &dyn Store, from: Lsn) -> Result<Lsn> {
-        let coverage =
-            inventory::coverage(store, self.layout, self.segment_size, self.timeline, from).await?;
-        Ok(coverage.contiguous_end(from))
+    /// The end of the unbroken WAL that begins with the start of `range`; the start itself if that is not held. It is
+    /// looked for no further than the end of the range.
+    pub(crate) async fn stored_end(&self, store: &dyn Store, range: LsnRange) -> Result<Lsn> {
+        let held =
+            inventory::coverage_within(store, self.layout, self.segment_size, self.timeline, range).await?;
+        Ok(held.contiguous_end(range.start))
     }
 
     /// Whether the stream is stored right up to `lsn`: the byte before it is held, or on record as lost.
     pub(crate) async fn reaches(&self, store: &dyn Store, lsn: Lsn) -> Result<bool> {
         let before = lsn - 1;
-        let held = inventory::held(store, self.layout, self.segment_size, self.timeline, before).await?;
+        let last = LsnRange::new(before, lsn);
+        let held = inventory::held_within(store, self.layout, self.segment_size, self.timeline, last).await?;
         Ok(held.contiguous_end(before) >= lsn)
     }
 
@@ -54,7 +59,8 @@ impl WalOf<'_> {
         let mut end = range.start;
         let mut last_progress = Instant::now();
         loop {
-            let failure = match self.stored_end(store, end).await {
+            let asked = Instant::now();
+            let failure = match self.stored_end(store, LsnRange::new(end, range.end)).await {
                 Ok(now) if now >= range.end => return Ok(()),
                 Ok(now) if now > end => {
                     (end, last_progress) = (now, Instant::now());
@@ -69,7 +75,7 @@ impl WalOf<'_> {
                     failure.unwrap_or_else(|| self.missing(store.region(), LsnRange::new(end, range.end)))
                 );
             }
-            sleep(POLL).await;
+            sleep(POLL.max(asked.elapsed() * REST)).await;
         }
     }
 
@@ -119,22 +125,14 @@ mod tests {
         put(&store, chunk(0x300_0800, 0x300_2000)).await;
         put(&store, chunk(0x300_3000, 0x400_0000)).await;
 
-        assert_eq!(
-            wal.stored_end(&store, Lsn(0x100_0028)).await.unwrap(),
-            Lsn(0x300_2000)
-        );
-        assert_eq!(
-            wal.stored_end(&store, Lsn(0x300_1fff)).await.unwrap(),
-            Lsn(0x300_2000)
-        );
-        assert_eq!(
-            wal.stored_end(&store, Lsn(0x300_2000)).await.unwrap(),
-            Lsn(0x300_2000)
-        );
-        assert_eq!(
-            wal.stored_end(&store, Lsn(0x380_0000)).await.unwrap(),
-            Lsn(0x500_0000)
-        );
+        let end = async |from| {
+            let range = LsnRange::new(from, Lsn(0x600_0000));
+            wal.stored_end(&store, range).await
+        };
+        assert_eq!(end(Lsn(0x100_0028)).await.unwrap(), Lsn(0x300_2000));
+        assert_eq!(end(Lsn(0x300_1fff)).await.unwrap(), Lsn(0x300_2000));
+        assert_eq!(end(Lsn(0x300_2000)).await.unwrap(), Lsn(0x300_2000));
+        assert_eq!(end(Lsn(0x380_0000)).await.unwrap(), Lsn(0x500_0000));
         assert!(wal.reaches(&store, Lsn(0x300_2000)).await.unwrap());
         assert!(!wal.reaches(&store, Lsn(0x300_2001)).await.unwrap());
         // A segment boundary is reached when the segment before it is whole.

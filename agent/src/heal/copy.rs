@@ -309,7 +309,8 @@ impl Copier<'_> {
             segment_size: self.shared.segment_size,
             timeline: backup.timeline,
         };
-        let end = wal.stored_end(&*self.region.quick, backup.start_lsn).await?;
+        let needed = LsnRange::new(backup.start_lsn, backup.stop_lsn);
+        let end = wal.stored_end(&*self.region.quick, needed).await?;
         if end >= backup.stop_lsn {
             return Ok(());
         }

@@ -1,20 +1,32 @@
 //! What a region lacks, and in which order it is filled. Pure.
 //!
-//! Owns the comparison of listings and the order of repair. Holes recorded on purpose come first: no WAL is
-//! stored beyond a gap that the region does not know of. Then from the newest base backup to the oldest: the
+//! Owns the comparison of listings, slice by slice, and the order of repair. Holes recorded on purpose come first: no
+//! WAL is stored beyond a gap that the region does not know of. Then from the newest base backup to the oldest: the
 //! WAL from its start on in LSN order, and the base backup itself. So a region that is filled can restore the
 //! present state as early as possible, and the past bit by bit.
 //!
 //! What lies before the oldest visible base backup is needed by nobody and not copied. What lies beyond the
 //! region's own position is the uploader's business.
+//!
+//! Of what a slice lists only this is kept: the unbroken runs, and the objects that fill a hole, of those the first ones
+//! in the order of repair. So memory does not grow with the archive.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{BackupId, Lsn, LsnRange, TimelineId};
 
-use super::listing::{Base, Wal};
+use super::listing::Base;
 use crate::frontier::Position;
+
+/// One timeline in one region.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wal {
+    /// What is covered, in order; what touches is one run.
+    pub(crate) runs: Vec<LsnRange>,
+    /// Holes recorded on purpose.
+    pub(crate) gaps: Vec<LsnRange>,
+}
 
 /// Everything that matters of one region.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +57,8 @@ pub(crate) struct Lack {
     pub(crate) wal: Vec<(TimelineId, LsnRange)>,
     /// Base backups that are not complete here.
     pub(crate) backups: Vec<BackupId>,
+    /// There are more steps than these, which come first.
+    pub(crate) more: bool,
 }
 
 impl Lack {
@@ -64,11 +78,147 @@ pub(crate) fn oldest_start<'a>(all: impl Iterator<Item = &'a Held>) -> Option<Po
     visible(all).first().map(start_of)
 }
 
-/// What `ours` lacks below `position` and one of `peers` has.
-pub(crate) fn compare(ours: &Held, peers: &[Held], position: Position) -> Lack {
-    let mut lack = Lack::default();
-    let mut missing = Vec::new();
-    let mut known: BTreeMap<TimelineId, Coverage> = BTreeMap::new();
+impl Wal {
+    /// Adds what the next slice covers.
+    pub(crate) fn add(&mut self, held: &Coverage, slice: LsnRange) {
+        for run in held.runs() {
+            if let Some(run) = run.intersect(slice) {
+                join(&mut self.runs, run);
+            }
+        }
+    }
+
+    /// The same as a coverage, in which a run is a piece.
+    pub(crate) fn coverage(&self) -> Coverage {
+        covering(self.runs.iter().copied())
+    }
+}
+
+/// Ranges as a coverage.
+pub(crate) fn covering(ranges: impl IntoIterator<Item = LsnRange>) -> Coverage {
+    let piece = |range| Piece {
+        range,
+        kind: PieceKind::Tail,
+        size: 0,
+    };
+    ranges.into_iter().map(piece).collect()
+}
+
+/// Adds the range that follows.
+fn join(ranges: &mut Vec<LsnRange>, next: LsnRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end >= next.start => last.end = last.end.max(next.end),
+        _ => ranges.push(next),
+    }
+}
+
+/// Where a piece stands in the order of repair: how many base backups are newer than the newest that needs it, then its
+/// place in the WAL.
+type Order = (usize, TimelineId, Lsn, Lsn);
+
+/// A comparison with other regions, fed with slices in LSN order.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    position: Position,
+    /// The base backups that are visible anywhere, the newest first.
+    backups: Vec<BackupId>,
+    /// Most pieces that are remembered.
+    limit: usize,
+    /// By the peer that fills them.
+    holes: BTreeMap<(usize, TimelineId), Vec<LsnRange>>,
+    pieces: BTreeMap<Order, (Piece, usize)>,
+    /// The first piece that was one too many.
+    cut: Option<Order>,
+}
+
+impl Comparison {
+    /// Of a region at `position` with its peers, of which the base backups are known.
+    pub(crate) fn new<'a>(all: impl Iterator<Item = &'a Held>, position: Position, limit: usize) -> Self {
+        let mut backups = visible(all);
+        backups.reverse();
+        Self {
+            position,
+            backups,
+            limit,
+            holes: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            cut: None,
+        }
+    }
+
+    /// What `slice` of a timeline holds here and in each peer that could be listed.
+    pub(crate) fn slice(
+        &mut self,
+        timeline: TimelineId,
+        slice: LsnRange,
+        ours: Coverage,
+        theirs: &[(usize, Coverage)],
+    ) {
+        let within = within(timeline, self.position).and_then(|within| within.intersect(slice));
+        let Some(within) = within else {
+            return;
+        };
+        let mut covered = ours;
+        for (peer, theirs) in theirs {
+            let (holes, pieces) = holes(&covered, theirs, within);
+            for hole in holes {
+                join(self.holes.entry((*peer, timeline)).or_default(), hole);
+            }
+            for piece in &pieces {
+                self.remember(timeline, *piece, *peer);
+            }
+            covered.extend(pieces);
+        }
+    }
+
+    fn remember(&mut self, timeline: TimelineId, piece: Piece, peer: usize) {
+        let end = end_of(timeline, &piece);
+        let newer = self.backups.partition_point(|id| start_of(id) >= end);
+        if newer == self.backups.len() && newer > 0 {
+            return;
+        }
+        let order = (newer, timeline, piece.range.start, piece.range.end);
+        self.pieces.entry(order).or_insert((piece, peer));
+        if self.pieces.len() > self.limit
+            && let Some((last, _)) = self.pieces.pop_last()
+        {
+            self.cut = Some(self.cut.map_or(last, |cut| cut.min(last)));
+        }
+    }
+
+    /// What was found, when all slices are in.
+    pub(crate) fn finish(self, ours: &Held, peers: &[Held]) -> Lack {
+        let holes = self.holes.into_iter();
+        let mut lack = Lack {
+            steps: gap_steps(ours, peers, self.position),
+            wal: holes
+                .flat_map(|((_, timeline), holes)| holes.into_iter().map(move |hole| (timeline, hole)))
+                .collect(),
+            backups: Vec::new(),
+            more: self.cut.is_some(),
+        };
+        let mut pieces = self.pieces.into_iter().peekable();
+        let wal_step =
+            |((_, timeline, ..), (piece, peer)): (Order, (Piece, usize))| Step::Wal(timeline, piece, peer);
+        for (newer, id) in self.backups.into_iter().enumerate() {
+            while let Some(next) = pieces.next_if(|(order, _)| order.0 == newer) {
+                lack.steps.push(wal_step(next));
+            }
+            if peers.iter().any(|peer| adds_to(ours, peer, &id)) {
+                // It comes after all of its WAL.
+                if self.cut.is_none_or(|cut| cut.0 > newer) {
+                    lack.steps.push(Step::Backup(id.clone()));
+                }
+                lack.backups.push(id);
+            }
+        }
+        lack.steps.extend(pieces.map(wal_step));
+        lack
+    }
+}
+
+fn gap_steps(ours: &Held, peers: &[Held], position: Position) -> Vec<Step> {
+    let mut steps = Vec::new();
     for (peer, theirs) in peers.iter().enumerate() {
         for (timeline, wal) in &theirs.wal {
             let here = ours.wal.get(timeline);
@@ -76,41 +226,16 @@ pub(crate) fn compare(ours: &Held, peers: &[Held], position: Position) -> Lack {
                 continue;
             };
             for gap in wal.gaps.iter().filter(|gap| gap.start <= within.end) {
-                let step = Step::Gap(*timeline, *gap, peer);
                 let is_it =
                     |step: &Step| matches!(step, Step::Gap(of, range, _) if of == timeline && range == gap);
-                let known = here.is_some_and(|here| here.gaps.contains(gap)) || lack.steps.iter().any(is_it);
+                let known = here.is_some_and(|here| here.gaps.contains(gap)) || steps.iter().any(is_it);
                 if !known {
-                    lack.steps.push(step);
+                    steps.push(Step::Gap(*timeline, *gap, peer));
                 }
             }
-            let covered = known
-                .entry(*timeline)
-                .or_insert_with(|| here.map(|here| here.coverage.clone()).unwrap_or_default());
-            let (holes, pieces) = holes(covered, &wal.coverage, within);
-            lack.wal.extend(holes.into_iter().map(|hole| (*timeline, hole)));
-            covered.extend(pieces.iter().copied());
-            missing.extend(pieces.into_iter().map(|piece| (*timeline, piece, peer)));
         }
     }
-    missing.sort_by_key(|(timeline, piece, _)| (*timeline, piece.range.start, piece.range.end));
-    let all = visible(std::iter::once(ours).chain(peers));
-    for id in all.iter().rev() {
-        let start = start_of(id);
-        let later = missing
-            .iter()
-            .position(|(timeline, piece, _)| start < end_of(*timeline, piece));
-        let newer = missing.split_off(later.unwrap_or(missing.len()));
-        lack.steps.extend(newer.into_iter().map(wal_step));
-        if peers.iter().any(|peer| adds_to(ours, peer, id)) {
-            lack.steps.push(Step::Backup(id.clone()));
-            lack.backups.push(id.clone());
-        }
-    }
-    if all.is_empty() {
-        lack.steps.extend(missing.into_iter().map(wal_step));
-    }
-    lack
+    steps
 }
 
 /// What `before` covered and `now` does not, from `floor` on: something has removed it.
@@ -119,9 +244,8 @@ pub(crate) fn lost(
     now: &Held,
     floor: Option<Position>,
 ) -> Vec<(TimelineId, LsnRange)> {
-    let nothing = Coverage::new();
     let holes = before.iter().flat_map(|(timeline, runs)| {
-        let now = now.wal.get(timeline).map_or(&nothing, |wal| &wal.coverage);
+        let now = now.wal.get(timeline).map(Wal::coverage).unwrap_or_default();
         let from = floor.map_or(Lsn::ZERO, |floor| match floor.timeline.cmp(timeline) {
             std::cmp::Ordering::Less => Lsn::ZERO,
             std::cmp::Ordering::Equal => floor.lsn,
@@ -131,32 +255,19 @@ pub(crate) fn lost(
             .iter()
             .map(move |run| LsnRange::new(run.start.max(from), run.end));
         kept.filter(|run| !run.is_empty())
-            .flat_map(|run| now.holes(run))
+            .flat_map(move |run| now.holes(run))
             .map(|hole| (*timeline, hole))
     });
     holes.collect()
 }
 
 /// Pieces with the same key and another size: the same WAL sealed differently, or other WAL.
-pub(crate) fn doubtful(ours: &Held, theirs: &Held) -> Vec<(TimelineId, Piece)> {
-    let mut found = Vec::new();
-    for (timeline, wal) in &ours.wal {
-        let Some(theirs) = theirs.wal.get(timeline) else {
-            continue;
-        };
-        let sizes: BTreeMap<(Lsn, Lsn, PieceKind), u64> = theirs
-            .pieces
-            .iter()
-            .map(|piece| (key(piece), piece.size))
-            .collect();
-        let differs = |piece: &&Piece| sizes.get(&key(piece)).is_some_and(|size| *size != piece.size);
-        found.extend(wal.pieces.iter().filter(differs).map(|piece| (*timeline, *piece)));
-    }
-    found
-}
-
-fn key(piece: &Piece) -> (Lsn, Lsn, PieceKind) {
-    (piece.range.start, piece.range.end, piece.kind)
+pub(crate) fn doubtful(ours: &[Piece], theirs: &[Piece]) -> Vec<Piece> {
+    let key = |piece: &Piece| (piece.range.start, piece.range.end, piece.kind);
+    let sizes: BTreeMap<(Lsn, Lsn, PieceKind), u64> =
+        theirs.iter().map(|piece| (key(piece), piece.size)).collect();
+    let differs = |piece: &&Piece| sizes.get(&key(piece)).is_some_and(|size| *size != piece.size);
+    ours.iter().filter(differs).copied().collect()
 }
 
 /// The base backups that are visible anywhere, by where they start.
@@ -178,10 +289,6 @@ fn end_of(timeline: TimelineId, piece: &Piece) -> Position {
         timeline,
         lsn: piece.range.end,
     }
-}
-
-fn wal_step((timeline, piece, peer): (TimelineId, Piece, usize)) -> Step {
-    Step::Wal(timeline, piece, peer)
 }
 
 /// Whether `peer`, where the base backup is visible, has an object of it that is not here.

@@ -1,27 +1,28 @@
-//! What one region lists: the WAL of a timeline, the recorded gaps, the objects of base backups.
+//! What one region lists: the WAL of a timeline, the objects of base backups.
 //!
 //! Owns: listing no more than can matter. Tail chunks stay for a long time after their segment object was
-//! stored, so they are listed only where segment objects leave something open. Reads keys, never content.
+//! stored, so they are listed only where segment objects leave something open. A range is listed to its end and no
+//! further, and a long one in slices, because an archive only grows. Reads keys, never content.
 
 use std::collections::BTreeMap;
 
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{BackupId, Key, Layout, Lsn, LsnRange, SegmentName, SegmentSize, TimelineId};
-use highwater_store::{ErrorKind, LIST_PAGE, Operation, Store, StoreError, list_all};
+use highwater_store::{ErrorKind, LIST_PAGE, LONG_PAGE, Meta, Operation, Store, StoreError};
 
 use crate::error::{AgentError, Result};
-use crate::inventory::gaps;
 use crate::segmenter::object_start;
 
-/// One timeline in one region.
+/// Objects of WAL that a part of a timeline may consist of.
+const ALL: usize = usize::MAX;
+
+/// A part of one timeline in one region.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wal {
-    /// Every piece that matters, those hidden by others too.
+pub(crate) struct Slice {
+    /// Every piece that begins before `until`, those hidden by others too.
     pub(crate) pieces: Vec<Piece>,
-    /// What they cover.
-    pub(crate) coverage: Coverage,
-    /// Holes recorded on purpose.
-    pub(crate) gaps: Vec<LsnRange>,
+    /// The part ends here. Where it was cut short, an object begins here.
+    pub(crate) until: Lsn,
 }
 
 /// The objects of one base backup in one region.
@@ -43,31 +44,46 @@ pub(crate) struct Listing<'a> {
 }
 
 impl Listing<'_> {
-    /// What the region lists of `timeline` from the object that holds `from` on.
-    pub(crate) async fn wal(&self, store: &dyn Store, timeline: TimelineId, from: Lsn) -> Result<Wal> {
-        let mut wal = self.pieces(store, timeline, from).await?;
-        wal.gaps = gaps(store, self.layout, timeline).await?;
-        Ok(wal)
-    }
-
-    /// What these pieces cover.
+    /// What the pieces of `timeline` cover that begin before the end of `range`, from the object on that holds its start.
     pub(crate) async fn coverage(
         &self,
         store: &dyn Store,
         timeline: TimelineId,
-        from: Lsn,
+        range: LsnRange,
     ) -> Result<Coverage> {
-        Ok(self.pieces(store, timeline, from).await?.coverage)
+        let all = self.slice(store, timeline, range, ALL).await?;
+        Ok(all.pieces.into_iter().collect())
     }
 
-    async fn pieces(&self, store: &dyn Store, timeline: TimelineId, from: Lsn) -> Result<Wal> {
-        let from = object_start(self.size, from);
-        let mut wal = Wal::default();
-        self.segments(store, timeline, from, &mut wal).await?;
-        for open in open_ranges(from, &wal.coverage.runs()) {
-            self.tails(store, timeline, open, &mut wal).await?;
+    /// The pieces of `timeline` that begin before the end of `range`, from the object on that holds its start; where they
+    /// are more than about `limit`, the first of them.
+    pub(crate) async fn slice(
+        &self,
+        store: &dyn Store,
+        timeline: TimelineId,
+        range: LsnRange,
+        limit: usize,
+    ) -> Result<Slice> {
+        let mut range = LsnRange {
+            start: object_start(self.size, range.start),
+            end: range.end,
+        };
+        let mut pieces = Vec::new();
+        range.end = self.segments(store, timeline, range, limit, &mut pieces).await?;
+        let segments = pieces.len();
+        for open in open_ranges(range, &pieces) {
+            let left = limit.saturating_sub(pieces.len() - segments);
+            let end = self.tails(store, timeline, open, left, &mut pieces).await?;
+            if end < open.end {
+                range.end = end;
+                break;
+            }
         }
-        Ok(wal)
+        pieces.retain(|piece| piece.range.start < range.end);
+        Ok(Slice {
+            pieces,
+            until: range.end,
+        })
     }
 
     /// Everything that holds a byte of `range`, chunks that a segment object hides included.
@@ -77,111 +93,213 @@ impl Listing<'_> {
         timeline: TimelineId,
         range: LsnRange,
     ) -> Result<Vec<Piece>> {
-        let mut wal = Wal::default();
-        self.segments(store, timeline, object_start(self.size, range.start), &mut wal)
-            .await?;
-        wal.pieces.retain(|piece| piece.range.start < range.end);
-        self.tails(store, timeline, range, &mut wal).await?;
-        Ok(wal.pieces)
+        let mut pieces = Vec::new();
+        self.segments(store, timeline, range, ALL, &mut pieces).await?;
+        self.tails(store, timeline, range, ALL, &mut pieces).await?;
+        Ok(pieces)
     }
 
+    /// At most `limit` segment objects from the one on that holds the start of `range`. Gives the end of the range, or
+    /// where the first one begins that was too many.
     async fn segments(
         &self,
         store: &dyn Store,
         timeline: TimelineId,
-        from: Lsn,
-        into: &mut Wal,
-    ) -> Result<()> {
-        let before = self.size.segment_number(from).checked_sub(1);
+        range: LsnRange,
+        limit: usize,
+        into: &mut Vec<Piece>,
+    ) -> Result<Lsn> {
+        let before = self.size.segment_number(range.start).checked_sub(1);
         let before = before.map(|number| self.layout.segment(SegmentName { timeline, number }, self.size));
-        for meta in list_all(store, &self.layout.segment_dir(timeline), before.as_deref()).await? {
-            let Some(Key::Segment(name)) = self.layout.parse(&meta.key) else {
-                continue;
-            };
-            if let Some(name) = name.resolve(self.size) {
-                into.insert(Piece {
-                    range: name.range(self.size),
+        // So many can be in the range, and one more ends it.
+        let fit = usize::try_from(range.len() / self.size.bytes()).unwrap_or(ALL);
+        let wanted = limit.min(fit.saturating_add(2)).saturating_add(1);
+        let directory = self.layout.segment_dir(timeline);
+        let mut pages = Pages::new(store, directory, before, wanted, limit);
+        while let Some(page) = pages.next().await? {
+            for Meta { key, size } in page {
+                let Some(Key::Segment(name)) = self.layout.parse(&key) else {
+                    continue;
+                };
+                let Some(segment) = name.resolve(self.size).map(|name| name.range(self.size)) else {
+                    continue;
+                };
+                if segment.start >= range.end {
+                    return Ok(range.end);
+                }
+                if into.len() >= limit {
+                    return Ok(segment.start);
+                }
+                into.push(Piece {
+                    range: segment,
                     kind: PieceKind::Segment,
-                    size: meta.size,
+                    size,
                 });
             }
         }
-        Ok(())
+        Ok(range.end)
     }
 
-    /// Tail chunks that reach into `open`. None begins before the object that holds its start.
+    /// Tail chunks that reach into `open`: those of at least one object, and of no more when they are `limit`. Gives the
+    /// end of what was listed. No chunk begins before the object that holds its start.
     async fn tails(
         &self,
         store: &dyn Store,
         timeline: TimelineId,
         open: LsnRange,
-        into: &mut Wal,
-    ) -> Result<()> {
+        limit: usize,
+        into: &mut Vec<Piece>,
+    ) -> Result<Lsn> {
         let directory = self.layout.tail_dir(timeline);
         // A chunk that begins there sorts after this: its key goes on.
-        let mut after = format!("{directory}{}", object_start(self.size, open.start).hex16());
-        loop {
-            let page = store.list(&directory, Some(&after), LIST_PAGE).await?;
-            let Some(last) = page.entries.last().map(|meta| meta.key.clone()) else {
-                return match page.more {
-                    true => Err(stuck(store, &directory)),
-                    false => Ok(()),
-                };
-            };
-            for meta in page.entries {
-                let Some(Key::Tail(_, range)) = self.layout.parse(&meta.key) else {
+        let after = format!("{directory}{}", object_start(self.size, open.start).hex16());
+        let (mut found, mut last) = (0, None::<Lsn>);
+        // Where there are no segment objects everything is in chunks.
+        let first = match into.is_empty() && limit < ALL {
+            true => limit.saturating_add(1),
+            false => LIST_PAGE,
+        };
+        let mut pages = Pages::new(store, directory, Some(after), first, limit);
+        while let Some(page) = pages.next().await? {
+            for Meta { key, size } in page {
+                let Some(Key::Tail(_, range)) = self.layout.parse(&key) else {
                     continue;
                 };
                 if range.start >= open.end {
-                    return Ok(());
+                    return Ok(open.end);
                 }
-                if range.end > open.start {
-                    into.insert(Piece {
-                        range,
-                        kind: PieceKind::Tail,
-                        size: meta.size,
-                    });
+                if range.end <= open.start {
+                    continue;
                 }
+                let object = object_start(self.size, range.start);
+                if found >= limit && last != Some(object) {
+                    return Ok(object);
+                }
+                (found, last) = (found + 1, Some(object));
+                into.push(Piece {
+                    range,
+                    kind: PieceKind::Tail,
+                    size,
+                });
             }
-            if !page.more {
-                return Ok(());
-            }
-            if last <= after {
-                return Err(stuck(store, &directory));
-            }
-            after = last;
         }
+        Ok(open.end)
     }
 
     /// Every base backup of which the region holds anything.
     pub(crate) async fn backups(&self, store: &dyn Store) -> Result<BTreeMap<BackupId, Base>> {
         let directory = self.layout.base_dir();
-        let (mut found, mut after) = (BTreeMap::<BackupId, Base>::new(), None::<String>);
-        loop {
-            let page = store.list(&directory, after.as_deref(), LIST_PAGE).await?;
-            let last = page.entries.last().map(|meta| meta.key.clone());
-            for meta in page.entries {
-                match self.layout.parse(&meta.key) {
+        let mut found = BTreeMap::<BackupId, Base>::new();
+        let mut pages = Pages::new(store, directory, None, LIST_PAGE, ALL);
+        while let Some(page) = pages.next().await? {
+            for Meta { key, size } in page {
+                match self.layout.parse(&key) {
                     Some(Key::Backup(id)) => found.entry(id).or_default().visible = true,
                     Some(Key::Manifest(id)) => found.entry(id).or_default().manifest = true,
                     Some(Key::Pack(id, number)) => {
-                        found.entry(id).or_default().packs.insert(number, meta.size);
+                        found.entry(id).or_default().packs.insert(number, size);
                     }
                     _ => {}
                 }
             }
-            if !page.more || last.is_none() || last <= after {
-                return Ok(found);
-            }
-            after = last;
         }
+        Ok(found)
     }
 }
 
-impl Wal {
-    fn insert(&mut self, piece: Piece) {
-        self.pieces.push(piece);
-        self.coverage.insert(piece);
+/// One timeline in one region, from one place on, slice by slice.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a> {
+    listing: Listing<'a>,
+    store: &'a dyn Store,
+    timeline: TimelineId,
+    /// What was listed and not yet taken.
+    ahead: Slice,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(listing: Listing<'a>, store: &'a dyn Store, timeline: TimelineId, from: Lsn) -> Self {
+        Self {
+            listing,
+            store,
+            timeline,
+            ahead: Slice {
+                pieces: Vec::new(),
+                until: from,
+            },
+        }
+    }
+
+    /// Lists on, by about `limit` objects, unless what follows `at` is known. Gives the end of what is known.
+    pub(crate) async fn look(&mut self, at: Lsn, limit: usize) -> Result<Lsn> {
+        if self.ahead.until <= at && at < Lsn::MAX {
+            let rest = LsnRange {
+                start: self.ahead.until,
+                end: Lsn::MAX,
+            };
+            let next = self.listing.slice(self.store, self.timeline, rest, limit).await?;
+            self.ahead.pieces.extend(next.pieces);
+            self.ahead.until = next.until;
+        }
+        Ok(self.ahead.until)
+    }
+
+    /// The pieces that begin before `until`, and have not ended before what was taken last.
+    pub(crate) fn take(&mut self, until: Lsn) -> Vec<Piece> {
+        let pieces = self.ahead.pieces.iter();
+        let taken = pieces
+            .filter(|piece| piece.range.start < until)
+            .copied()
+            .collect();
+        self.ahead.pieces.retain(|piece| piece.range.end > until);
+        taken
+    }
+}
+
+/// The keys and sizes below a directory, page by page.
+struct Pages<'a> {
+    store: &'a dyn Store,
+    directory: String,
+    after: Option<String>,
+    first: usize,
+    later: usize,
+    ended: bool,
+}
+
+impl<'a> Pages<'a> {
+    /// Asks for `first` entries, which are most often enough, and then for as many as `limit` asks for at once.
+    fn new(
+        store: &'a dyn Store,
+        directory: String,
+        after: Option<String>,
+        first: usize,
+        limit: usize,
+    ) -> Self {
+        Self {
+            store,
+            directory,
+            after,
+            first: first.clamp(1, LONG_PAGE),
+            // One more ends it.
+            later: limit.saturating_add(1).clamp(LIST_PAGE, LONG_PAGE),
+            ended: false,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Meta>>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let page = self
+            .store
+            .list(&self.directory, self.after.as_deref(), self.first)
+            .await?;
+        let last = page.entries.last().map(|meta| meta.key.clone());
+        if page.more && (last.is_none() || last <= self.after) {
+            return Err(stuck(self.store, &self.directory));
+        }
+        (self.after, self.ended, self.first) = (last, !page.more, self.later);
+        Ok(Some(page.entries))
     }
 }
 
@@ -198,110 +316,21 @@ fn stuck(store: &dyn Store, directory: &str) -> AgentError {
     .into()
 }
 
-/// What segment objects with these runs leave open from `from` on.
-fn open_ranges(from: Lsn, runs: &[LsnRange]) -> Vec<LsnRange> {
-    let (mut open, mut at) = (Vec::new(), from);
-    for run in runs {
-        if run.start > at {
-            open.push(LsnRange::new(at, run.start));
+/// What these segment objects, in order, leave open of `range`.
+fn open_ranges(range: LsnRange, segments: &[Piece]) -> Vec<LsnRange> {
+    let (mut open, mut at) = (Vec::new(), range.start);
+    for segment in segments {
+        if segment.range.start > at {
+            open.push(LsnRange::new(at, segment.range.start));
         }
-        at = at.max(run.end);
+        at = at.max(segment.range.end);
     }
-    open.push(LsnRange::new(at, Lsn::MAX));
+    if at < range.end {
+        open.push(LsnRange::new(at, range.end));
+    }
     open
 }
 
 #[cfg(test)]
-mod tests {
-    use highwater_format::{ClusterName, SystemId, Time};
-    use highwater_store::{MemoryStore, Object, PutMode};
-
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn layout() -> Layout {
-        Layout::new("orders".parse::<ClusterName>().unwrap(), SystemId(7))
-    }
-
-    async fn put(store: &MemoryStore, key: String) {
-        store.put(&key, Object::new("xy"), PutMode::Create).await.unwrap();
-    }
-
-    fn range(start: u64, end: u64) -> LsnRange {
-        LsnRange::new(Lsn(start), Lsn(end))
-    }
-
-    #[tokio::test]
-    async fn chunks_are_listed_only_where_segments_leave_something_open() {
-        let (layout, store) = (layout(), MemoryStore::new("a"));
-        let (timeline, size) = (TimelineId::FIRST, SegmentSize::new(MIB).unwrap());
-        for number in [3, 5] {
-            put(&store, layout.segment(SegmentName { timeline, number }, size)).await;
-        }
-        for chunk in [
-            range(3 * MIB, 3 * MIB + 10),
-            range(4 * MIB, 4 * MIB + 7),
-            range(4 * MIB + 7, 5 * MIB),
-            range(5 * MIB, 5 * MIB + 9),
-            range(6 * MIB, 6 * MIB + 9),
-        ] {
-            put(&store, layout.tail(timeline, chunk)).await;
-        }
-        put(&store, layout.gap(timeline, range(MIB, 2 * MIB))).await;
-        let listing = Listing {
-            layout: &layout,
-            size,
-        };
-        let wal = listing.wal(&store, timeline, Lsn::ZERO).await.unwrap();
-        assert_eq!(wal.coverage.runs(), [range(3 * MIB, 6 * MIB + 9)]);
-        assert_eq!(wal.pieces.len(), 5, "{:?}", wal.pieces);
-        assert_eq!(wal.gaps, [range(MIB, 2 * MIB)]);
-        let late = listing.wal(&store, timeline, Lsn(5 * MIB + 3)).await.unwrap();
-        assert_eq!(late.coverage.runs(), [range(5 * MIB, 6 * MIB + 9)]);
-        // Where the segment object cannot be used its chunks count.
-        let hidden = listing
-            .around(&store, timeline, range(3 * MIB, 4 * MIB))
-            .await
-            .unwrap();
-        let hidden: Vec<LsnRange> = hidden.iter().map(|piece| piece.range).collect();
-        assert_eq!(hidden, [range(3 * MIB, 4 * MIB), range(3 * MIB, 3 * MIB + 10)]);
-    }
-
-    #[tokio::test]
-    async fn objects_of_base_backups_are_told_apart() {
-        let (layout, store) = (layout(), MemoryStore::new("a"));
-        let id = |seconds: i64| {
-            BackupId::new(
-                TimelineId::FIRST,
-                Lsn(0x200_0028),
-                Time::from_unix_micros(seconds * 1_000_000),
-            )
-        };
-        for key in [
-            layout.pack(&id(1), 0),
-            layout.pack(&id(1), 2),
-            layout.manifest(&id(1)),
-            layout.backup(&id(1)),
-            layout.pack(&id(2), 0),
-        ] {
-            put(&store, key).await;
-        }
-        let listing = Listing {
-            layout: &layout,
-            size: SegmentSize::DEFAULT,
-        };
-        let found = listing.backups(&store).await.unwrap();
-        let first = Base {
-            visible: true,
-            manifest: true,
-            packs: BTreeMap::from([(0, 2), (2, 2)]),
-        };
-        assert_eq!(found.get(&id(1)), Some(&first));
-        assert!(
-            found
-                .get(&id(2))
-                .is_some_and(|base| !base.visible && !base.manifest)
-        );
-    }
-}
+#[path = "listing_tests.rs"]
+mod tests;

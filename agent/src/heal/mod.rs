@@ -15,24 +15,24 @@ pub(crate) mod history;
 mod lack;
 pub(crate) mod listing;
 mod report;
+mod slices;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{BackupId, Lsn, LsnRange, TimelineId};
+use highwater_format::{BackupId, LsnRange, TimelineId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::copy::{Copied, CopiedWal, Copier};
 use self::lack::{Held, Lack, Step};
 use self::listing::{Base, Listing};
+use self::slices::{Compared, Doubt};
 use crate::agree::{self, Agreement};
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
-use crate::frontier::Position;
 use crate::identity;
-use crate::inventory::{piece_key, timelines};
 use crate::region::Region;
 use crate::salvage::Damage;
 use crate::state::{Lacks, RegionState};
@@ -46,9 +46,6 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// A region whose calls failed for this long was away, and may have missed something.
 const AWAY: Duration = Duration::from_secs(5);
-
-/// Objects of one key and different sizes that are read per comparison.
-const DOUBTS: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -83,6 +80,8 @@ struct Outcome {
     left: usize,
     /// Not every other region could be read.
     partial: bool,
+    /// There was more to copy than is remembered at once.
+    more: bool,
     /// What cannot be copied because it is damaged everywhere.
     damaged: Vec<Damage>,
 }
@@ -124,8 +123,12 @@ impl Healer {
                 self.wait(SOON).await?;
             }
             self.passes = self.passes.saturating_add(1);
+            let mut more = false;
             let done = match self.pass().await {
-                Ok(outcome) => outcome.left == 0 && !outcome.partial,
+                Ok(outcome) => {
+                    more = outcome.more;
+                    outcome.left == 0 && !outcome.partial
+                }
                 Err(error) if is_of_this_region(&error) => {
                     tracing::warn!(region = self.region.name, %error, "the region could not be compared with the others; it is tried again");
                     false
@@ -134,6 +137,7 @@ impl Healer {
             };
             self.failures = if done { 0 } else { self.failures.saturating_add(1) };
             wait = match self.failures {
+                0 if more => SOON,
                 0 => self.jittered(),
                 failures => self.interval.min(SOON * (1 << (failures - 1).min(8))),
             };
@@ -201,70 +205,26 @@ impl Healer {
             self.agreed = matches!(answer, Agreement::Equal(_));
         }
         let mut outcome = Outcome::default();
-        let (peers, ours, theirs) = self.read(&mut outcome).await?;
+        let Compared {
+            peers,
+            ours,
+            theirs,
+            lack,
+            doubts,
+        } = self.compare(position, &mut outcome).await?;
         self.settle_histories(&peers).await?;
-        self.settle_doubts(&peers, &ours, &theirs).await?;
-        let lack = lack::compare(&ours, &theirs, position);
+        self.settle_doubts(&peers, doubts).await?;
         if lack.steps.is_empty() {
             self.damaged.clear();
         }
         self.note(&ours, &theirs, &lack, outcome.partial);
+        outcome.more = lack.more;
         if !lack.steps.is_empty() {
             self.repair(&peers, &ours, lack, &mut outcome).await?;
             self.damaged = std::mem::take(&mut outcome.damaged);
             self.note_damage();
         }
         Ok(outcome)
-    }
-
-    /// Lists this region and those others that can be read.
-    async fn read(&self, outcome: &mut Outcome) -> Result<(Vec<Arc<Region>>, Held, Vec<Held>)> {
-        let mut ours = Held {
-            backups: self.listing().backups(&*self.region.quick).await?,
-            wal: BTreeMap::new(),
-        };
-        let (mut peers, mut theirs) = (Vec::new(), Vec::new());
-        for peer in agree::peers(&self.shared, &self.region) {
-            match self.listing().backups(&*peer.quick).await {
-                Ok(backups) => {
-                    peers.push(peer);
-                    theirs.push(Held {
-                        backups,
-                        wal: BTreeMap::new(),
-                    });
-                }
-                Err(error) => self.unreadable(&peer, &error, outcome),
-            }
-        }
-        outcome.partial |= peers.len() + 1 < self.shared.archive.regions.len();
-        let floor = lack::oldest_start(std::iter::once(&ours).chain(&theirs));
-        self.read_wal(&self.region, floor, &mut ours).await?;
-        for (peer, held) in peers.iter().zip(&mut theirs) {
-            if let Err(error) = self.read_wal(peer, floor, held).await {
-                self.unreadable(peer, &error, outcome);
-            }
-        }
-        Ok((peers, ours, theirs))
-    }
-
-    fn unreadable(&self, peer: &Region, error: &AgentError, outcome: &mut Outcome) {
-        outcome.partial = true;
-        tracing::warn!(region = self.region.name, with = peer.name, %error, "the regions could not be compared");
-    }
-
-    /// Lists the WAL that base backups may need.
-    async fn read_wal(&self, region: &Region, floor: Option<Position>, into: &mut Held) -> Result<()> {
-        let store = &*region.quick;
-        for timeline in timelines(store, &self.shared.archive.layout).await? {
-            let from = match floor {
-                Some(floor) if floor.timeline > timeline => continue,
-                Some(floor) if floor.timeline == timeline => floor.lsn,
-                _ => Lsn::ZERO,
-            };
-            let wal = self.listing().wal(store, timeline, from).await?;
-            into.wal.insert(timeline, wal);
-        }
-        Ok(())
     }
 
     /// Histories are copied before any WAL of their timeline, and must be the same everywhere.
@@ -282,33 +242,27 @@ impl Healer {
     }
 
     /// Reads a few of the objects that differ in size from those of another region.
-    async fn settle_doubts(&mut self, peers: &[Arc<Region>], ours: &Held, theirs: &[Held]) -> Result<()> {
-        let (layout, size) = (self.shared.archive.layout.clone(), self.shared.segment_size);
-        let mut reads = 0;
-        for (peer, theirs) in peers.iter().zip(theirs) {
-            for (timeline, piece) in lack::doubtful(ours, theirs) {
-                let key = piece_key(&layout, size, timeline, &piece);
-                let name = format!("{} {key}", peer.name);
-                if reads >= DOUBTS || self.settled.contains(&name) {
-                    continue;
-                }
-                reads += 1;
-                match agree::piece(&self.shared, &self.region, peer, timeline, &piece).await {
-                    Ok(readable) => {
-                        if !readable {
-                            tracing::error!(
-                                region = self.region.name,
-                                key,
-                                "the object is damaged here; another region has its own. Nothing is replaced: run `highwater-restore verify`"
-                            );
-                        }
-                        self.settled.insert(name);
+    async fn settle_doubts(&mut self, peers: &[Arc<Region>], doubts: Vec<Doubt>) -> Result<()> {
+        for doubt in doubts {
+            let Some(peer) = peers.get(doubt.peer) else {
+                continue;
+            };
+            let (key, timeline, piece) = (&doubt.key, doubt.timeline, &doubt.piece);
+            match agree::piece(&self.shared, &self.region, peer, timeline, piece).await {
+                Ok(readable) => {
+                    if !readable {
+                        tracing::error!(
+                            region = self.region.name,
+                            key,
+                            "the object is damaged here; another region has its own. Nothing is replaced: run `highwater-restore verify`"
+                        );
                     }
-                    Err(error) if is_of_this_region(&error) => {
-                        tracing::warn!(region = self.region.name, with = peer.name, key, %error, "an object could not be compared");
-                    }
-                    Err(error) => return Err(error),
+                    self.settled.insert(doubt.name(peer));
                 }
+                Err(error) if is_of_this_region(&error) => {
+                    tracing::warn!(region = self.region.name, with = peer.name, key, %error, "an object could not be compared");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -363,7 +317,7 @@ impl Healer {
             left = outcome.left,
             "copied from other regions"
         );
-        if outcome.left == 0 {
+        if outcome.left == 0 && !lack.more {
             self.filled();
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! What the healer tells: to the log, and to the snapshot that status and metrics read.
 
-use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{LsnRange, TimelineId};
 
 use super::Healer;
@@ -56,13 +55,8 @@ impl Healer {
     fn remember(&mut self, ours: &Held) {
         for (timeline, wal) in &ours.wal {
             let known = self.before.entry(*timeline).or_default();
-            let runs = known.iter().copied().chain(wal.coverage.runs());
-            let all = runs.map(|range| Piece {
-                range,
-                kind: PieceKind::Tail,
-                size: 0,
-            });
-            *known = all.collect::<Coverage>().runs();
+            let runs = known.iter().copied().chain(wal.runs.iter().copied());
+            *known = lack::covering(runs).runs();
         }
         let visible = ours.backups.iter().filter(|(_, base)| base.visible);
         self.backups_before.extend(visible.map(|(id, _)| id.clone()));
@@ -136,7 +130,7 @@ fn beyond_help(gone: &[(TimelineId, LsnRange)], theirs: &[Held], partial: bool) 
     let mut nowhere = Vec::new();
     for (timeline, range) in gone {
         let wal = theirs.iter().filter_map(|held| held.wal.get(timeline));
-        let covered: Coverage = wal.flat_map(|wal| wal.coverage.pieces().copied()).collect();
+        let covered = lack::covering(wal.flat_map(|wal| wal.runs.iter().copied()));
         nowhere.extend(covered.holes(*range).into_iter().map(|hole| (*timeline, hole)));
     }
     if nowhere.is_empty() {

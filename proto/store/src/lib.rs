@@ -32,4 +32,4 @@ pub use memory::MemoryStore;
 pub use open::open;
 pub use probe::{Capabilities, probe};
 pub use retry::{NoObserver, RetryObserver, RetryPolicy, Retrying};
-pub use store::{LIST_PAGE, Meta, Object, Page, Put, PutMode, Store, list_all, list_parts};
+pub use store::{LIST_PAGE, LONG_PAGE, Meta, Object, Page, Put, PutMode, Store, list_all, list_parts};

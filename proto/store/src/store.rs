@@ -14,8 +14,12 @@ use crate::{Operation, StoreError};
 /// and must not cost its reader the memory.
 pub(crate) const MAX_READ: u64 = 2 << 30;
 
-/// Entries asked for per page by [`list_all`]. S3 gives at most this many (`MaxKeys` of ListObjectsV2).
+/// Entries asked for per page where few are expected. S3 gives at most this many (`MaxKeys` of ListObjectsV2).
 pub const LIST_PAGE: usize = 1000;
+
+/// Entries asked for per page where all are wanted. A directory is read whole for each page, so that short pages make a
+/// listing of N names cost N² / 1000; this many are about 6 MiB while the page is held.
+pub const LONG_PAGE: usize = 50_000;
 
 /// Bytes to be stored, with the CRC-32 (IEEE, as zip and S3 use it) that the store verifies on arrival.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +133,7 @@ pub async fn list_all(
     let mut all: Vec<Meta> = Vec::new();
     let mut after = start_after.map(str::to_owned);
     loop {
-        let page = store.list(prefix, after.as_deref(), LIST_PAGE).await?;
+        let page = store.list(prefix, after.as_deref(), LONG_PAGE).await?;
         let more = page.more;
         all.extend(page.entries);
         if !more {

@@ -8,7 +8,7 @@ use highwater_format::{
     container::MAX_OBJECT_PLAIN,
     coverage::{Piece, PieceKind},
 };
-use highwater_store::{LIST_PAGE, Store, StoreError, list_all};
+use highwater_store::{LIST_PAGE, LONG_PAGE, Store, StoreError, list_all};
 
 use super::{TimelineView, read::open_ranges};
 
@@ -89,8 +89,10 @@ async fn tails(
     let directory = layout.tail_dir(timeline);
     let from = open.start.saturating_sub(MAX_OBJECT_PLAIN);
     let mut after = (from > Lsn::ZERO).then(|| format!("{directory}{}", from.hex16()));
+    let mut wanted = LIST_PAGE;
     loop {
-        let page = store.list(&directory, after.as_deref(), LIST_PAGE).await?;
+        let page = store.list(&directory, after.as_deref(), wanted).await?;
+        wanted = LONG_PAGE;
         let Some(last) = page.entries.last().map(|meta| meta.key.clone()) else {
             return Ok(());
         };

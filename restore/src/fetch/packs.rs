@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use highwater_format::BackupId;
 use highwater_format::layout::{Key, Layout};
 use highwater_format::manifest::PackInfo;
-use highwater_store::{ErrorKind, LIST_PAGE, Store, StoreError};
+use highwater_store::{ErrorKind, LONG_PAGE, Store, StoreError};
 
 use super::Sources;
 
@@ -74,7 +74,7 @@ async fn cross_off(
     let directory = format!("{}pack/", layout.backup_dir(id));
     let mut after: Option<String> = None;
     while !wanted.is_empty() {
-        let page = store.list(&directory, after.as_deref(), LIST_PAGE).await?;
+        let page = store.list(&directory, after.as_deref(), LONG_PAGE).await?;
         let last = page.entries.last().map(|meta| meta.key.clone());
         for meta in page.entries {
             if let Some(Key::Pack(_, number)) = layout.parse(&meta.key)

@@ -40,6 +40,9 @@ use root::Root;
 /// bounds how many threads it can take.
 const MAX_CALLS: usize = 32;
 
+/// A page of a listing ends early after this part of the time that a call may take.
+const PAGE_SHARE: u32 = 8;
+
 /// A region in a directory.
 #[derive(Debug)]
 pub(crate) struct FileStore {
@@ -155,11 +158,12 @@ impl Store for FileStore {
     async fn list(&self, prefix: &str, start_after: Option<&str>, max: usize) -> Result<Page, StoreError> {
         check_prefix(&self.region, Operation::List, prefix)?;
         let (wanted, after) = (prefix.to_owned(), start_after.map(str::to_owned));
+        let patience = self.timeout / PAGE_SHARE;
         self.run(Operation::List, prefix, move |root| {
             if !root.look()? {
                 return Ok(Page::default());
             }
-            list::list(root.path(), &wanted, after.as_deref(), max.max(1))
+            list::list(root.path(), &wanted, after.as_deref(), max.max(1), patience)
         })
         .await
     }

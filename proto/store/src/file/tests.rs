@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{conformance, list_all, open as open_region};
+use crate::{FaultyStore, conformance, list_all, open as open_region};
 
 fn config(dir: &Path) -> RegionConfig {
     RegionConfig::new("disk", format!("file://{}", dir.display()))
@@ -265,4 +265,15 @@ async fn objects_are_not_for_everyone() {
     put(store.as_ref(), "key", "x", PutMode::Create).await.unwrap();
     let mode = fs::metadata(dir.path().join("key")).unwrap().permissions().mode();
     assert_eq!(mode & 0o007, 0, "{mode:o}");
+}
+
+#[tokio::test]
+async fn a_whole_listing_takes_few_pages() {
+    let dir = TempDir::new().unwrap();
+    for number in 0..1200 {
+        fs::write(dir.path().join(format!("{number:05}")), "x").unwrap();
+    }
+    let store = FaultyStore::new(store_in(dir.path()).await);
+    assert_eq!(list_all(&store, "", None).await.unwrap().len(), 1200);
+    assert_eq!(store.calls(Operation::List), 1);
 }
