@@ -303,7 +303,7 @@ fn a_server_that_was_rolled_back_is_found_out_though_no_region_answers_at_first(
         scene.sim.change(|world| world.write(2 * world.segment()));
         sleep(Duration::from_secs(60)).await;
         scene.regions.iter().for_each(|region| region.freeze(false));
-        let refused = tokio::time::timeout(Duration::from_secs(120), until_ended(&mut scene)).await;
+        let refused = timeout(Duration::from_secs(120), until_ended(&mut scene)).await;
         let mut world = scene.sim.lock();
         assert_eq!(world.broken, None);
         assert!(refused.is_ok() && world.diverged(), "{refused:?}");
