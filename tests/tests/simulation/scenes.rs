@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::region::Weather;
 use crate::schedule::{Schedule, Theme, runtime};
 use crate::wire::lsn;
-use crate::world::Power;
+use crate::world::{Power, World};
 
 /// Lets time pass until the agent, which was told to end, has ended.
 async fn until_ended(scene: &mut Schedule) {
@@ -222,6 +222,66 @@ fn the_stream_begins_again_where_the_front_of_the_open_segment_is_gone() {
     });
 }
 
+/// An agent that streams, and whose server then changes in this way and makes it connect anew.
+async fn connecting_anew(change: impl FnOnce(&mut World)) -> Schedule {
+    let mut scene = Schedule::new(Theme::Storage, 1);
+    scene.sim.change(|world| world.write(50_000));
+    scene.start_agent();
+    sleep(Duration::from_secs(8)).await;
+    scene.sim.change(|world| {
+        change(world);
+        world.disconnect();
+        world.write(20_000);
+    });
+    sleep(Duration::from_secs(8)).await;
+    scene
+}
+
+/// How many lines of the log hold `text`.
+fn noted(scene: &Schedule, text: &str) -> usize {
+    let world = scene.sim.lock();
+    world.log.iter().filter(|line| line.contains(text)).count()
+}
+
+/// A host that loses its power in the middle of a conversation says no good-bye: it is left after a minute, and asked for anew.
+#[test]
+fn a_server_that_answers_no_more_is_left_and_asked_again() {
+    runtime().block_on(async {
+        let mut scene = connecting_anew(|world| world.unanswered = Some("SHOW in_hot_standby")).await;
+        assert_eq!(noted(&scene, "no answer to"), 1);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(noted(&scene, "no answer to"), 2);
+        scene.sim.lock().unanswered = None;
+        scene.settle().await;
+        assert_eq!(scene.sim.lock().broken, None);
+    });
+}
+
+/// What a stream waits for before it begins is not waited for when the agent is told to stop.
+#[test]
+fn an_agent_that_waits_for_an_answer_stops_at_once() {
+    runtime().block_on(async {
+        let mut scene = connecting_anew(|world| world.unanswered = Some("START_REPLICATION")).await;
+        assert_eq!(noted(&scene, "no answer to"), 1);
+        scene.agent.stop();
+        let stopped = timeout(Duration::from_secs(10), until_ended(&mut scene)).await;
+        assert!(stopped.is_ok(), "it still runs");
+        assert_eq!(scene.sim.lock().broken, None);
+    });
+}
+
+/// A server that is stopped (SIGSTOP) reads nothing, so that the last status message may never be sent.
+#[test]
+fn an_agent_stops_though_its_server_does_not_listen() {
+    runtime().block_on(async {
+        let mut scene = connecting_anew(|world| world.deaf = true).await;
+        scene.agent.stop();
+        let stopped = timeout(Duration::from_secs(60), until_ended(&mut scene)).await;
+        assert!(stopped.is_ok(), "it still runs");
+        assert_eq!(scene.sim.lock().broken, None);
+    });
+}
+
 /// The archive ends with a whole segment, and no region answers when a server connects that was rolled back and has grown
 /// past that place: nothing of it follows what is archived.
 #[test]
@@ -243,7 +303,7 @@ fn a_server_that_was_rolled_back_is_found_out_though_no_region_answers_at_first(
         scene.sim.change(|world| world.write(2 * world.segment()));
         sleep(Duration::from_secs(60)).await;
         scene.regions.iter().for_each(|region| region.freeze(false));
-        let refused = tokio::time::timeout(Duration::from_secs(120), until_ended(&mut scene)).await;
+        let refused = timeout(Duration::from_secs(120), until_ended(&mut scene)).await;
         let mut world = scene.sim.lock();
         assert_eq!(world.broken, None);
         assert!(refused.is_ok() && world.diverged(), "{refused:?}");
