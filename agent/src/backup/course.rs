@@ -61,6 +61,11 @@ impl Served {
         })
     }
 
+    /// The bytes themselves.
+    pub(crate) fn into_plain(self) -> Vec<u8> {
+        self.plain
+    }
+
     /// Where it ends.
     pub(crate) fn end(&self) -> Lsn {
         self.range.end
@@ -126,7 +131,7 @@ async fn next(reader: &mut WalReader, timeline: TimelineId) -> Result<Bytes> {
 fn promoted(timeline: TimelineId) -> AgentError {
     AgentError::Trouble {
         what: format!("the server's stream of timeline {timeline} ended before its own end of WAL"),
-        next: "It was promoted or stopped just now; back up again".into(),
+        next: "It was promoted or stopped just now; try again".into(),
     }
 }
 
@@ -136,7 +141,7 @@ fn silent(range: LsnRange) -> AgentError {
             "the server has not sent its WAL {range} for {} s, which has to be compared with the archive's",
             PATIENCE.as_secs()
         ),
-        next: "See its log; then back up again".into(),
+        next: "See its log; then try again".into(),
     }
 }
 

@@ -11,7 +11,7 @@
 
 pub mod command;
 mod compressors;
-mod course;
+pub(crate) mod course;
 mod entries;
 pub(crate) mod list;
 mod packs;

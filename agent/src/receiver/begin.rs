@@ -3,12 +3,14 @@
 //! Owns: where the comparison begins, and what is done where the archive has lost some of it. Does not own: reading it
 //! back and comparing ([`super::overlap`]).
 
+use bytes::Bytes;
 use highwater_format::{History, Lsn, LsnRange, TimelineId};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Receiver;
 use super::overlap::{Overlap, Unread, cannot_read};
+use crate::backup::course::Served;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{Ends, Span};
@@ -32,12 +34,12 @@ impl Receiver {
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
         if let Some(after) = resume.after {
-            return self.common_start(resume, after, history).await;
+            return self.common_start(resume, after, history, view).await;
         }
         let timeline = resume.timeline;
         if resume.start == resume.sealed
             && !self.removed
-            && let Some(overlap) = self.last_object(resume, view).await?
+            && let Some(overlap) = self.object_before(timeline, resume.sealed, view).await?
         {
             resume.start = overlap.range().start;
             return Ok(overlap);
@@ -55,16 +57,21 @@ impl Receiver {
         }
     }
 
-    /// The object that ends where the stream goes on; none where the archive does not hold it. One that should be there and
-    /// cannot be read keeps the stream from beginning, as long as the server still has that WAL: it could be another course.
-    async fn last_object(&mut self, resume: &Resume, view: &ServerView) -> Result<Option<Overlap>> {
-        let (shared, timeline) = (&self.context.shared, resume.timeline);
-        let error = match before(shared, timeline, resume.sealed, &mut self.lacking_since).await? {
+    /// The object that ends with `end`; none where the archive does not hold it. One that should be there and cannot be read
+    /// keeps the stream from beginning, as long as the server still has that WAL: it could be another course.
+    async fn object_before(
+        &mut self,
+        timeline: TimelineId,
+        end: Lsn,
+        view: &ServerView,
+    ) -> Result<Option<Overlap>> {
+        let shared = &self.context.shared;
+        let error = match before(shared, timeline, end, &mut self.lacking_since).await? {
             Before::Held(overlap) => return Ok(Some(overlap)),
             Before::Unheld => return Ok(None),
             Before::Unread(error) => error,
         };
-        let start = object_start(shared.segment_size, resume.sealed.saturating_sub(1));
+        let start = object_start(shared.segment_size, end.saturating_sub(1));
         let from = Span {
             timeline,
             range: LsnRange { start, end: start },
@@ -79,7 +86,7 @@ impl Receiver {
         match is_there {
             Ok(false) => {
                 tracing::warn!(
-                    %error, sealed = %resume.sealed,
+                    %error, %end,
                     "the server no longer has the WAL before it either: the stream goes on from there without comparing it"
                 );
                 self.removed = true;
@@ -120,9 +127,16 @@ impl Receiver {
         Ok(rest)
     }
 
-    /// A timeline's first segment begins with what the server had on the timeline before, and so must the archive.
-    /// A server that was rolled back and then promoted is found out here.
-    async fn common_start(&self, resume: &Resume, after: Position, history: &History) -> Result<Overlap> {
+    /// A timeline's first object begins with what the server had on the timeline before, and so must the archive. A
+    /// server that was rolled back and then promoted is found out here. A timeline that begins with an object has nothing of
+    /// the one before in it, which is asked for by itself then.
+    async fn common_start(
+        &mut self,
+        resume: &Resume,
+        after: Position,
+        history: &History,
+        view: &ServerView,
+    ) -> Result<Overlap> {
         let left = history
             .switch_of(after.timeline)
             .map_or(resume.start, |switch| switch.min(after.lsn));
@@ -130,10 +144,36 @@ impl Receiver {
             start: resume.start,
             end: left.max(resume.start),
         };
+        if range.is_empty() && !self.removed {
+            self.compare_before(after.timeline, range.start, view).await?;
+        }
         // Where the archive has a gap there is nothing to compare with.
         let held = Overlap::load_if_held(&self.context.shared, after.timeline, range).await?;
         let nothing = || Overlap::nothing(resume.timeline, resume.start);
         Ok(held.unwrap_or_else(nothing).withholding())
+    }
+}
+
+impl Receiver {
+    /// Compares the object that ends with `end` with what the server has there, on a timeline that the server has left. What
+    /// the server no longer has cannot be compared.
+    async fn compare_before(&mut self, timeline: TimelineId, end: Lsn, view: &ServerView) -> Result<()> {
+        let Some(mut held) = self.object_before(timeline, end, view).await? else {
+            return Ok(());
+        };
+        let (context, archive) = (&self.context, &self.context.shared.archive);
+        let _charge = context.shared.budget.charge(held.range().len());
+        match Served::before(&context.conninfo, archive, timeline, end).await {
+            Ok(served) => held.pass(Bytes::from(served.into_plain())).map(drop),
+            Err(AgentError::Postgres(error)) if error.is_segment_removed() => {
+                tracing::warn!(
+                    %timeline, %end,
+                    "the server no longer has the end of the timeline before, so that it is not compared with the archive's"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

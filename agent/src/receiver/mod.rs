@@ -309,11 +309,11 @@ impl Receiver {
         resume: &mut Resume,
         view: &ServerView,
     ) -> Result<(History, Overlap, Result<Started, PgError>)> {
+        let history = server::history_of(&mut connection, resume.timeline).await?;
+        let overlap = self.overlap(resume, &history, view).await?;
         if let Some(after) = resume.after {
             self.follow_history(&mut connection, resume, after).await?;
         }
-        let history = server::history_of(&mut connection, resume.timeline).await?;
-        let overlap = self.overlap(resume, &history, view).await?;
         self.send(Work::Begin(resume.timeline)).await?;
         // A slot that a stream uses cannot be moved by anybody else.
         let acknowledges = self.context.acknowledges(self.standby);

@@ -396,7 +396,7 @@ impl Schedule {
     }
 
     /// Promotion of this server, or of a standby `elsewhere` that may lag and has no slot.
-    fn promote(&mut self, elsewhere: bool) {
+    pub(crate) fn promote(&mut self, elsewhere: bool) {
         if self.proper.is_some() {
             return;
         }
