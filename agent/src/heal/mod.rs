@@ -41,6 +41,9 @@ use crate::uploader::{Shared, is_of_this_region};
 /// The first comparison comes this long after the region is in use: a start has more urgent things to do.
 const FIRST: Duration = Duration::from_secs(10);
 
+/// So much later the next region's turn comes: in the same moment their order would be drawn at random.
+const STAGGER: Duration = Duration::from_millis(1);
+
 /// After a region was away, or something could not be copied, the next comparison comes this soon.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -115,7 +118,7 @@ impl Healer {
     }
 
     async fn persist(&mut self) -> Result<()> {
-        let mut wait = FIRST.min(self.interval);
+        let mut wait = FIRST.min(self.interval) + STAGGER * u32::try_from(self.region.index).unwrap_or(0);
         loop {
             let away = self.wait(wait).await?;
             if away && wait > SOON {
