@@ -16,7 +16,7 @@ use crate::archived::{ReadBack, read_back};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
-use crate::inventory::{coverage_within, piece_key};
+use crate::inventory::{coverage, piece_key};
 use crate::region::{Compared, Region, compare};
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
@@ -162,7 +162,7 @@ async fn read_tail(shared: &Shared, region: &Region, at: Position) -> Result<Opt
     };
     let from = tail_start(shared, at);
     let wanted = LsnRange::new(from, at.lsn);
-    let held = coverage_within(&*region.quick, layout, size, at.timeline, wanted).await?;
+    let held = coverage(&*region.quick, layout, size, at.timeline, wanted).await?;
     let run = held
         .runs()
         .into_iter()
@@ -197,7 +197,7 @@ fn in_window(shared: &Shared, region: &Region, tail: &Tail) -> Result<bool> {
 /// Compares with another region as far as it holds the tail; false if it holds nothing of it.
 async fn with_peer(shared: &Shared, region: &Region, peer: &Region, tail: &Tail) -> Result<bool> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
-    let held = coverage_within(&*peer.quick, layout, size, tail.timeline, tail.range).await?;
+    let held = coverage(&*peer.quick, layout, size, tail.timeline, tail.range).await?;
     let common = held.runs().into_iter().filter_map(|run| {
         let common = run.intersect(tail.range)?;
         (!common.is_empty()).then_some(common)

@@ -13,7 +13,7 @@ use crate::blocking;
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::heal::listing::Listing;
-use crate::inventory::{coverage_within, piece_key};
+use crate::inventory::{coverage, piece_key};
 use crate::region::Archive;
 use crate::uploader::Shared;
 
@@ -90,10 +90,7 @@ pub async fn read_range(
     range: LsnRange,
 ) -> Result<Option<Vec<u8>>> {
     let layout = &archive.layout;
-    let Ok(mut pieces) = coverage_within(store, layout, size, timeline, range)
-        .await?
-        .cover(range)
-    else {
+    let Ok(mut pieces) = coverage(store, layout, size, timeline, range).await?.cover(range) else {
         return Ok(None);
     };
     let mut left: Option<Vec<Piece>> = None;

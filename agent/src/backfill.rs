@@ -17,7 +17,7 @@ use crate::frontier::{DurableLsn, Position};
 use crate::gap;
 use crate::heal::history::whole;
 use crate::held::Part;
-use crate::inventory::{held, held_next, held_within, timelines};
+use crate::inventory::{held, held_next, onward, timelines};
 use crate::region::{Region, get_optional, write_once};
 use crate::salvage::{self, Damage, Rest};
 use crate::state::RegionState;
@@ -81,12 +81,12 @@ async fn try_origin(
     let durable = shared.progress.durable().map(DurableLsn::position);
     let told = durable.or(shared.acknowledged).unwrap_or(furthest).min(furthest);
     let next = LsnRange::new(told.lsn, told.lsn + 1);
-    let beyond = held_within(&*source.quick, layout, size, told.timeline, next).await?;
+    let beyond = held(&*source.quick, layout, size, told.timeline, next).await?;
     let goes_on = told == furthest || beyond.contiguous_end(told.lsn) > told.lsn;
     let at = if goes_on {
         told
     } else {
-        let held = held(&*source.quick, layout, size, furthest.timeline, Lsn::ZERO).await?;
+        let held = held(&*source.quick, layout, size, furthest.timeline, onward(Lsn::ZERO)).await?;
         let run = held.runs().into_iter().find(|run| run.end >= furthest.lsn);
         // Nobody may count for WAL that the source has and does not show.
         let run = run.ok_or_else(|| AgentError::Trouble {

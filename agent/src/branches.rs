@@ -11,7 +11,7 @@ use highwater_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
-use crate::inventory::{coverage, timelines};
+use crate::inventory::{coverage, onward, timelines};
 use crate::region::{Archive, get_optional};
 use crate::state::{Snapshot, State};
 
@@ -44,7 +44,7 @@ pub async fn read(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Resu
     }
     let mut ends = BTreeMap::new();
     for (timeline, start) in forks(&histories) {
-        let held = coverage(store, layout, size, timeline, start).await?;
+        let held = coverage(store, layout, size, timeline, onward(start)).await?;
         ends.insert(timeline, held.contiguous_end(start));
     }
     Ok(branches(&histories, |timeline, start| {

@@ -18,7 +18,7 @@ use crate::archived::{append, read_pieces};
 use crate::blocking;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
-use crate::inventory::coverage_within;
+use crate::inventory::coverage;
 use crate::region::{Region, write_once};
 use crate::uploader::Shared;
 
@@ -35,7 +35,7 @@ pub async fn last_segment(shared: &Shared, region: &Region, at: Position) -> Res
         end,
     };
     let store = &*region.store;
-    let held = coverage_within(store, &shared.archive.layout, size, at.timeline, range).await?;
+    let held = coverage(store, &shared.archive.layout, size, at.timeline, range).await?;
     let Ok(pieces) = held.cover(range) else {
         return Ok(());
     };

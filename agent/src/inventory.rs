@@ -28,22 +28,10 @@ pub async fn timelines(store: &dyn Store, layout: &Layout) -> Result<Vec<Timelin
     Ok(parts.iter().filter_map(timeline).collect())
 }
 
-/// The pieces of `timeline` that reach past the object that holds `from`. Chunks are never removed, so that there may be
-/// millions of them: only those are listed, and held in memory, that no segment object made superfluous.
+/// The pieces of `timeline` from the object on that holds the start of `range`, up to its end: those that begin before that.
+/// To list an archive to its end costs more the longer it gets. Chunks are never removed, so that there may be millions of
+/// them: only those are listed, and held in memory, that no segment object made superfluous.
 pub async fn coverage(
-    store: &dyn Store,
-    layout: &Layout,
-    size: SegmentSize,
-    timeline: TimelineId,
-    from: Lsn,
-) -> Result<Coverage> {
-    let range = LsnRange::new(from, Lsn::MAX);
-    coverage_within(store, layout, size, timeline, range).await
-}
-
-/// As [`coverage`], of the pieces that begin before the end of `range`: to list an archive to its end costs more the
-/// longer it gets.
-pub async fn coverage_within(
     store: &dyn Store,
     layout: &Layout,
     size: SegmentSize,
@@ -53,28 +41,21 @@ pub async fn coverage_within(
     Listing { layout, size }.coverage(store, timeline, range).await
 }
 
-/// The pieces of `timeline` that reach past the object that holds `from`, and every gap that is on record.
+/// As [`coverage`], and every gap that is on record.
 pub async fn held(
-    store: &dyn Store,
-    layout: &Layout,
-    size: SegmentSize,
-    timeline: TimelineId,
-    from: Lsn,
-) -> Result<Held> {
-    let range = LsnRange::new(from, Lsn::MAX);
-    held_within(store, layout, size, timeline, range).await
-}
-
-/// As [`held`], of the pieces that begin before the end of `range`, and every gap.
-pub async fn held_within(
     store: &dyn Store,
     layout: &Layout,
     size: SegmentSize,
     timeline: TimelineId,
     range: LsnRange,
 ) -> Result<Held> {
-    let wal = coverage_within(store, layout, size, timeline, range).await?;
+    let wal = coverage(store, layout, size, timeline, range).await?;
     Ok(Held::new(wal, gaps(store, layout, timeline).await?))
+}
+
+/// All that may follow `from`.
+pub fn onward(from: Lsn) -> LsnRange {
+    LsnRange::new(from, Lsn::MAX)
 }
 
 /// The next `limit` pieces or so of `timeline` from the object on that holds `from`, and every gap: to follow a region
@@ -87,9 +68,8 @@ pub async fn held_next(
     from: Lsn,
     limit: usize,
 ) -> Result<(Held, Lsn)> {
-    let range = LsnRange::new(from, Lsn::MAX);
     let next = Listing { layout, size }
-        .slice(store, timeline, range, limit)
+        .slice(store, timeline, onward(from), limit)
         .await?;
     let wal = next.pieces.into_iter().collect();
     let held = Held::new(wal, gaps(store, layout, timeline).await?);
@@ -153,7 +133,7 @@ pub async fn position(store: &dyn Store, layout: &Layout, size: SegmentSize) -> 
         let end = match end_from_hint(store, layout, size, timeline, hint).await? {
             Some(end) => Some(end),
             None => {
-                let held = held(store, layout, size, timeline, Lsn::ZERO).await?;
+                let held = held(store, layout, size, timeline, onward(Lsn::ZERO)).await?;
                 held.runs().first().map(|run| run.end)
             }
         };
@@ -199,7 +179,7 @@ async fn beyond_listing(
     if end == listed {
         return Ok(end);
     }
-    Ok(held(store, layout, size, timeline, end)
+    Ok(held(store, layout, size, timeline, onward(end))
         .await?
         .contiguous_end(end))
 }
@@ -218,7 +198,7 @@ async fn end_from_hint(
     else {
         return Ok(None);
     };
-    let end = held(store, layout, size, timeline, last_byte)
+    let end = held(store, layout, size, timeline, onward(last_byte))
         .await?
         .contiguous_end(last_byte);
     Ok((end > last_byte).then_some(end))

@@ -174,7 +174,7 @@ async fn chunks_that_segments_made_superfluous_are_not_listed() {
         .put(archive.layout.tail(timeline, open), Object::new("x"))
         .await;
     let store = FaultyStore::new(Arc::new(archive.store));
-    let held = coverage(&store, &archive.layout, size(), timeline, Lsn(MIB))
+    let held = coverage(&store, &archive.layout, size(), timeline, onward(Lsn(MIB)))
         .await
         .unwrap();
     assert_eq!(held.runs(), [LsnRange::new(Lsn(MIB), open.end)]);

@@ -18,7 +18,7 @@ use crate::blocking;
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
-use crate::inventory::coverage;
+use crate::inventory::{coverage, onward};
 use crate::region::Region;
 use crate::uploader::Shared;
 use crate::window::{Item, What};
@@ -44,7 +44,14 @@ impl Strays {
     /// Lists what lies behind `position`.
     pub(crate) async fn find(shared: &Shared, region: &Region, position: Position) -> Result<Self> {
         let (layout, size) = (&shared.archive.layout, shared.segment_size);
-        let held = coverage(&*region.store, layout, size, position.timeline, position.lsn).await?;
+        let held = coverage(
+            &*region.store,
+            layout,
+            size,
+            position.timeline,
+            onward(position.lsn),
+        )
+        .await?;
         let behind = held.pieces().filter(|piece| piece.range.end > position.lsn);
         let pieces: Vec<Piece> = behind.copied().collect();
         if !pieces.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! Where a listing says that the archive reaches the server's position, it may hold another course of it: a server that was
 //! rolled back and went on stands inside what is archived of before. A base backup of that server could never be restored
-//! with that WAL. Owns: reading the WAL right before a position from the server, and comparing it with a region's.
+//! with that WAL; nor may a stream go on behind it unseen. Owns: reading the WAL right before a position from the server, and comparing it with a region's.
 //! Does not own: that the region holds any ([`super::wal`]).
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::regions::Targets;
 use crate::archived::read_range;
 use crate::error::{AgentError, Result};
-use crate::inventory::coverage_within;
+use crate::inventory::coverage;
 use crate::region::Archive;
 use crate::segmenter::object_start;
 use crate::server;
@@ -75,7 +75,7 @@ impl Served {
     pub(crate) async fn is_held(&self, archive: &Archive, store: &dyn Store) -> Result<bool> {
         let (layout, size) = (&archive.layout, archive.identity.segment_size);
         let (range, timeline) = (self.range, self.timeline);
-        let held = coverage_within(store, layout, size, timeline, range).await?;
+        let held = coverage(store, layout, size, timeline, range).await?;
         let reaches = |run: &LsnRange| run.start < range.end && run.end >= range.end;
         let Some(run) = held.runs().into_iter().find(reaches) else {
             return Ok(false);

@@ -32,8 +32,7 @@ impl WalOf<'_> {
     /// The end of the unbroken WAL that begins with the start of `range`; the start itself if that is not held. It is
     /// looked for no further than the end of the range.
     pub(crate) async fn stored_end(&self, store: &dyn Store, range: LsnRange) -> Result<Lsn> {
-        let held =
-            inventory::coverage_within(store, self.layout, self.segment_size, self.timeline, range).await?;
+        let held = inventory::coverage(store, self.layout, self.segment_size, self.timeline, range).await?;
         Ok(held.contiguous_end(range.start))
     }
 
@@ -41,7 +40,7 @@ impl WalOf<'_> {
     pub(crate) async fn reaches(&self, store: &dyn Store, lsn: Lsn) -> Result<bool> {
         let before = lsn - 1;
         let last = LsnRange::new(before, lsn);
-        let held = inventory::held_within(store, self.layout, self.segment_size, self.timeline, last).await?;
+        let held = inventory::held(store, self.layout, self.segment_size, self.timeline, last).await?;
         Ok(held.contiguous_end(before) >= lsn)
     }
 

@@ -66,12 +66,13 @@ impl Receiver {
         view: &ServerView,
     ) -> Result<Option<Overlap>> {
         let shared = &self.context.shared;
-        let error = match before(shared, timeline, end, &mut self.lacking_since).await? {
+        let start = object_start(shared.segment_size, end.saturating_sub(1));
+        let range = LsnRange { start, end };
+        let error = match read_before(shared, timeline, range, &mut self.lacking_since).await? {
             Before::Held(overlap) => return Ok(Some(overlap)),
             Before::Unheld => return Ok(None),
             Before::Unread(error) => error,
         };
-        let start = object_start(shared.segment_size, end.saturating_sub(1));
         let from = Span {
             timeline,
             range: LsnRange { start, end: start },
@@ -152,9 +153,7 @@ impl Receiver {
         let nothing = || Overlap::nothing(resume.timeline, resume.start);
         Ok(held.unwrap_or_else(nothing).withholding())
     }
-}
 
-impl Receiver {
     /// Compares the object that ends with `end` with what the server has there, on a timeline that the server has left. What
     /// the server no longer has cannot be compared.
     async fn compare_before(&mut self, timeline: TimelineId, end: Lsn, view: &ServerView) -> Result<()> {
@@ -188,17 +187,15 @@ enum Before {
     Unread(AgentError),
 }
 
-/// Reads back the object that ends with `sealed`. A region that does not answer while another one does, and does not hold
+/// Reads back the object `range`. A region that does not answer while another one does, and does not hold
 /// it, is waited for as long as a listing may lag (`lacking` remembers since when). One that holds it and cannot read it is
 /// no such case.
-async fn before(
+async fn read_before(
     shared: &Shared,
     timeline: TimelineId,
-    sealed: Lsn,
+    range: LsnRange,
     lacking: &mut Option<Instant>,
 ) -> Result<Before> {
-    let start = object_start(shared.segment_size, sealed.saturating_sub(1));
-    let range = LsnRange { start, end: sealed };
     let unread: Unread = match Overlap::load(shared, timeline, range).await? {
         Ok(overlap) => {
             *lacking = None;

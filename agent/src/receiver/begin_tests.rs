@@ -25,7 +25,7 @@ fn last() -> highwater_format::coverage::Piece {
 }
 
 async fn looked(world: &World, lacking: &mut Option<Instant>) -> Before {
-    let looked = before(&world.shared, TimelineId::FIRST, Lsn(2 * MIB), lacking);
+    let looked = read_before(&world.shared, TimelineId::FIRST, last().range, lacking);
     looked.await.unwrap()
 }
 

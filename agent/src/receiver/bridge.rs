@@ -19,7 +19,7 @@ use super::Receiver;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{self, Ends, Search, Span};
-use crate::inventory::held;
+use crate::inventory::{held, onward};
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::server;
@@ -264,7 +264,7 @@ impl Receiver {
 async fn held_behind(shared: &Shared, frontier: Position) -> Option<(String, Lsn)> {
     let (layout, size) = (&shared.archive.layout, shared.segment_size);
     let asked = shared.archive.regions.iter().map(|region| async move {
-        let held = held(&*region.quick, layout, size, frontier.timeline, frontier.lsn);
+        let held = held(&*region.quick, layout, size, frontier.timeline, onward(frontier.lsn));
         match timeout(ASKED, held).await {
             Ok(Ok(held)) => Some((region.name.clone(), held.contiguous_end(frontier.lsn))),
             Ok(Err(error)) => {

@@ -14,7 +14,7 @@ use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
-use crate::inventory::coverage;
+use crate::inventory::{coverage, onward};
 use crate::region::Region;
 use crate::uploader::Shared;
 use crate::window::{Item, What};
@@ -235,7 +235,7 @@ async fn starts_of_rest(shared: &Shared, timeline: TimelineId, range: LsnRange) 
     let mut starts = Vec::new();
     for region in reaching(shared, timeline, stored) {
         let (layout, size) = (&shared.archive.layout, shared.segment_size);
-        let mut held = coverage(&*region.quick, layout, size, timeline, range.start).await?;
+        let mut held = coverage(&*region.quick, layout, size, timeline, onward(range.start)).await?;
         held.extend(in_memory.pieces().copied());
         starts.extend(start_in(&held));
     }

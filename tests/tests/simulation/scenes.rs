@@ -257,16 +257,20 @@ fn a_server_that_answers_no_more_is_left_and_asked_again() {
     });
 }
 
+async fn stops_within(scene: &mut Schedule, patience: Duration) {
+    scene.agent.stop();
+    let stopped = timeout(patience, until_ended(scene)).await;
+    assert!(stopped.is_ok(), "it still runs");
+    assert_eq!(scene.sim.lock().broken, None);
+}
+
 /// What a stream waits for before it begins is not waited for when the agent is told to stop.
 #[test]
 fn an_agent_that_waits_for_an_answer_stops_at_once() {
     runtime().block_on(async {
         let mut scene = connecting_anew(|world| world.unanswered = Some("START_REPLICATION")).await;
         assert_eq!(noted(&scene, "no answer to"), 1);
-        scene.agent.stop();
-        let stopped = timeout(Duration::from_secs(10), until_ended(&mut scene)).await;
-        assert!(stopped.is_ok(), "it still runs");
-        assert_eq!(scene.sim.lock().broken, None);
+        stops_within(&mut scene, Duration::from_secs(10)).await;
     });
 }
 
@@ -275,10 +279,7 @@ fn an_agent_that_waits_for_an_answer_stops_at_once() {
 fn an_agent_stops_though_its_server_does_not_listen() {
     runtime().block_on(async {
         let mut scene = connecting_anew(|world| world.deaf = true).await;
-        scene.agent.stop();
-        let stopped = timeout(Duration::from_secs(60), until_ended(&mut scene)).await;
-        assert!(stopped.is_ok(), "it still runs");
-        assert_eq!(scene.sim.lock().broken, None);
+        stops_within(&mut scene, Duration::from_secs(60)).await;
     });
 }
 
