@@ -1,9 +1,11 @@
+use bytes::Bytes;
 use highwater_config::Policy;
 use highwater_format::TimelineId;
 use highwater_format::coverage::PieceKind;
 
 use super::*;
 use crate::test_world::{MIB, World, piece, world};
+use crate::window::{Item, What};
 
 fn at(mib: u64) -> Position {
     Position {
@@ -262,6 +264,39 @@ async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_ther
     assert_eq!(reached, on_two(4));
     assert!(world.has(0, &history).await);
     assert!(!world.has(0, &layout.tail(two, range)).await);
+}
+
+/// The only region that had stored the history has lost it, and the window has forgotten it: another one that is still on
+/// the timeline before gets it all the same.
+#[tokio::test(start_paused = true)]
+async fn a_history_that_was_lost_where_it_was_stored_comes_from_the_stream() {
+    let world = world(Policy::Any);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
+    let two = on_two(0).timeline;
+    shared.progress.stored(1, on_two(6));
+    let range = LsnRange::new(at(4).lsn, at(6).lsn);
+    world.put(1, &layout.tail(two, range), "wal").await;
+    assert_eq!(step(&world, at(4)).await, at(4), "nothing says where it began");
+
+    shared.window.attach(1, at(4)).unwrap();
+    let (key, content) = (
+        layout.history(two),
+        Bytes::from_static(b"1\t0/400000\tpromoted\n"),
+    );
+    shared.window.push(Item {
+        key: key.clone(),
+        object: Object::new(content),
+        what: What::History {
+            timeline: two,
+            begins: at(4).lsn,
+            after: at(4),
+        },
+        charge: None,
+    });
+    shared.window.passed(1, 1);
+    assert!(!shared.window.reaches(at(4)), "it is forgotten");
+    assert_eq!(step(&world, at(4)).await, on_two(4));
+    assert!(world.has(0, &key).await);
 }
 
 /// What is left of a history file may tell another switch: nothing is begun with it.

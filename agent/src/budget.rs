@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 /// The limit and what is charged against it.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub struct Budget {
     limit: u64,
     used: AtomicU64,
     freed: Notify,
+    turns: Mutex<()>,
 }
 
 impl Budget {
@@ -25,6 +26,7 @@ impl Budget {
             limit,
             used: AtomicU64::new(0),
             freed: Notify::new(),
+            turns: Mutex::new(()),
         })
     }
 
@@ -61,6 +63,14 @@ impl Budget {
             }
             freed.await;
         }
+    }
+
+    /// Waits until nobody else reads back WAL only to compare it, and until there is room: many regions at once would
+    /// each charge as much as the end of a region's WAL, without waiting, and the stream would wait for them.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        let turn = self.turns.lock().await;
+        self.room().await;
+        turn
     }
 
     fn release(&self, bytes: u64) {
@@ -115,5 +125,18 @@ mod tests {
         drop(second);
         waiter.await.unwrap();
         assert_eq!(budget.used(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_compares_waits_for_its_turn_and_for_room() {
+        let budget = Budget::new(10);
+        let soon = std::time::Duration::from_secs(1);
+        let turn = budget.turn().await;
+        assert!(tokio::time::timeout(soon, budget.turn()).await.is_err());
+        drop(turn);
+        let full = budget.charge(10);
+        assert!(tokio::time::timeout(soon, budget.turn()).await.is_err());
+        drop(full);
+        assert!(tokio::time::timeout(soon, budget.turn()).await.is_ok());
     }
 }

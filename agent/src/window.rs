@@ -7,11 +7,13 @@
 //! region that fell a little behind stores whole segments instead of their chunks. An item is forgotten
 //! when every region is past it; when the window is over its share of memory, as soon as one region is.
 //! A region that finds its next item forgotten is told so ([`Next::Behind`]) and is filled from another.
-//! What no region holds is never forgotten: the receiver's budget stops the stream instead.
+//! What no region holds is never forgotten: the receiver's budget stops the stream instead. History files, which are small,
+//! are kept for good: the only region that was past one may lose it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use highwater_format::{Lsn, LsnRange, Object as Container, Time, TimelineId};
 use highwater_store::Object;
 use tokio::sync::watch;
@@ -152,6 +154,8 @@ struct Inner {
     forgotten: Position,
     /// Per region: every item before this number is stored there. None: it takes nothing at present.
     passed: Vec<Option<u64>>,
+    /// Every history file that was ever here.
+    histories: BTreeMap<TimelineId, Bytes>,
 }
 
 impl Window {
@@ -164,6 +168,7 @@ impl Window {
             bytes: 0,
             forgotten: begins,
             passed: vec![None; regions],
+            histories: BTreeMap::new(),
         };
         Self {
             inner: Mutex::new(inner),
@@ -177,6 +182,9 @@ impl Window {
         let end = {
             let mut inner = self.lock();
             inner.bytes += item.object.bytes.len() as u64;
+            if let What::History { timeline, .. } = item.what {
+                inner.histories.insert(timeline, item.object.bytes.clone());
+            }
             inner.items.push_back(Arc::new(item));
             inner.forget(self.share);
             inner.end()
@@ -257,6 +265,11 @@ impl Window {
             What::History { .. } | What::Gap { .. } => false,
         };
         self.lock().items.iter().filter(reaches).cloned().collect()
+    }
+
+    /// The history files of all timelines that began in this stream.
+    pub fn histories(&self) -> BTreeMap<TimelineId, Bytes> {
+        self.lock().histories.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

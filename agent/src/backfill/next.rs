@@ -1,7 +1,9 @@
 //! Going on to the timeline that follows another one in the region that is copied from.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
-use highwater_format::{Lsn, TimelineId};
+use highwater_format::{Layout, Lsn, TimelineId};
 use highwater_store::Object;
 
 use crate::error::Result;
@@ -29,12 +31,13 @@ pub(super) async fn next_timeline(
 ) -> Result<Next> {
     let layout = &shared.archive.layout;
     let mut first = None::<Lsn>;
-    for timeline in timelines(&*source.quick, layout)
-        .await?
-        .into_iter()
-        .filter(|id| *id > from.timeline)
-    {
-        let Some((content, switch)) = descent(source, layout, timeline, from.timeline).await? else {
+    // The source may have lost what this process stored there.
+    let streamed = shared.window.histories();
+    let mut later: BTreeSet<_> = timelines(&*source.quick, layout).await?.into_iter().collect();
+    later.extend(streamed.keys());
+    for timeline in later.into_iter().filter(|id| *id > from.timeline) {
+        let Some((content, switch)) = descent(source, layout, &streamed, timeline, from.timeline).await?
+        else {
             continue;
         };
         if from.lsn < switch {
@@ -56,12 +59,14 @@ pub(super) async fn next_timeline(
 /// The history of `timeline` and where it began, if it is a child of `parent`.
 async fn descent(
     source: &Region,
-    layout: &highwater_format::Layout,
+    layout: &Layout,
+    streamed: &BTreeMap<TimelineId, Bytes>,
     timeline: TimelineId,
     parent: TimelineId,
 ) -> Result<Option<(Bytes, Lsn)>> {
     let key = layout.history(timeline);
-    let Some(content) = get_optional(&*source.quick, &key).await? else {
+    let stored = get_optional(&*source.quick, &key).await?;
+    let Some(content) = stored.or_else(|| streamed.get(&timeline).cloned()) else {
         return Ok(None);
     };
     // Where the timeline before ends must not be read from what is left of a file.

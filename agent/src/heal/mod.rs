@@ -204,6 +204,7 @@ impl Healer {
         identity::ensure(&*self.region.quick, &self.shared.archive).await?;
         if !self.agreed {
             let peers = agree::peers(&self.shared, &self.region);
+            let _turn = self.shared.budget.turn().await;
             let answer = agree::tail(&self.shared, &self.region, position, &peers).await?;
             self.agreed = matches!(answer, Agreement::Equal(_));
         }

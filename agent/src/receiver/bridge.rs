@@ -15,7 +15,7 @@ use highwater_format::{Gap, Lsn};
 use highwater_pgwire::{Connection, Started, StreamMessage};
 use tokio::time::{Instant, timeout};
 
-use super::Receiver;
+use super::{Receiver, opening};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{self, Ends, Search, Span};
@@ -51,10 +51,18 @@ impl Receiver {
         let context = &self.context;
         let mut connection = server::connect(&context.conninfo).await?;
         let view = self.look_at(&mut connection).await?;
+        let opening = match resume.after {
+            Some(after) => Some(opening(&mut connection, resume, after).await?),
+            None => None,
+        };
         connection.close().await;
         self.is_the_primarys_word(frontier)?;
         let span = self.proven(frontier, &view).await?;
         self.is_nowhere(frontier).await?;
+        // What follows the gap is of a timeline that has only begun, and nothing of that could be compared.
+        if let Some(opening) = opening {
+            self.send(opening).await?;
+        }
         let gap = Gap {
             timeline: span.timeline,
             start: span.range.start,

@@ -48,10 +48,11 @@ pub(crate) struct Tools {
 }
 
 impl Intake {
-    pub(super) fn new(tools: &Tools, resume: &Resume, now: Duration) -> Self {
+    /// An intake of the stream that begins as `resume` says; what it brings is sealed from `seals_from` on.
+    pub(super) fn new(tools: &Tools, resume: &Resume, seals_from: Lsn, now: Duration) -> Self {
         let size = tools.identity.segment_size;
         Self {
-            segmenter: Segmenter::new(tools.rules, size, resume.start, resume.sealed, now),
+            segmenter: Segmenter::new(tools.rules, size, resume.start, seals_from, now),
             scanner: Some(scanner(&tools.identity, resume.timeline, resume.start)),
             timeline: resume.timeline,
             identity: tools.identity.clone(),
@@ -91,6 +92,11 @@ impl Intake {
     /// Notes what the server last said about itself.
     pub(super) fn stamp(&mut self, stamp: Stamp) {
         self.stamp = stamp;
+    }
+
+    /// Hands over what comes before all WAL.
+    pub(super) async fn open(&mut self, opening: Work) -> Result<()> {
+        self.queue.send(opening).await.map_err(|_| AgentError::Cancelled)
     }
 
     pub(super) async fn push(&mut self, mut data: &[u8], now: Duration) -> Result<()> {
@@ -228,7 +234,7 @@ mod tests {
             sealed: start,
             after: None,
         };
-        let mut intake = Intake::new(&tools, &resume, Duration::ZERO);
+        let mut intake = Intake::new(&tools, &resume, start, Duration::ZERO);
         drop(tools);
         let data = vec![0; usize::try_from(3 * MIB).unwrap()];
         let waits = intake.push(&data, Duration::ZERO).now_or_never();

@@ -258,21 +258,30 @@ impl Receiver {
         let mut floor = view.slot.unwrap_or(Lsn::ZERO);
         loop {
             let set_up = self.set_up(connection, &mut resume, &view);
-            let (history, overlap, started) = unless_stopped(&cancel, set_up).await?;
+            let SetUp {
+                history,
+                overlap,
+                opening,
+                started,
+            } = unless_stopped(&cancel, set_up).await?;
             let next = match started {
                 Err(error) => return self.refused(error.into(), &resume).await,
                 Ok(Started::AtEnd(back, next)) => {
+                    if let Some(opening) = opening {
+                        self.send(opening).await?;
+                    }
                     connection = back;
                     next
                 }
                 Ok(Started::Streaming(reader, writer)) => {
                     tracing::info!(timeline = %resume.timeline, from = %resume.start, sealed = %resume.sealed, "streaming");
-                    let mut stream = Stream::new(&self.context, resume, history, overlap, &view);
+                    let mut stream = Stream::new(&self.context, resume, history, overlap, opening, &view);
                     let ended = stream.run(reader, writer, floor).await;
                     self.new_slot.take_if(|_| stream.is_compared());
                     let reached = Position {
                         timeline: resume.timeline,
-                        lsn: stream.sealed(),
+                        // What is sealed once more is compared next time up to where it was sealed before.
+                        lsn: stream.sealed().max(resume.sealed),
                     };
                     // A timeline of which nothing was sealed begins once more, with what it shares with the one before.
                     let untouched = resume.after.filter(|_| reached.lsn == resume.sealed);
@@ -308,12 +317,13 @@ impl Receiver {
         mut connection: Connection,
         resume: &mut Resume,
         view: &ServerView,
-    ) -> Result<(History, Overlap, Result<Started, PgError>)> {
+    ) -> Result<SetUp> {
         let history = server::history_of(&mut connection, resume.timeline).await?;
         let overlap = self.overlap(resume, &history, view).await?;
-        if let Some(after) = resume.after {
-            self.follow_history(&mut connection, resume, after).await?;
-        }
+        let opening = match resume.after {
+            Some(after) => Some(opening(&mut connection, resume, after).await?),
+            None => None,
+        };
         self.send(Work::Begin(resume.timeline)).await?;
         // A slot that a stream uses cannot be moved by anybody else.
         let acknowledges = self.context.acknowledges(self.standby);
@@ -321,7 +331,12 @@ impl Receiver {
         let started = connection
             .start_replication(slot, resume.start, resume.timeline)
             .await;
-        Ok((history, overlap, started))
+        Ok(SetUp {
+            history,
+            overlap,
+            opening,
+            started,
+        })
     }
 
     /// Connects and finds out where to go on.
@@ -434,23 +449,26 @@ impl Receiver {
             after: Some(after),
         }
     }
+}
 
-    /// Puts the history of the timeline that begins into the pipeline, before any of its WAL.
-    async fn follow_history(
-        &self,
-        connection: &mut Connection,
-        resume: &Resume,
-        after: Position,
-    ) -> Result<()> {
-        let content = server::required_history(connection, resume.timeline).await?;
-        server::parse_history(resume.timeline, &content)?;
-        let (timeline, begins) = (resume.timeline, resume.start);
-        self.send(Work::History {
-            timeline,
-            begins,
-            after,
-            content,
-        })
-        .await
-    }
+/// A stream that was asked for, and what it is to begin with.
+struct SetUp {
+    history: History,
+    overlap: Overlap,
+    /// The history of a timeline that begins.
+    opening: Option<Work>,
+    started: std::result::Result<Started, PgError>,
+}
+
+/// The history of the timeline that begins. It goes into the pipeline before any of its WAL, and after what it shares with
+/// the archive was compared: one of a server that is refused would lead every restore away.
+async fn opening(connection: &mut Connection, resume: &Resume, after: Position) -> Result<Work> {
+    let content = server::required_history(connection, resume.timeline).await?;
+    server::parse_history(resume.timeline, &content)?;
+    Ok(Work::History {
+        timeline: resume.timeline,
+        begins: resume.start,
+        after,
+        content,
+    })
 }

@@ -120,12 +120,19 @@ impl Overlap {
                 return Ok(rest);
             }
         }
-        Ok(Self::nothing(timeline, range.end))
+        let mut nothing = Self::nothing(timeline, range.end);
+        nothing.unheld = range.len();
+        Ok(nothing)
     }
 
     /// What is compared.
     pub(super) fn range(&self) -> LsnRange {
         self.range
+    }
+
+    /// Whether the archive has lost WAL before what is compared, which the stream brings once more.
+    pub(super) fn lacks_its_front(&self) -> bool {
+        self.unheld > 0
     }
 
     /// Where the comparison ends.

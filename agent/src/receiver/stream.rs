@@ -21,6 +21,7 @@ use super::{Context, GRACE};
 use crate::error::{AgentError, Result};
 use crate::frontier::DurableLsn;
 use crate::resume::{Resume, ServerView};
+use crate::sealer::Work;
 use crate::server;
 use crate::state;
 
@@ -55,6 +56,8 @@ pub(super) struct Stream<'a> {
     context: &'a Context,
     intake: Intake,
     overlap: Overlap,
+    /// Goes into the pipeline before the first WAL.
+    opening: Option<Work>,
     durable: watch::Receiver<Option<DurableLsn>>,
     resume: Resume,
     history: History,
@@ -74,14 +77,20 @@ impl<'a> Stream<'a> {
         resume: Resume,
         history: History,
         overlap: Overlap,
+        opening: Option<Work>,
         view: &ServerView,
     ) -> Self {
-        let intake = Intake::new(&context.tools, &resume, context.now());
+        let seals_from = match overlap.lacks_its_front() {
+            true => resume.start,
+            false => resume.sealed,
+        };
+        let intake = Intake::new(&context.tools, &resume, seals_from, context.now());
         let durable = context.shared.progress.subscribe();
         Self {
             context,
             intake,
             overlap,
+            opening,
             durable,
             resume,
             history,
@@ -227,6 +236,11 @@ impl<'a> Stream<'a> {
                 self.intake.stamp(self.words.stamp(server_time, server_end));
                 let bytes = data.len() as u64;
                 for cleared in self.overlap.pass(data)? {
+                    if !cleared.is_empty()
+                        && let Some(opening) = self.opening.take()
+                    {
+                        self.intake.open(opening).await?;
+                    }
                     self.intake.push(&cleared, self.context.now()).await?;
                 }
                 signals.received.send_replace(self.intake.received());

@@ -91,7 +91,13 @@ impl RetryPolicy {
         }
     }
 
-    /// The whole policy: may `error` be tried again? `damaged` counts the attempts whose bytes were damaged.
+    /// Whether there is time to try again `after` the call began. Damage is read again however late it shows: after an
+    /// outage that took all the time one damaged read would be called rot.
+    fn has_time(&self, error: &StoreError, after: Duration) -> bool {
+        error.kind() == ErrorKind::Corrupt || self.budget.is_none_or(|budget| after <= budget)
+    }
+
+    /// May an error of this kind be tried again? `damaged` counts the attempts whose bytes were damaged.
     fn allows(&self, error: &StoreError, damaged: u32) -> bool {
         match error.kind() {
             ErrorKind::Retry => true,
@@ -165,12 +171,8 @@ impl Retrying {
                 Err(error) => error,
             };
             let wait = waits.next().unwrap_or(self.policy.longest_wait);
-            let in_budget = self
-                .policy
-                .budget
-                .is_none_or(|budget| began.elapsed() + wait <= budget);
             damaged += u32::from(error.kind() == ErrorKind::Corrupt);
-            if !in_budget || !self.policy.allows(&error, damaged) {
+            if !self.policy.allows(&error, damaged) || !self.policy.has_time(&error, began.elapsed() + wait) {
                 return Err(error);
             }
             self.observer.on_retry(&error, attempt, wait);

@@ -226,6 +226,25 @@ async fn damage_in_transit_heals_and_rot_is_reported() {
     assert_eq!(rotten.faulty.calls(Operation::Get), 3);
 }
 
+/// At the end of a long outage there is no time left for another attempt: one damaged read is still no rot.
+#[tokio::test(start_paused = true)]
+async fn damage_is_read_again_though_the_time_is_over() {
+    let late = || bench(RetryPolicy::interactive().with_budget(Some(Duration::ZERO)));
+    let healing = late();
+    healing.create("mine").await.unwrap();
+    healing
+        .faulty
+        .inject(Rule::times(2, Fault::FailBefore(ErrorKind::Corrupt)));
+    assert_eq!(healing.store.get("key").await.unwrap(), "mine");
+
+    let away = late();
+    for kind in [ErrorKind::Corrupt, ErrorKind::Retry] {
+        away.faulty.inject(Rule::once(Fault::FailBefore(kind)));
+    }
+    let error = away.store.get("key").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Retry, "the outage goes on");
+}
+
 #[tokio::test(start_paused = true)]
 async fn seeded_faults_repeat_and_creates_through_them_are_exact() {
     let rates = FaultRates {

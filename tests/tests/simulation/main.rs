@@ -8,6 +8,7 @@
 //!
 //! One seed of a theme is one schedule, and the same log at every run. To see one again:
 //! `HIGHWATER_SEED=<seed> HIGHWATER_SCHEDULES=1 HIGHWATER_SHOW=1 cargo test --workspace --test simulation <theme> -- --nocapture`.
+//! With `HIGHWATER_LOG=debug` the agent's own log comes with it.
 //! To look for new trouble: `HIGHWATER_SEED=random HIGHWATER_SCHEDULES=100000`; with `HIGHWATER_SURVEY=1` broken schedules
 //! are listed and the others go on. `scripts/mutate.sh` takes single rules out of the agent and expects a failure here.
 #![allow(
@@ -57,7 +58,16 @@ fn first_seed() -> u64 {
     }
 }
 
+/// With `HIGHWATER_LOG=<level>` the agent's own log goes to standard error, among what happens in the world.
+fn show_log() {
+    if let Some(level) = variable("HIGHWATER_LOG") {
+        let log = tracing_subscriber::fmt().with_env_filter(level).without_time();
+        drop(log.with_writer(std::io::stderr).try_init());
+    }
+}
+
 fn simulate(theme: Theme) {
+    show_log();
     let first = first_seed();
     let count = variable("HIGHWATER_SCHEDULES").map_or(SCHEDULES, |count| count.parse().unwrap());
     eprintln!("{theme:?}: seeds {first} to {}", first + count - 1);

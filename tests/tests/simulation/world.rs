@@ -176,6 +176,7 @@ impl World {
     pub(crate) fn note(&mut self, what: impl AsRef<str>) {
         let at = self.elapsed();
         let line = format!("{:>7}.{:03} {}", at.as_secs(), at.subsec_millis(), what.as_ref());
+        tracing::info!(target: "world", "{line}");
         self.log.push(line);
         assert!(self.log.len() < RUNAWAY, "the schedule does not come to an end");
     }
