@@ -8,10 +8,10 @@
 //! that is there stays. Records may overlap, when two agents found the same hole at different times; what counts is
 //! what they cover together.
 
-use highwater_format::{BackupId, Gap, Key, Layout, Lsn, LsnRange, SegmentSize, TimelineId, records};
+use highwater_format::{BackupId, Gap, Key, Layout, Lsn, LsnRange, SegmentSize, Time, TimelineId, records};
 use highwater_store::{Object, Put, PutMode, Store, list_all};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::frontier::Position;
 use crate::inventory::timelines;
 use crate::region::{Archive, Region};
@@ -181,17 +181,31 @@ pub async fn copy(
     write(&*target.store, layout, &key, record).await
 }
 
-/// Every record of a region, in order.
+/// Every record of a region, in order. One that cannot be read is a gap all the same: its key names the hole.
 pub async fn read_all(store: &dyn Store, layout: &Layout) -> Result<Vec<Gap>> {
     let mut gaps = Vec::new();
     for timeline in timelines(store, layout).await? {
         for meta in list_all(store, &layout.gap_dir(timeline), None).await? {
-            if matches!(layout.parse(&meta.key), Some(Key::Gap(..))) {
-                gaps.push(read(store, layout, &meta.key).await?);
+            if let Some(Key::Gap(timeline, range)) = layout.parse(&meta.key) {
+                gaps.push(match read(store, layout, &meta.key).await {
+                    Err(error) if error.kind() == Kind::Damage => unreadable(timeline, range, &error),
+                    gap => gap?,
+                });
             }
         }
     }
     Ok(gaps)
+}
+
+fn unreadable(timeline: TimelineId, range: LsnRange, error: &AgentError) -> Gap {
+    tracing::error!(%error, "a gap is on record, and its record cannot be read");
+    Gap {
+        timeline,
+        start: range.start,
+        end: range.end,
+        reason: format!("the record cannot be read: {error}"),
+        recorded_at: Time::UNIX_EPOCH,
+    }
 }
 
 /// The first of these base backups that can be restored to without the gap: everything later can be, from there on.

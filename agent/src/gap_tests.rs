@@ -157,7 +157,16 @@ async fn the_first_record_of_a_hole_stays_and_the_second_writer_agrees() {
     let key = layout.gap(id(1), LsnRange::new(Lsn(0), Lsn(5)));
     write(&store, &layout, &key, other.clone()).await.unwrap();
     let error = write(&store, &layout, &key, other).await.unwrap_err();
-    assert_eq!(error.kind(), crate::error::Kind::Damage);
+    assert_eq!(error.kind(), Kind::Damage);
+    // What cannot be read is a hole all the same.
+    let read = read_all(&store, &layout).await.unwrap();
+    let holes: Vec<_> = read.iter().map(|gap| gap.range().to_string()).collect();
+    let expected = [
+        LsnRange::new(Lsn(0), Lsn(5)),
+        LsnRange::new(Lsn(MIB), Lsn(2 * MIB)),
+    ];
+    assert_eq!(holes, expected.map(|range| range.to_string()));
+    assert!(read[0].reason.contains("cannot be read"), "{}", read[0].reason);
 }
 
 #[test]

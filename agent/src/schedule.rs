@@ -39,6 +39,9 @@ const FIRST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(5);
 /// The same while a gap is open.
 const LONGEST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(300);
 
+/// A base backup that began so much later than now was named by a clock that was wrong: that is not a clock that is fast.
+const WRONG_CLOCK: Duration = Duration::from_secs(24 * 3600);
+
 /// A five-field cron expression, read in UTC.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -137,8 +140,19 @@ impl Seen {
 /// What one region told.
 struct Told {
     backups: Vec<BackupId>,
+    /// The newest of them whose record can be read.
     newest: Option<Backup>,
     gaps: Vec<Gap>,
+}
+
+/// When the newest base backup began. One that begins long after `now` was named by a clock that was wrong, and would put
+/// off all others until then.
+fn last(told: &[Told], now: Time) -> Option<Time> {
+    let began = told
+        .iter()
+        .flat_map(|told| &told.backups)
+        .map(BackupId::started_at);
+    began.filter(|began| began.since(now) <= WRONG_CLOCK).max()
 }
 
 /// The gaps that are on record, and which of them no base backup has ended.
@@ -271,22 +285,17 @@ impl Scheduled {
         }
         let gaps = judge(&told);
         self.state.update(|snapshot| snapshot.gaps = Some(gaps.clone()));
+        let last = last(&told, self.clock.now());
         let newest = told.into_iter().filter_map(|told| told.newest);
         let newest = newest.max_by_key(|backup| backup.started_at);
         newest.iter().for_each(|backup| self.show(backup));
-        Some(Seen {
-            last: newest.map(|backup| backup.started_at),
-            gaps,
-        })
+        Some(Seen { last, gaps })
     }
 
     async fn ask(&self, region: &Region) -> Result<Told> {
         let (store, layout) = (&*region.quick, &self.archive.layout);
         let backups = list::complete(store, layout).await?;
-        let newest = match backups.last() {
-            Some(id) => Some(list::record(store, layout, id).await?),
-            None => None,
-        };
+        let newest = list::newest_record(store, layout, &backups).await?;
         Ok(Told {
             backups,
             newest,

@@ -158,3 +158,23 @@ fn one_moment_is_due_once_whatever_the_servers_clock_says() {
         Duration::from_secs(1800)
     );
 }
+
+#[test]
+fn a_base_backup_of_the_future_does_not_put_off_all_others() {
+    let id = |text| BackupId::new(TimelineId::FIRST, Lsn(1), at(text));
+    let told = [told(
+        &[
+            id("2026-11-20T02:00:00Z"),
+            id("2026-11-20T14:05:00Z"),
+            id("2027-11-20T02:00:00Z"),
+        ],
+        &[],
+    )];
+    let now = at("2026-11-20T14:00:00Z");
+    assert_eq!(
+        last(&told, now),
+        Some(at("2026-11-20T14:05:00Z")),
+        "its clock is fast"
+    );
+    assert_eq!(last(&told[..0], now), None);
+}

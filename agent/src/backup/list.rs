@@ -6,7 +6,7 @@
 use highwater_format::{Backup, BackupId, Layout, decode};
 use highwater_store::{ErrorKind, Store, list_parts};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 
 /// The complete base backups, oldest first by their start time.
 pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
@@ -28,6 +28,23 @@ pub(crate) async fn record(store: &dyn Store, layout: &Layout, id: &BackupId) ->
     let bytes = store.get(&key).await?;
     let region = store.region().to_owned();
     decode(&bytes).map_err(|source| AgentError::Object { region, key, source })
+}
+
+/// The record of the newest of `backups` that can be read.
+pub(crate) async fn newest_record(
+    store: &dyn Store,
+    layout: &Layout,
+    backups: &[BackupId],
+) -> Result<Option<Backup>> {
+    for id in backups.iter().rev() {
+        match record(store, layout, id).await {
+            Err(error) if error.kind() == Kind::Damage => {
+                tracing::error!(backup = %id, %error, "the record of a base backup cannot be read");
+            }
+            backup => return backup.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// Every id under which anything lies: one request per backup, however many packs it has.
@@ -71,6 +88,10 @@ mod tests {
         ] {
             store.put(&key, Object::new("x"), PutMode::Create).await.unwrap();
         }
-        assert_eq!(complete(&store, &layout).await.unwrap(), [first, second]);
+        let complete = complete(&store, &layout).await.unwrap();
+        assert_eq!(complete, [first, second]);
+        // None of these can be read, and that is not the end of everything.
+        let newest = newest_record(&store, &layout, &complete).await.unwrap();
+        assert!(newest.is_none());
     }
 }
