@@ -253,8 +253,10 @@ impl Settings {
         };
         let host = match (name, hostaddr) {
             ("", None) => Host::Unix(default_socket_dir()),
-            ("", Some(_)) => Host::Tcp(address.to_owned()),
-            (name, _) if name.starts_with('/') => Host::Unix(PathBuf::from(name)),
+            // As in libpq the address decides: a directory beside it, which may only be that of `PGHOST`, makes no socket of
+            // it, and what `sslmode` asks for is kept.
+            (name, Some(_)) if name.is_empty() || name.starts_with('/') => Host::Tcp(address.to_owned()),
+            (name, None) if name.starts_with('/') => Host::Unix(PathBuf::from(name)),
             (name, _) if name.starts_with('@') => {
                 return Err(self.bad(
                     "host",

@@ -120,6 +120,9 @@ fn hosts_addresses_and_ports_pair_up() {
         resolve("hostaddr=10.0.0.1").hosts[0].host,
         Host::Tcp("10.0.0.1".into())
     );
+    let both = resolve("host=/tmp,/tmp hostaddr=10.0.0.1, sslmode=require");
+    assert_eq!(both.hosts[0].host, Host::Tcp("10.0.0.1".into()));
+    assert_eq!(both.hosts[1].host, Host::Unix("/tmp".into()));
     assert!(error("host=a,b port=1,2,3").contains("port"));
     assert!(error("host=a hostaddr=10.0.0.1,10.0.0.2").contains("hostaddr"));
     assert!(error("hostaddr=db").contains("numeric"));
