@@ -5,7 +5,8 @@
 //! keeps passive listeners out. One difference: a certificate without subject alternative names is
 //! not matched by its common name.
 //!
-//! rustls with aws-lc-rs is the only provider. Certificate files are read at every connect.
+//! rustls with aws-lc-rs is the only provider. Certificate files are read at every connect, and may be caught in the middle of
+//! being replaced: what is wrong with them is the operator's to mend, and no reason to give up.
 
 mod binding;
 mod verify;
@@ -62,15 +63,12 @@ fn server_name(spec: &HostSpec, target: &str) -> Result<ServerName<'static>, PgE
     // A trailing dot marks a fully qualified name for the resolver and is not part of it.
     let plain = name.strip_suffix('.').unwrap_or(&name).to_owned();
     ServerName::try_from(plain).map_err(|_| {
-        config_error(
-            target,
-            format!("{name:?} is neither a host name nor an address"),
-            PgErrorKind::Config,
-        )
+        let message = format!("{name:?} is neither a host name nor an address");
+        not_set_up(target, message, PgErrorKind::Config)
     })
 }
 
-fn config_error(target: &str, message: String, kind: PgErrorKind) -> PgError {
+fn not_set_up(target: &str, message: String, kind: PgErrorKind) -> PgError {
     PgError::Tls {
         target: target.to_owned(),
         message,
@@ -78,9 +76,14 @@ fn config_error(target: &str, message: String, kind: PgErrorKind) -> PgError {
     }
 }
 
+/// What a file holds now, another one may hold in a moment.
+fn unusable(target: &str, message: String) -> PgError {
+    not_set_up(target, message, PgErrorKind::Operator)
+}
+
 fn client_config(options: &TlsOptions, target: &str) -> Result<ClientConfig, PgError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let failed = |error: rustls::Error| config_error(target, error.to_string(), PgErrorKind::Config);
+    let failed = |error: rustls::Error| not_set_up(target, error.to_string(), PgErrorKind::Config);
     let mut versions = Vec::new();
     if options.tls13 {
         versions.push(&rustls::version::TLS13);
@@ -99,7 +102,10 @@ fn client_config(options: &TlsOptions, target: &str) -> Result<ClientConfig, PgE
             let chain = certificates(cert, "sslcert", target)?;
             builder
                 .with_client_auth_cert(chain, private_key(key, target)?)
-                .map_err(failed)?
+                .map_err(|error| {
+                    let (cert, key) = (cert.display(), key.display());
+                    unusable(target, format!("sslcert {cert} with sslkey {key}: {error}"))
+                })?
         }
         _ => builder.with_no_client_auth(),
     };
@@ -119,8 +125,8 @@ fn verifier(
         TrustRoots::File(path) => certificates(path, "sslrootcert", target)?,
     };
     let check_name = options.mode == SslMode::VerifyFull;
-    let checked = verify::Checked::new(roots, check_name, provider)
-        .map_err(|message| config_error(target, message, PgErrorKind::Config))?;
+    let checked =
+        verify::Checked::new(roots, check_name, provider).map_err(|message| unusable(target, message))?;
     Ok(Arc::new(checked))
 }
 
@@ -132,19 +138,13 @@ fn system_roots(target: &str) -> Result<Vec<CertificateDer<'static>>, PgError> {
             "the system has no trusted certificates ({}); install ca-certificates or give sslrootcert=FILE",
             reasons.join("; ")
         );
-        return Err(config_error(target, message, PgErrorKind::Config));
+        return Err(unusable(target, message));
     }
     Ok(found.certs)
 }
 
 fn certificates(path: &Path, keyword: &str, target: &str) -> Result<Vec<CertificateDer<'static>>, PgError> {
-    let failed = |what: String| {
-        config_error(
-            target,
-            format!("{keyword} file {}: {what}", path.display()),
-            PgErrorKind::Config,
-        )
-    };
+    let failed = |what: String| unusable(target, format!("{keyword} file {}: {what}", path.display()));
     let list = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| failed(error.to_string()))?;
@@ -160,7 +160,7 @@ fn private_key(path: &Path, target: &str) -> Result<PrivateKeyDer<'static>, PgEr
             "sslkey file {}: {error} (encrypted keys are not supported)",
             path.display()
         );
-        config_error(target, message, PgErrorKind::Config)
+        unusable(target, message)
     })
 }
 
@@ -187,3 +187,6 @@ fn handshake_error(target: String, error: &std::io::Error) -> PgError {
         kind,
     }
 }
+
+#[cfg(test)]
+mod tests;
