@@ -12,7 +12,8 @@ mod fake;
 use std::time::Duration;
 
 use fake::{
-    Fake, Peer, columns, complete, copy_both, copy_data, error, fields, keepalive, msg, ready, row, wal,
+    Fake, Peer, columns, complete, copy_both, copy_data, copy_out, error, fields, keepalive, msg, ready, row,
+    wal,
 };
 use highwater_format::{Lsn, Time, TimelineId};
 use highwater_pgwire::{
@@ -513,10 +514,6 @@ fn backup_stop() -> Vec<u8> {
         complete("SELECT"),
     ]
     .concat()
-}
-
-fn copy_out() -> Vec<u8> {
-    msg(b'H', b"\0\0\0")
 }
 
 fn backup_15() -> Vec<u8> {
