@@ -21,6 +21,7 @@ use highwater_store::{ErrorKind, Object, Put, PutMode, RegionConfig, Store, open
 const ALONE: &str = "HIGHWATER_TEST_ALONE";
 
 const CREDENTIALS: &str = "AWS_SHARED_CREDENTIALS_FILE";
+const METADATA_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
 
 fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
@@ -66,10 +67,7 @@ async fn credentials_that_were_replaced_are_read_without_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("credentials");
         fs::write(&file, keys("OLD")).unwrap();
-        let surroundings = [
-            (CREDENTIALS, file.to_str().unwrap()),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
-        ];
+        let surroundings = [(CREDENTIALS, file.to_str().unwrap()), (METADATA_DISABLED, "true")];
         return run_alone(
             "credentials_that_were_replaced_are_read_without_a_restart",
             &surroundings,
@@ -104,4 +102,34 @@ async fn credentials_that_were_replaced_are_read_without_a_restart() {
     a_minute_passes().await;
     assert_eq!(put(store.as_ref()).await, refused, "this answer was the reason");
     assert_eq!(put(store.as_ref()).await, Ok(Put::Created));
+}
+
+/// The machine's metadata service may be away for a moment; that nobody says which region it is may not pass.
+#[tokio::test]
+async fn a_metadata_service_that_is_away_is_no_wrong_configuration() {
+    if !is_alone() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", gone.local_addr().unwrap());
+        drop(gone);
+        for disabled in ["false", "true"] {
+            let surroundings = [
+                ("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str()),
+                (METADATA_DISABLED, disabled),
+            ];
+            run_alone(
+                "a_metadata_service_that_is_away_is_no_wrong_configuration",
+                &surroundings,
+            );
+        }
+        return;
+    }
+    let kind = match std::env::var(METADATA_DISABLED).unwrap() == "true" {
+        true => ErrorKind::Config,
+        false => ErrorKind::Retry,
+    };
+    let error = open(&RegionConfig::new("eu", "s3://bucket/prefix"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.next_step().contains("AWS_REGION"), "{error}");
 }

@@ -33,6 +33,9 @@ use crate::{ErrorKind, Operation, RegionConfig, StoreError};
 /// Signs for this region where a compatible store is given none: it is what they all accept.
 const COMPATIBLE_REGION: &str = "us-east-1";
 
+/// Keeps the SDK from asking the instance's metadata service.
+const METADATA_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
+
 /// A ready client. Reads files and, for the region, may ask the instance's metadata service.
 pub(super) async fn client(config: &RegionConfig) -> Result<Client, StoreError> {
     Ok(build(config).await?.0)
@@ -64,7 +67,8 @@ async fn build(config: &RegionConfig) -> Result<(Client, SdkConfig), StoreError>
         Endpoint::parse(config, &url)?;
     }
     if shared.region().is_none() {
-        return Err(refuse(config, "no AWS region is set").with_next_step("set region, or AWS_REGION"));
+        let metadata = std::env::var(METADATA_DISABLED).ok();
+        return Err(without_region(config, metadata.as_deref()));
     }
     let mut builder = aws_sdk_s3::config::Builder::from(&shared)
         .retry_config(RetryConfig::disabled())
@@ -90,6 +94,24 @@ async fn build(config: &RegionConfig) -> Result<(Client, SdkConfig), StoreError>
         builder = builder.http_client(http);
     }
     Ok((Client::from_conf(builder.build()), shared))
+}
+
+/// Nobody said which region. Where the metadata service was asked its silence may pass: a machine that has just started must not
+/// be left without its agent for that. `disabled`: what the environment says of asking.
+fn without_region(config: &RegionConfig, disabled: Option<&str>) -> StoreError {
+    let error = if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        refuse(config, "no AWS region is set")
+    } else {
+        let message = "no AWS region is set, and no metadata service of an instance tells one";
+        StoreError::new(
+            ErrorKind::Retry,
+            config.display_name(),
+            Operation::Open,
+            "",
+            message,
+        )
+    };
+    error.with_next_step("set region, or AWS_REGION")
 }
 
 async fn shared_config(
