@@ -2,8 +2,8 @@
 //!
 //! `sslmode` decides, as in libpq: with trusted roots the chain is always checked (so `require` acts as
 //! `verify-ca`), the host name only with `verify-full`; without roots nothing is checked, and TLS only
-//! keeps passive listeners out. One difference: a certificate without subject alternative names is
-//! not matched by its common name.
+//! keeps passive listeners out. Two differences: a certificate without subject alternative names is
+//! not matched by its common name, and one of X.509 version 1 is not taken at all, because rustls does not.
 //!
 //! rustls with aws-lc-rs is the only provider. Certificate files are read at every connect, and may be caught in the middle of
 //! being replaced: what is wrong with them is the operator's to mend, and no reason to give up.
@@ -104,7 +104,11 @@ fn client_config(options: &TlsOptions, target: &str) -> Result<ClientConfig, PgE
                 .with_client_auth_cert(chain, private_key(key, target)?)
                 .map_err(|error| {
                     let (cert, key) = (cert.display(), key.display());
-                    unusable(target, format!("sslcert {cert} with sslkey {key}: {error}"))
+                    let advice = if is_version_1(&error) { REISSUE } else { "" };
+                    unusable(
+                        target,
+                        format!("sslcert {cert} with sslkey {key}: {error}{advice}"),
+                    )
                 })?
         }
         _ => builder.with_no_client_auth(),
@@ -170,6 +174,7 @@ fn handshake_error(target: String, error: &std::io::Error) -> PgError {
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (kind, advice) = match tls {
+        Some(tls) if is_version_1(tls) => (PgErrorKind::Operator, REISSUE),
         Some(rustls::Error::InvalidCertificate(_)) => (
             PgErrorKind::Operator,
             "; check sslrootcert, the host name and the server's certificate",
@@ -186,6 +191,17 @@ fn handshake_error(target: String, error: &std::io::Error) -> PgError {
         message: format!("{error}{advice}"),
         kind,
     }
+}
+
+/// What `openssl x509 -req` before 3.2 makes without a file of extensions, as in PostgreSQL's manual.
+const REISSUE: &str = "; the certificate is X.509 version 1, which this TLS library does not take: issue it again with extensions \
+                       (openssl x509 -req -extfile FILE, with subjectAltName=DNS:the.host.name in FILE)";
+
+fn is_version_1(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = error else {
+        return false;
+    };
+    other.0.downcast_ref::<webpki::Error>() == Some(&webpki::Error::UnsupportedCertVersion)
 }
 
 #[cfg(test)]

@@ -10,6 +10,19 @@ fn pair() -> (String, String) {
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
+/// Of version 1, as `openssl x509 -req` 3.0 makes it without extensions.
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBJjCBzQIULOEUlyVMZ/gkT7TefqFbPsLWVz0wCgYIKoZIzj0EAwIwFTETMBEG
+A1UEAwwKZGIuZXhhbXBsZTAgFw0yNjExMjIwNjI3MTdaGA8yMTI2MTAyOTA2Mjcx
+N1owFTETMBEGA1UEAwwKZGIuZXhhbXBsZTBZMBMGByqGSM49AgEGCCqGSM49AwEH
+A0IABMH+FUQUnLrkSzGott0cpAWlMs6VZQKMVUm5YAedZXkIi5ZGbU+yL6K0Kzcp
+Jn5UtSQ4Nf895V/UQFl1U7sodjEwCgYIKoZIzj0EAwIDSAAwRQIgQbYBdUnjHePz
+MDE7wpi+Pwg6jhsClucrACmQgidnHIkCIQD1yOc1VjZsQmxcithSHbg+jTIRX7aU
+c+8qq2PeTCmNsw==
+-----END CERTIFICATE-----
+";
+
 fn half(text: &str) -> &str {
     &text[..text.len() / 2]
 }
@@ -70,4 +83,37 @@ fn a_host_that_is_no_name_stays_wrong() {
     let info = ConnInfo::resolve_in(Some("host='no host' user=x"), &Environment::empty()).unwrap();
     let error = server_name(&info.hosts[0], "no host").unwrap_err();
     assert_eq!(error.kind(), PgErrorKind::Config, "{error}");
+}
+
+/// Whatever is checked of it, the library reads the certificate before its signature.
+#[test]
+fn a_certificate_of_version_1_is_called_that() {
+    let certificate = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).unwrap();
+    let refused = rustls::server::ParsedCertificate::try_from(&certificate)
+        .err()
+        .unwrap();
+    let error = std::io::Error::new(std::io::ErrorKind::InvalidData, refused);
+    let told = handshake_error("db.example".to_owned(), &error);
+    assert_eq!(told.kind(), PgErrorKind::Operator, "{told}");
+    let text = told.to_string();
+    assert!(
+        text.contains("X.509 version 1") && text.contains("subjectAltName"),
+        "{text}"
+    );
+
+    let (_, key) = pair();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert_file, key_file) = (dir.path().join("client.crt"), dir.path().join("client.key"));
+    fs::write(&cert_file, VERSION_1).unwrap();
+    fs::write(&key_file, key).unwrap();
+    let text = format!(
+        "host=db.example user=x sslmode=require sslcert={} sslkey={}",
+        cert_file.display(),
+        key_file.display()
+    );
+    let tls = ConnInfo::resolve_in(Some(&text), &Environment::empty())
+        .unwrap()
+        .tls;
+    let told = client_config(&tls, "db.example").unwrap_err();
+    assert!(told.to_string().contains("X.509 version 1"), "{told}");
 }
