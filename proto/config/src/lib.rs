@@ -66,7 +66,7 @@ pub struct Config {
 /// What the command line says about settings; a program fills it from its own flags.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// `--archive [NAME=]URL`, repeated: replaces the regions of the file.
+    /// `--archive [NAME=]URL`, repeated: replaces the regions of the file and the environment.
     pub archives: Vec<String>,
     /// `--cluster NAME`.
     pub cluster_name: Option<String>,
@@ -97,8 +97,8 @@ impl Config {
             Some(path) => file::read(path)?,
             None => raw::Raw::default(),
         };
-        overlay::archives(&mut raw, &overrides.archives);
         overlay::environment(&mut raw, &env);
+        overlay::archives(&mut raw, &overrides.archives);
         overlay::flags(&mut raw, overrides)?;
         Self::build(&raw)
     }

@@ -42,8 +42,8 @@ pub(crate) fn environment(raw: &mut Raw, env: &impl Fn(&str) -> Option<String>) 
     }
 }
 
-/// `--archive` replaces the list of regions of the file; the first `--archive` takes what the
-/// environment says of region 1, and so on, and one that names a configured URL keeps its settings.
+/// `--archive` replaces the list of regions, of file and environment. One that names a configured URL keeps its settings;
+/// any other takes what the environment says of the region with its number, which is how a secret gets to it.
 pub(crate) fn archives(raw: &mut Raw, archives: &[String]) {
     if archives.is_empty() {
         return;
@@ -51,13 +51,17 @@ pub(crate) fn archives(raw: &mut Raw, archives: &[String]) {
     let known = std::mem::take(&mut raw.regions);
     raw.regions = archives
         .iter()
-        .map(|archive| {
+        .enumerate()
+        .map(|(index, archive)| {
             let (name, url) = match archive.split_once('=') {
                 Some((name, url)) if !name.contains(['/', ':']) => (Some(name), url),
                 _ => (None, archive.as_str()),
             };
             let same = |region: &&RawRegion| region.values.get("url").is_some_and(|given| given.text == url);
-            let mut region = known.iter().find(same).cloned().unwrap_or_default();
+            let mut region = match known.iter().find(same) {
+                Some(configured) => configured.clone(),
+                None => known.get(index).map(for_another_place).unwrap_or_default(),
+            };
             let given = |text: &str| Given {
                 text: text.to_owned(),
                 origin: Origin::Flag("--archive".to_owned()),
@@ -69,6 +73,19 @@ pub(crate) fn archives(raw: &mut Raw, archives: &[String]) {
             region
         })
         .collect();
+}
+
+/// What the environment says of a region's access. Its url gives way to the flag, and with it the name that belongs to that
+/// url; what the file says is of another place.
+fn for_another_place(region: &RawRegion) -> RawRegion {
+    let leads_elsewhere = region.values.contains_key("url");
+    let values = region.values.iter().filter(|(key, given)| {
+        let identity = **key == "url" || (**key == "name" && leads_elsewhere);
+        matches!(given.origin, Origin::Environment(_)) && !identity
+    });
+    RawRegion {
+        values: values.map(|(key, given)| (*key, given.clone())).collect(),
+    }
 }
 
 /// All other flags.

@@ -222,6 +222,63 @@ fn archive_flags_replace_the_regions_and_keep_what_is_known_of_the_same_url() {
 }
 
 #[test]
+fn archive_flags_win_over_the_regions_of_the_environment() {
+    let env = [
+        ("HIGHWATER_REGION_1_NAME", "first"),
+        ("HIGHWATER_REGION_1_URL", "s3://one/prod"),
+        ("HIGHWATER_REGION_1_ENDPOINT", "https://first.example"),
+        ("HIGHWATER_REGION_1_PATH_STYLE", "true"),
+        ("HIGHWATER_REGION_2_URL", "s3://two/prod"),
+        ("HIGHWATER_REGION_2_ENDPOINT", "https://second.example"),
+        ("HIGHWATER_REGION_3_URL", "s3://three/prod"),
+    ];
+    let flags = |archives: &[&str]| Overrides {
+        archives: archives.iter().map(|archive| (*archive).to_owned()).collect(),
+        ..Overrides::default()
+    };
+    let file = with("[[region]]\nurl = \"file:///var/b\"\nprofile = \"of-b\"\n");
+    let told = |config: &Config| {
+        let region =
+            |region: &RegionConfig| (region.name.clone(), region.url.clone(), region.endpoint.clone());
+        config.regions.iter().map(region).collect::<Vec<_>>()
+    };
+    let said = |name: &str, url: &str, endpoint: &str| {
+        let endpoint = (!endpoint.is_empty()).then(|| endpoint.to_owned());
+        (name.to_owned(), url.to_owned(), endpoint)
+    };
+
+    let swapped = load_with(&file, &env, &flags(&["s3://two/prod", "s3://one/prod"])).unwrap();
+    let second = said("two", "s3://two/prod", "https://second.example");
+    let first = said("first", "s3://one/prod", "https://first.example");
+    assert_eq!(told(&swapped), [second, first], "each keeps what is its own");
+
+    let other = load_with(&file, &env, &flags(&["s3://other/prod"])).unwrap();
+    assert_eq!(
+        told(&other),
+        [said("other", "s3://other/prod", "https://first.example")]
+    );
+    assert_eq!(
+        (other.regions[0].path_style, other.regions[0].profile.as_deref()),
+        (Some(true), None)
+    );
+
+    // What the file says of its own regions is of no other place, and a variable without a url is meant for the flag.
+    let unplaced = [
+        ("HIGHWATER_REGION_1_ENDPOINT", "https://any.example"),
+        ("HIGHWATER_REGION_1_NAME", "named"),
+        ("HIGHWATER_CLUSTER_NAME", "c"),
+    ];
+    let without_file = |name: &str| {
+        let found = unplaced.iter().find(|(known, _)| *known == name);
+        found.map(|(_, text)| (*text).to_owned())
+    };
+    let placed = Config::load(None, without_file, &flags(&["s3://x/y"])).unwrap();
+    assert_eq!(told(&placed), [said("named", "s3://x/y", "https://any.example")]);
+    let beside = load_with(&file, &[], &flags(&["s3://x/y", "s3://z"])).unwrap();
+    assert_eq!(beside.regions[1].profile, None);
+}
+
+#[test]
 fn unknown_names_are_refused_with_line_and_suggestion() {
     assert_eq!(
         message(&with("[wal]\nflush_intervall = \"1s\"\n")),

@@ -5,7 +5,7 @@
 //! read an earlier call's answer.
 //!
 //! Owns too how long an answer is waited for: a host that has lost its power says no good-bye, and TCP by itself notices that
-//! after two hours. Base backups are exempt, which begin with a checkpoint, and so is what follows in a stream: its reader
+//! after two hours. The checkpoint that a base backup begins with is exempt, and so is what follows in a stream: its reader
 //! knows what may be silent there, and for how long.
 
 use std::collections::HashMap;
@@ -228,6 +228,11 @@ impl Connection {
     /// From now on an answer may take as long as it likes.
     pub(crate) fn wait_for_ever(&mut self) {
         self.patience = None;
+    }
+
+    /// From now on each message may take as long as the server's disk.
+    pub(crate) fn wait_for_disk(&mut self) {
+        self.patience = Some(PATIENCE_WITH_DISK);
     }
 
     /// Sends one statement; from here until [`Self::done`] the connection is busy.

@@ -263,7 +263,7 @@ async fn tls() {
     let missing = encrypted(&format!("{local} sslrootcert=/nonexistent sslmode=verify-ca"))
         .await
         .unwrap_err();
-    assert_eq!(missing.kind(), PgErrorKind::Config, "{missing}");
+    assert_eq!(missing.kind(), PgErrorKind::Operator, "{missing}");
 
     // A client certificate instead of a password.
     let with_cert = format!(

@@ -12,7 +12,8 @@ mod fake;
 use std::time::Duration;
 
 use fake::{
-    Fake, Peer, columns, complete, copy_both, copy_data, error, fields, keepalive, msg, ready, row, wal,
+    Fake, Peer, columns, complete, copy_both, copy_data, copy_out, error, fields, keepalive, msg, ready, row,
+    wal,
 };
 use highwater_format::{Lsn, Time, TimelineId};
 use highwater_pgwire::{
@@ -515,10 +516,6 @@ fn backup_stop() -> Vec<u8> {
     .concat()
 }
 
-fn copy_out() -> Vec<u8> {
-    msg(b'H', b"\0\0\0")
-}
-
 fn backup_15() -> Vec<u8> {
     [
         copy_out(),
@@ -924,4 +921,25 @@ async fn nothing_goes_to_another_machine_in_clear_unless_somebody_said_so() {
         );
         assert!(!refused || error.kind() == PgErrorKind::Operator, "{error}");
     }
+}
+
+/// A directory in `PGHOST` says nothing about a connection whose address is given.
+#[tokio::test]
+async fn an_address_beside_a_socket_directory_is_asked_for_tls() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut request = [0; 8];
+        socket.read_exact(&mut request).await.unwrap();
+        socket.write_all(b"N").await.unwrap();
+        request[4..] == 80_877_103_u32.to_be_bytes()
+    });
+    let surroundings = Environment::empty().with_variable("PGHOST", "/var/run/postgresql");
+    let text = format!("hostaddr=127.0.0.1 port={port} user=hw sslmode=require");
+    let info = ConnInfo::resolve_in(Some(&text), &surroundings).unwrap();
+    let error = Connection::connect(&info, Mode::Replication).await.unwrap_err();
+    assert!(server.await.unwrap(), "the first message was no request for TLS");
+    assert!(error.to_string().contains("needs it"), "{error}");
 }

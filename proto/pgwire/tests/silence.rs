@@ -6,11 +6,11 @@ mod fake;
 
 use std::time::Duration;
 
-use fake::{Peer, columns, complete, ready, row};
+use fake::{Peer, columns, complete, copy_data, copy_out, ready, row};
 use highwater_format::{Lsn, TimelineId};
 use highwater_pgwire::{
-    BackupMessage, BaseBackupOptions, ByteStream, ConnInfo, Connection, Dialer, Environment, Mode, PgError,
-    PgErrorKind,
+    BackupMessage, BaseBackup, BaseBackupOptions, ByteStream, ConnInfo, Connection, Dialer, Environment,
+    Mode, PgError, PgErrorKind,
 };
 use tokio::io::DuplexStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -125,4 +125,52 @@ async fn a_base_backup_may_take_its_time() {
     let backup = connect(slow).await.base_backup(BaseBackupOptions::default());
     let first = backup.await.unwrap().next().await.unwrap();
     assert!(matches!(first, Some(BackupMessage::Start { .. })), "{first:?}");
+}
+
+/// The content of a base backup: two pieces after four minutes each, and no more.
+async fn content(mut peer: Peer<DuplexStream>) {
+    peer.query().await;
+    let head = [
+        columns(&["recptr", "tli"]),
+        row(&[Some("0/2000028"), Some("1")]),
+        complete("SELECT"),
+        columns(&["spcoid", "spclocation", "size"]),
+        row(&[None, None, Some("1")]),
+        complete("SELECT"),
+        copy_out(),
+        copy_data(b"nbase.tar\0\0"),
+    ];
+    peer.send(&head.concat()).await;
+    for _ in 0..2 {
+        sleep(Duration::from_secs(240)).await;
+        peer.send(&copy_data(b"dx")).await;
+    }
+    silent(peer).await;
+}
+
+async fn until_the_last_piece(options: BaseBackupOptions) -> BaseBackup {
+    let mut backup = connect(content).await.base_backup(options).await.unwrap();
+    let mut pieces = 0;
+    while pieces < 2 {
+        let message = backup.next().await.unwrap().unwrap();
+        pieces += usize::from(matches!(message, BackupMessage::Data(_)));
+    }
+    backup
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_content_of_a_base_backup_is_not_waited_for_for_ever() {
+    let mut backup = until_the_last_piece(BaseBackupOptions::default()).await;
+    // Whoever stores what came takes nothing from the server's time.
+    sleep(Duration::from_secs(1000)).await;
+    let (error, after) = given_up(backup.next()).await;
+    assert!(matches!(error, PgError::Silent { .. }), "{error}");
+    assert_eq!((error.kind(), after), (PgErrorKind::Retry, 300));
+
+    let archived = BaseBackupOptions {
+        wait_wal: true,
+        ..BaseBackupOptions::default()
+    };
+    let mut waiting = until_the_last_piece(archived).await;
+    assert!(timeout(FOR_EVER, waiting.next()).await.is_err());
 }

@@ -80,12 +80,14 @@ pub struct BaseBackup {
     connection: Connection,
     command: String,
     progress: Progress,
+    /// The server waits at the end for its `archive_command`, for which nobody knows a limit.
+    waits_for_archive: bool,
     finished: bool,
 }
 
 impl Connection {
     /// Starts a base backup. The server first makes a checkpoint: the first message may take as long
-    /// as `checkpoint_timeout` unless a fast one is asked for.
+    /// as `checkpoint_timeout` unless a fast one is asked for. From the content on a silent server is given up.
     pub async fn base_backup(mut self, options: BaseBackupOptions) -> Result<BaseBackup, PgError> {
         let typed = self.server_version() >= TYPED_SINCE;
         let command = options.command(typed)?;
@@ -98,6 +100,7 @@ impl Connection {
             connection: self,
             command: "BASE_BACKUP".to_owned(),
             progress,
+            waits_for_archive: options.wait_wal,
             finished: false,
         })
     }
@@ -113,7 +116,10 @@ impl BaseBackup {
                 return Err(self.connection.recover(&self.command, &frame).await);
             }
             match self.progress.take(frame, &self.command)? {
-                read::Step::Message(message) => return Ok(Some(message)),
+                read::Step::Message(message) => {
+                    self.limit_silence(&message);
+                    return Ok(Some(message));
+                }
                 read::Step::Nothing => {}
                 read::Step::Finished => {
                     self.connection.done();
@@ -122,6 +128,14 @@ impl BaseBackup {
             }
         }
         Ok(None)
+    }
+
+    /// The checkpoint and the estimate of the size are over when the tablespaces come; then there is always something to
+    /// send. Only waiting for a message counts: a caller that is busy elsewhere does not use its time up.
+    fn limit_silence(&mut self, message: &BackupMessage) {
+        if matches!(message, BackupMessage::Tablespaces(_)) && !self.waits_for_archive {
+            self.connection.wait_for_disk();
+        }
     }
 
     /// Warnings so far: files that could not be read as expected, failed page checksums.

@@ -6,8 +6,9 @@
 //!
 //! Differences from libpq, all on purpose: an absent `connect_timeout` means 30 s; unknown keywords
 //! name the nearest known one; `sslcrl`, `sslcrldir` and `sslpassword` are refused rather than
-//! ignored; GSSAPI does not exist here, so `gssencmode` has no effect. The password never appears in
-//! `Debug`, `Display` or a log line.
+//! ignored; a socket directory beside a `hostaddr` counts for nothing, also in the password file and as the name in a
+//! certificate: the address stands in its place; GSSAPI does not exist here, so `gssencmode=require` is refused. The password
+//! never appears in `Debug`, `Display` or a log line.
 
 mod env;
 mod keyword;

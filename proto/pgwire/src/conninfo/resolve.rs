@@ -140,6 +140,7 @@ impl Settings {
         {
             return Err(self.bad("load_balance_hosts", "hosts are tried in order: remove it"));
         }
+        self.refuse_gss()?;
         let user = self.get("user").or(env.user()).ok_or_else(|| {
             PgError::config(
                 "no user name is given and this process's user has none",
@@ -186,6 +187,17 @@ impl Settings {
             password: self.get("password").map(SecretString::from),
             dialer: None,
         })
+    }
+
+    /// Who asks for encryption by GSSAPI must not get a connection in clear. To prefer it is to do without where there is none.
+    fn refuse_gss(&self) -> Result<(), PgError> {
+        match self.get("gssencmode") {
+            None | Some("disable" | "prefer") => Ok(()),
+            Some(_) => Err(self.bad(
+                "gssencmode",
+                "there is no GSSAPI encryption here: use disable or prefer, and sslmode=verify-full for TLS",
+            )),
+        }
     }
 
     fn connect_timeout(&self) -> Result<Option<Duration>, PgError> {
@@ -253,8 +265,10 @@ impl Settings {
         };
         let host = match (name, hostaddr) {
             ("", None) => Host::Unix(default_socket_dir()),
-            ("", Some(_)) => Host::Tcp(address.to_owned()),
-            (name, _) if name.starts_with('/') => Host::Unix(PathBuf::from(name)),
+            // As in libpq the address decides: a directory beside it, which may only be that of `PGHOST`, makes no socket of
+            // it, and what `sslmode` asks for is kept.
+            (name, Some(_)) if name.is_empty() || name.starts_with('/') => Host::Tcp(address.to_owned()),
+            (name, None) if name.starts_with('/') => Host::Unix(PathBuf::from(name)),
             (name, _) if name.starts_with('@') => {
                 return Err(self.bad(
                     "host",

@@ -59,7 +59,18 @@ fn what_cannot_be_honoured_is_refused_not_ignored() {
     assert!(error("sslcrl=/x").contains("revocation"));
     assert!(error("load_balance_hosts=random").contains("in order"));
     assert!(error("sslcertmode=require").contains("sslcertmode"));
-    resolve("gssencmode=require client_encoding=auto replication=database");
+    assert!(error("gssencmode=require").contains("GSSAPI"));
+    resolve("gssencmode=prefer client_encoding=auto replication=database");
+
+    let required = env().with_variable("PGGSSENCMODE", "require");
+    let error = ConnInfo::resolve_in(Some("host=db"), &required).unwrap_err();
+    assert!(error.to_string().contains("PGGSSENCMODE"), "{error}");
+    ConnInfo::resolve_in(Some("gssencmode=disable"), &required).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(".pg_service.conf");
+    std::fs::write(file, "[s]\ngssencmode=require\n").unwrap();
+    let error = ConnInfo::resolve_in(Some("service=s"), &env().with_home(dir.path())).unwrap_err();
+    assert!(error.to_string().contains("service file"), "{error}");
 }
 
 #[test]
@@ -120,6 +131,9 @@ fn hosts_addresses_and_ports_pair_up() {
         resolve("hostaddr=10.0.0.1").hosts[0].host,
         Host::Tcp("10.0.0.1".into())
     );
+    let both = resolve("host=/tmp,/tmp hostaddr=10.0.0.1, sslmode=require");
+    assert_eq!(both.hosts[0].host, Host::Tcp("10.0.0.1".into()));
+    assert_eq!(both.hosts[1].host, Host::Unix("/tmp".into()));
     assert!(error("host=a,b port=1,2,3").contains("port"));
     assert!(error("host=a hostaddr=10.0.0.1,10.0.0.2").contains("hostaddr"));
     assert!(error("hostaddr=db").contains("numeric"));

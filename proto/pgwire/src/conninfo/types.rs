@@ -29,7 +29,7 @@ impl fmt::Display for Host {
 pub struct HostSpec {
     /// Name; checked against the certificate with `verify-full`.
     pub host: Host,
-    /// Address to connect to instead of resolving the name.
+    /// Address to connect to instead of resolving the name. A socket has none.
     pub hostaddr: Option<IpAddr>,
     /// TCP port, or the number in the socket's file name.
     pub port: u16,

@@ -257,9 +257,9 @@ impl PgError {
         self.has_state("42710")
     }
 
-    /// The slot was invalidated or cannot be used (55000).
+    /// The slot was invalidated or cannot be used (55000 to `START_REPLICATION SLOT`; elsewhere it says nothing of a slot).
     pub fn is_slot_invalidated(&self) -> bool {
-        self.has_state("55000")
+        self.server().is_some_and(ServerError::is_slot_invalidated)
     }
 
     /// Somebody else streams from the slot (55006).

@@ -137,7 +137,9 @@ impl ServerError {
                 "the WAL is gone from this server: take it from another archive, or record a gap and take a \
                  new base backup"
             }
-            "55000" => "the slot cannot be used any more: drop it, create it again and take a base backup",
+            _ if self.is_slot_invalidated() => {
+                "the slot cannot be used any more: drop it, create it again and take a base backup"
+            }
             "3D000" => "correct dbname",
             "42501" => "give the role REPLICATION",
             _ if self.ahead_of().is_some() => {
@@ -149,6 +151,11 @@ impl ServerError {
             _ => return None,
         };
         Some(text)
+    }
+
+    /// 55000 is "not in the state that it has to be in" of anything: `wal_level`, a server that recovers, a sequence.
+    pub(super) fn is_slot_invalidated(&self) -> bool {
+        self.code == "55000" && self.request.starts_with("START_REPLICATION SLOT")
     }
 
     fn answers_start_replication(&self) -> bool {

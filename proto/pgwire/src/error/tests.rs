@@ -105,6 +105,32 @@ fn missing_history_file_is_not_a_removed_segment() {
 }
 
 #[test]
+fn only_a_stream_from_a_slot_tells_that_the_slot_is_lost() {
+    let streaming = "START_REPLICATION SLOT \"s\" PHYSICAL 0/9000000 TIMELINE 1";
+    let lost = server(
+        streaming,
+        "55000",
+        "can no longer get changes from replication slot",
+        "",
+    );
+    assert!(lost.is_slot_invalidated());
+    assert!(
+        lost.to_string().contains("next: the slot cannot be used"),
+        "{lost}"
+    );
+    for request in [
+        START,
+        "CREATE_REPLICATION_SLOT \"s\" PHYSICAL",
+        "BASE_BACKUP",
+        "SELECT pg_replication_slot_advance('s', '0/1')",
+    ] {
+        let other = server(request, "55000", "wal_level is not sufficient", "");
+        assert!(!other.is_slot_invalidated(), "{request}");
+        assert!(!other.to_string().contains("next:"), "{other}");
+    }
+}
+
+#[test]
 fn sqlstates_map_to_kinds() {
     for (code, kind) in [
         ("28P01", PgErrorKind::Operator),

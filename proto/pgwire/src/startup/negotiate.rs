@@ -37,7 +37,7 @@ pub(super) async fn open(
         return given(dialer, info, spec, encryption).await;
     }
     let name = match &spec.host {
-        Host::Unix(dir) if spec.hostaddr.is_none() => {
+        Host::Unix(dir) => {
             let stream = socket::unix(info, spec, dir).await?;
             return Ok(Channel {
                 transport: Transport::Unix(stream),
@@ -45,10 +45,9 @@ pub(super) async fn open(
                 binding: None,
             });
         }
-        Host::Unix(dir) => dir.display().to_string(),
-        Host::Tcp(name) => name.clone(),
+        Host::Tcp(name) => name,
     };
-    let mut tcp = socket::tcp(info, spec, &name).await?;
+    let mut tcp = socket::tcp(info, spec, name).await?;
     if encryption == Encryption::Plain || !server_agrees(info, spec, encryption, &mut tcp).await? {
         refuse_by_default(info, spec, &tcp)?;
         return Ok(Channel {

@@ -2,10 +2,11 @@
 //!
 //! `sslmode` decides, as in libpq: with trusted roots the chain is always checked (so `require` acts as
 //! `verify-ca`), the host name only with `verify-full`; without roots nothing is checked, and TLS only
-//! keeps passive listeners out. One difference: a certificate without subject alternative names is
-//! not matched by its common name.
+//! keeps passive listeners out. Two differences: a certificate without subject alternative names is
+//! not matched by its common name, and one of X.509 version 1 is not taken at all, because rustls does not.
 //!
-//! rustls with aws-lc-rs is the only provider. Certificate files are read at every connect.
+//! rustls with aws-lc-rs is the only provider. Certificate files are read at every connect, and may be caught in the middle of
+//! being replaced: what is wrong with them is the operator's to mend, and no reason to give up.
 
 mod binding;
 mod verify;
@@ -62,15 +63,12 @@ fn server_name(spec: &HostSpec, target: &str) -> Result<ServerName<'static>, PgE
     // A trailing dot marks a fully qualified name for the resolver and is not part of it.
     let plain = name.strip_suffix('.').unwrap_or(&name).to_owned();
     ServerName::try_from(plain).map_err(|_| {
-        config_error(
-            target,
-            format!("{name:?} is neither a host name nor an address"),
-            PgErrorKind::Config,
-        )
+        let message = format!("{name:?} is neither a host name nor an address");
+        not_set_up(target, message, PgErrorKind::Config)
     })
 }
 
-fn config_error(target: &str, message: String, kind: PgErrorKind) -> PgError {
+fn not_set_up(target: &str, message: String, kind: PgErrorKind) -> PgError {
     PgError::Tls {
         target: target.to_owned(),
         message,
@@ -78,9 +76,14 @@ fn config_error(target: &str, message: String, kind: PgErrorKind) -> PgError {
     }
 }
 
+/// What a file holds now, another one may hold in a moment.
+fn unusable(target: &str, message: String) -> PgError {
+    not_set_up(target, message, PgErrorKind::Operator)
+}
+
 fn client_config(options: &TlsOptions, target: &str) -> Result<ClientConfig, PgError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let failed = |error: rustls::Error| config_error(target, error.to_string(), PgErrorKind::Config);
+    let failed = |error: rustls::Error| not_set_up(target, error.to_string(), PgErrorKind::Config);
     let mut versions = Vec::new();
     if options.tls13 {
         versions.push(&rustls::version::TLS13);
@@ -99,7 +102,14 @@ fn client_config(options: &TlsOptions, target: &str) -> Result<ClientConfig, PgE
             let chain = certificates(cert, "sslcert", target)?;
             builder
                 .with_client_auth_cert(chain, private_key(key, target)?)
-                .map_err(failed)?
+                .map_err(|error| {
+                    let (cert, key) = (cert.display(), key.display());
+                    let advice = if is_version_1(&error) { REISSUE } else { "" };
+                    unusable(
+                        target,
+                        format!("sslcert {cert} with sslkey {key}: {error}{advice}"),
+                    )
+                })?
         }
         _ => builder.with_no_client_auth(),
     };
@@ -119,8 +129,8 @@ fn verifier(
         TrustRoots::File(path) => certificates(path, "sslrootcert", target)?,
     };
     let check_name = options.mode == SslMode::VerifyFull;
-    let checked = verify::Checked::new(roots, check_name, provider)
-        .map_err(|message| config_error(target, message, PgErrorKind::Config))?;
+    let checked =
+        verify::Checked::new(roots, check_name, provider).map_err(|message| unusable(target, message))?;
     Ok(Arc::new(checked))
 }
 
@@ -132,19 +142,13 @@ fn system_roots(target: &str) -> Result<Vec<CertificateDer<'static>>, PgError> {
             "the system has no trusted certificates ({}); install ca-certificates or give sslrootcert=FILE",
             reasons.join("; ")
         );
-        return Err(config_error(target, message, PgErrorKind::Config));
+        return Err(unusable(target, message));
     }
     Ok(found.certs)
 }
 
 fn certificates(path: &Path, keyword: &str, target: &str) -> Result<Vec<CertificateDer<'static>>, PgError> {
-    let failed = |what: String| {
-        config_error(
-            target,
-            format!("{keyword} file {}: {what}", path.display()),
-            PgErrorKind::Config,
-        )
-    };
+    let failed = |what: String| unusable(target, format!("{keyword} file {}: {what}", path.display()));
     let list = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| failed(error.to_string()))?;
@@ -160,7 +164,7 @@ fn private_key(path: &Path, target: &str) -> Result<PrivateKeyDer<'static>, PgEr
             "sslkey file {}: {error} (encrypted keys are not supported)",
             path.display()
         );
-        config_error(target, message, PgErrorKind::Config)
+        unusable(target, message)
     })
 }
 
@@ -170,6 +174,7 @@ fn handshake_error(target: String, error: &std::io::Error) -> PgError {
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (kind, advice) = match tls {
+        Some(tls) if is_version_1(tls) => (PgErrorKind::Operator, REISSUE),
         Some(rustls::Error::InvalidCertificate(_)) => (
             PgErrorKind::Operator,
             "; check sslrootcert, the host name and the server's certificate",
@@ -187,3 +192,17 @@ fn handshake_error(target: String, error: &std::io::Error) -> PgError {
         kind,
     }
 }
+
+/// What `openssl x509 -req` before 3.2 makes without a file of extensions, as in PostgreSQL's manual.
+const REISSUE: &str = "; the certificate is X.509 version 1, which this TLS library does not take: issue it again with extensions \
+                       (openssl x509 -req -extfile FILE, with subjectAltName=DNS:the.host.name in FILE)";
+
+fn is_version_1(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = error else {
+        return false;
+    };
+    other.0.downcast_ref::<webpki::Error>() == Some(&webpki::Error::UnsupportedCertVersion)
+}
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,10 @@ pub(crate) fn copy_both() -> Vec<u8> {
     msg(b'W', b"\0\0\0")
 }
 
+pub(crate) fn copy_out() -> Vec<u8> {
+    msg(b'H', b"\0\0\0")
+}
+
 pub(crate) fn copy_data(body: &[u8]) -> Vec<u8> {
     msg(b'd', body)
 }

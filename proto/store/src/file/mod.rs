@@ -160,10 +160,9 @@ impl Store for FileStore {
         let (wanted, after) = (prefix.to_owned(), start_after.map(str::to_owned));
         let patience = self.timeout / PAGE_SHARE;
         self.run(Operation::List, prefix, move |root| {
-            if !root.look()? {
-                return Ok(Page::default());
-            }
-            list::list(root.path(), &wanted, after.as_deref(), max.max(1), patience)
+            listed(root, |path| {
+                list::list(path, &wanted, after.as_deref(), max.max(1), patience)
+            })
         })
         .await
     }
@@ -186,6 +185,17 @@ impl Store for FileStore {
         })
         .await
     }
+}
+
+/// A page of a listing. To a walk a volume that goes meanwhile looks like directories without anything in them, and its page
+/// like the last one: that is believed only where the root is still the directory that it was.
+fn listed(root: &Root, walk: impl FnOnce(&Path) -> Result<Page, Failure>) -> Result<Page, Failure> {
+    if !root.look()? {
+        return Ok(Page::default());
+    }
+    let page = walk(root.path())?;
+    root.look()?;
+    Ok(page)
 }
 
 /// Neither the name nor, perhaps, a directory above it exists.

@@ -177,6 +177,27 @@ async fn a_root_that_disappears_or_changes_is_not_an_empty_region() {
     assert!(!root.join("other").exists());
 }
 
+#[test]
+fn a_root_that_goes_during_a_listing_is_not_the_end_of_it() {
+    for replaced in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("region");
+        fs::create_dir_all(path.join("a")).unwrap();
+        fs::write(path.join("a/key"), "x").unwrap();
+        let root = Root::new(path.clone());
+        let walk = |path: &Path| list::list(path, "a/", None, 10, Duration::from_secs(600));
+        assert_eq!(listed(&root, walk).unwrap().entries.len(), 1);
+        let failure = listed(&root, |path| {
+            fs::rename(path, dir.path().join("elsewhere")).unwrap();
+            if replaced {
+                fs::create_dir(path).unwrap();
+            }
+            walk(path)
+        });
+        assert!(matches!(failure, Err(Failure::Root { .. })), "{failure:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_directory_removed_behind_our_back_is_made_again() {
     let dir = TempDir::new().unwrap();

@@ -33,10 +33,7 @@ pub(super) fn to_store_error<E>(
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let (kind, message, advice) = match &error {
-        SdkError::ServiceError(_) | SdkError::ResponseError(_) => answered(&error),
-        _ => unanswered(&error),
-    };
+    let (kind, message, advice) = verdict(&error);
     let told = StoreError::new(kind, region, operation, key, message).with_source(error);
     match advice {
         Some(advice) => told.with_next_step(advice),
@@ -44,7 +41,25 @@ where
     }
 }
 
+/// Whether somebody must act outside the configuration.
+pub(super) fn is_for_the_operator<E>(error: &SdkError<E, HttpResponse>) -> bool
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    verdict(error).0 == ErrorKind::Operator
+}
+
 type Verdict = (ErrorKind, String, Option<String>);
+
+fn verdict<E>(error: &SdkError<E, HttpResponse>) -> Verdict
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    match error {
+        SdkError::ServiceError(_) | SdkError::ResponseError(_) => answered(error),
+        _ => unanswered(error),
+    }
+}
 
 fn answered<E>(error: &SdkError<E, HttpResponse>) -> Verdict
 where

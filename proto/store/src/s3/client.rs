@@ -10,6 +10,7 @@ use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::provider::ProvideCredentials as _;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
@@ -32,8 +33,26 @@ use crate::{ErrorKind, Operation, RegionConfig, StoreError};
 /// Signs for this region where a compatible store is given none: it is what they all accept.
 const COMPATIBLE_REGION: &str = "us-east-1";
 
-/// A ready client. Reads files and, for region and credentials, may ask the instance's metadata service.
+/// Keeps the SDK from asking the instance's metadata service.
+const METADATA_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
+
+/// A ready client. Reads files and, for the region, may ask the instance's metadata service.
 pub(super) async fn client(config: &RegionConfig) -> Result<Client, StoreError> {
+    Ok(build(config).await?.0)
+}
+
+/// A client that is known to have credentials, which are otherwise looked for when the first request is sent.
+pub(super) async fn with_credentials(config: &RegionConfig) -> Result<Client, StoreError> {
+    let (client, shared) = build(config).await?;
+    if let Some(provider) = shared.credentials_provider() {
+        provider.provide_credentials().await.map_err(|error| {
+            refuse(config, format!("there are no credentials now: {error}")).with_source(error)
+        })?;
+    }
+    Ok(client)
+}
+
+async fn build(config: &RegionConfig) -> Result<(Client, SdkConfig), StoreError> {
     let endpoint = config
         .endpoint
         .as_deref()
@@ -48,7 +67,8 @@ pub(super) async fn client(config: &RegionConfig) -> Result<Client, StoreError> 
         Endpoint::parse(config, &url)?;
     }
     if shared.region().is_none() {
-        return Err(refuse(config, "no AWS region is set").with_next_step("set region, or AWS_REGION"));
+        let metadata = std::env::var(METADATA_DISABLED).ok();
+        return Err(without_region(config, metadata.as_deref()));
     }
     let mut builder = aws_sdk_s3::config::Builder::from(&shared)
         .retry_config(RetryConfig::disabled())
@@ -73,7 +93,25 @@ pub(super) async fn client(config: &RegionConfig) -> Result<Client, StoreError> 
     if let Some(http) = http {
         builder = builder.http_client(http);
     }
-    Ok(Client::from_conf(builder.build()))
+    Ok((Client::from_conf(builder.build()), shared))
+}
+
+/// Nobody said which region. Where the metadata service was asked its silence may pass: a machine that has just started must not
+/// be left without its agent for that. `disabled`: what the environment says of asking.
+fn without_region(config: &RegionConfig, disabled: Option<&str>) -> StoreError {
+    let error = if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        refuse(config, "no AWS region is set")
+    } else {
+        let message = "no AWS region is set, and no metadata service of an instance tells one";
+        StoreError::new(
+            ErrorKind::Retry,
+            config.display_name(),
+            Operation::Open,
+            "",
+            message,
+        )
+    };
+    error.with_next_step("set region, or AWS_REGION")
 }
 
 async fn shared_config(

@@ -1,7 +1,8 @@
 //! A region in a bucket.
 //!
 //! Owns: the mapping of the trait to S3 calls, what is checked on the way in and out, time limits of one
-//! call. Does not own: retries, classification details (`classify`), client set-up (`client`).
+//! call. Does not own: retries, classification details (`classify`), client set-up (`client`), when credentials are read again
+//! (`renewable`).
 //!
 //! Upload: the payload is not hashed with SHA-256 (that hash is two thirds of the client's cost); the CRC-32
 //! computed at sealing travels as `x-amz-checksum-crc32`, inside the signature, and the server compares.
@@ -11,13 +12,13 @@
 mod body;
 mod classify;
 mod client;
+mod renewable;
 
 use std::error::Error;
 use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
@@ -36,6 +37,7 @@ use crate::{
 };
 
 use body::{crc32_of_base64, crc32_to_base64};
+use renewable::Renewable;
 
 /// Bytes per second that a slow but working line is granted on top of the attempt's time limit.
 const SLOWEST_LINE: u64 = 1 << 20;
@@ -47,7 +49,7 @@ const EMPTY_PAGES: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct S3Store {
     region: String,
-    client: Client,
+    sdk: Renewable,
     bucket: String,
     /// What stands before every key: empty, or ending in a slash.
     base: String,
@@ -65,7 +67,7 @@ impl S3Store {
     ) -> Result<Self, StoreError> {
         Ok(Self {
             region: config.display_name().to_owned(),
-            client: client::client(config).await?,
+            sdk: Renewable::open(config).await?,
             bucket,
             base: if prefix.is_empty() {
                 String::new()
@@ -103,17 +105,21 @@ impl S3Store {
         .with_next_step("look for a proxy or a login page between this host and the endpoint")
     }
 
-    /// Waits for the head of an answer to a request of `sent` bytes.
+    /// Waits for the head of an answer to a request of `sent` bytes. Where it asks somebody to act, the next request shows
+    /// what that has led to.
     async fn answer<T, E>(
         &self,
         operation: Operation,
         key: &str,
         sent: usize,
         call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
-    ) -> Result<Result<T, SdkError<E, HttpResponse>>, StoreError> {
+    ) -> Result<Result<T, SdkError<E, HttpResponse>>, StoreError>
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
         let limit = self.attempt_timeout + Duration::from_secs(sent as u64 / SLOWEST_LINE);
         let limit = limit.min(self.operation_timeout);
-        tokio::time::timeout(limit, Box::pin(call)).await.map_err(|_| {
+        let outcome = tokio::time::timeout(limit, Box::pin(call)).await.map_err(|_| {
             self.error(
                 ErrorKind::Retry,
                 operation,
@@ -121,7 +127,11 @@ impl S3Store {
                 format!("no answer within {limit:?}"),
             )
             .with_next_step("check the endpoint and the network; attempt_timeout sets the limit")
-        })
+        })?;
+        if outcome.as_ref().is_err_and(classify::is_for_the_operator) {
+            self.sdk.refused().await;
+        }
+        Ok(outcome)
     }
 
     fn failed<E>(&self, operation: Operation, key: &str, error: SdkError<E, HttpResponse>) -> StoreError
@@ -136,7 +146,11 @@ impl S3Store {
     }
 
     fn get_request(&self, key: &str) -> GetObjectFluentBuilder {
-        self.client.get_object().bucket(&self.bucket).key(self.full(key))
+        self.sdk
+            .client()
+            .get_object()
+            .bucket(&self.bucket)
+            .key(self.full(key))
     }
 
     /// Sends a read. Whole reads ask for the stored checksum by header and not by the SDK's setting, so that
@@ -315,7 +329,8 @@ impl S3Store {
         let mut token: Option<String> = None;
         for _ in 0..EMPTY_PAGES {
             let call = self
-                .client
+                .sdk
+                .client()
                 .list_objects_v2()
                 .bucket(&self.bucket)
                 .prefix(self.full(prefix))
@@ -368,7 +383,8 @@ impl Store for S3Store {
     async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
         check_key(&self.region, Operation::Put, key)?;
         let call = self
-            .client
+            .sdk
+            .client()
             .put_object()
             .bucket(&self.bucket)
             .key(self.full(key))
@@ -416,7 +432,12 @@ impl Store for S3Store {
 
     async fn head(&self, key: &str) -> Result<Meta, StoreError> {
         check_key(&self.region, Operation::Head, key)?;
-        let call = self.client.head_object().bucket(&self.bucket).key(self.full(key));
+        let call = self
+            .sdk
+            .client()
+            .head_object()
+            .bucket(&self.bucket)
+            .key(self.full(key));
         let output = match self.answer(Operation::Head, key, 0, call.send()).await? {
             Ok(output) => output,
             Err(error) if classify::status(&error) == Some(404) => {
@@ -473,7 +494,8 @@ impl Store for S3Store {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         check_key(&self.region, Operation::Delete, key)?;
         let call = self
-            .client
+            .sdk
+            .client()
             .delete_object()
             .bucket(&self.bucket)
             .key(self.full(key));
