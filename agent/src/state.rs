@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
+use highwater_format::{Branch, Gap, Lsn, SystemId, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -158,6 +158,10 @@ pub struct GivenUp {
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
+    /// Name of the cluster that is archived.
+    pub cluster: String,
+    /// Its system identifier; none before the server was asked.
+    pub system_id: Option<SystemId>,
     /// The server is in recovery: this agent is a second stream and not the archive's writer.
     pub standby: bool,
     /// What the server's `synchronous_standby_names` makes of this agent.

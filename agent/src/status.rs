@@ -5,6 +5,7 @@
 //! itself is not proof. Anything that does not answer is shown as such and does not stop the rest.
 //! Does not own: the rule for a running agent (`admin::not_ready`).
 
+mod agent;
 mod gather;
 mod judge;
 
@@ -74,11 +75,11 @@ impl From<Position> for Place {
 /// What the admin endpoint answered.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Agent {
-    /// Whether an agent answered.
+    /// Whether this cluster's agent answered.
     pub running: bool,
     /// Its own verdict.
     pub ready: Option<bool>,
-    /// Its reason, or why none answered.
+    /// Its reason, or why none answered, or whose agent did.
     pub reason: Option<String>,
     /// For how long WAL has waited to become durable.
     pub lag_seconds: Option<f64>,

@@ -188,3 +188,45 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
     program(&["decommission"])?.output().await?.expect_code(0)?;
     Ok(())
 }
+
+/// Two clusters of one machine whose agents have the same port: the one whose agent does not run is not told by the
+/// other's that all is well.
+#[tokio::test]
+async fn another_clusters_agent_at_the_port_says_nothing_of_this_one() -> Result<()> {
+    let (first, second) = (
+        PgCluster::builder(PgVersion::V15).start().await?,
+        PgCluster::builder(PgVersion::V15).start().await?,
+    );
+    let (dir, other) = (TestDir::new()?, TestDir::new()?);
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let listen = format!("admin.listen=127.0.0.1:{port}");
+    let at = |cluster: &PgCluster, regions| {
+        anyhow::Ok(agent(&cluster.connection_string(), regions)?.args(["--set", &listen]))
+    };
+    let running = at(&first, &dir)?.arg("run").start()?;
+    let heard = || async {
+        let status = at(&first, &dir).ok()?.args(["--output", "json", "status"]);
+        let document: serde_json::Value = serde_json::from_str(&status.output().await.ok()?.stdout).ok()?;
+        (document["agent"]["ready"] == true).then_some(())
+    };
+    highwater_tests::clock::eventually("the agent to be ready", START, heard).await?;
+    for (name, words) in [
+        ("billing", "the agent of cluster orders"),
+        ("orders", "not that of system identifier"),
+    ] {
+        let status = at(&second, &other)?.args(["--cluster", name, "status"]);
+        let status = status.output().await?.expect_code(1)?;
+        ensure!(
+            status.stdout.contains(words)
+                && status
+                    .stdout
+                    .contains("BREACHED: no agent of this cluster answers"),
+            "{}",
+            status.said()
+        );
+    }
+    drop(running);
+    Ok(())
+}

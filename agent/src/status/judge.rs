@@ -1,6 +1,6 @@
 //! When the recovery point counts as breached. Pure.
 //!
-//! With an agent that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
+//! With an agent of this cluster that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
 //! server has and the policy's regions lack, or, when the server does not answer either, pulses that stopped in so many
 //! regions that the policy is not met.
 //! Open gaps are always a breach: moments inside them cannot be restored.
@@ -41,7 +41,7 @@ pub(super) fn breaches(status: &Status, needed: usize, pulse_interval: Duration)
 fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Option<String> {
     if status.durable.is_none() {
         return Some(
-            "no agent answers and the archive holds no WAL in as many regions as the policy asks for".into(),
+            "no agent of this cluster answers and the archive holds no WAL in as many regions as the policy asks for".into(),
         );
     }
     // Another machine may run the agent: fresh pulses speak for it, if as many regions as the policy asks for take them.
@@ -57,7 +57,7 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
     match (status.lag_bytes, fresh) {
         (_, true) | (Some(0), _) => None,
-        (Some(lag), false) => Some(format!("no agent answers and {lag} bytes of WAL are not durable")),
+        (Some(lag), false) => Some(format!("no agent of this cluster answers and {lag} bytes of WAL are not durable")),
         (None, false) => Some(match silent {
             Some(silent) => format!(
                 "neither agent nor server answers, and the last pulse in as many regions as the policy asks for is {} s old",
