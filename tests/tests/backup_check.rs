@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use highwater_tests::clock::eventually;
+use highwater_tests::process::{self, Process};
 use highwater_tests::program::Finished;
 use highwater_tests::{PgCluster, PgVersion, Program, TestDir};
 
@@ -167,7 +169,7 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
             .ok()?;
         (done.code == 0).then_some(done)
     };
-    let done = highwater_tests::clock::eventually("the recovery point", START, kept).await?;
+    let done = eventually("the recovery point", START, kept).await?;
     let document: serde_json::Value = serde_json::from_str(&done.stdout)?;
     ensure!(
         document["version"] == 1 && document["slot"]["active_pid"].is_number(),
@@ -211,7 +213,7 @@ async fn another_clusters_agent_at_the_port_says_nothing_of_this_one() -> Result
         let document: serde_json::Value = serde_json::from_str(&status.output().await.ok()?.stdout).ok()?;
         (document["agent"]["ready"] == true).then_some(())
     };
-    highwater_tests::clock::eventually("the agent to be ready", START, heard).await?;
+    eventually("the agent to be ready", START, heard).await?;
     for (name, words) in [
         ("billing", "the agent of cluster orders"),
         ("orders", "not that of system identifier"),
@@ -229,4 +231,64 @@ async fn another_clusters_agent_at_the_port_says_nothing_of_this_one() -> Result
     }
     drop(running);
     Ok(())
+}
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'highwater'";
+
+/// A slot of the agent's name that is not the agent's: a logical one, one that another program streams from, and one on
+/// another server than the archive's.
+#[tokio::test]
+async fn fault_81_decommission_leaves_the_slots_of_others_alone() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15)
+        .conf("wal_level", "logical")
+        .start()
+        .await?;
+    let dir = TestDir::new()?;
+    let refused = async |arguments: &[&str], code: i32, words: &str| -> Result<()> {
+        let done = agent(&cluster.connection_string(), &dir)?.args(arguments);
+        let done = done.output().await?.expect_code(code)?;
+        ensure!(done.stderr.contains(words), "not {words}: {}", done.said());
+        ensure!(
+            cluster.value(SLOTS).await? == "1",
+            "it is dropped: {}",
+            done.said()
+        );
+        Ok(())
+    };
+    cluster
+        .sql("SELECT pg_create_logical_replication_slot('highwater', 'test_decoding')")
+        .await?;
+    refused(&["decommission"], 1, "logical").await?;
+    refused(&["decommission", "--force"], 1, "logical").await?;
+    cluster
+        .sql("SELECT pg_drop_replication_slot('highwater')")
+        .await?;
+
+    cluster
+        .sql("SELECT pg_create_physical_replication_slot('highwater', true)")
+        .await?;
+    let mut command = process::command(&cluster.bin().join("pg_receivewal"), "KILL");
+    command
+        .arg("--dbname")
+        .arg(cluster.connection_string())
+        .arg("-D")
+        .arg(dir.create_dir("received")?)
+        .args(["--slot", "highwater", "--no-loop"])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::null());
+    let mut receiver = Process::start(command)?;
+    let held = || async {
+        let active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'highwater'";
+        (cluster.value(active).await.ok()? == "t").then_some(())
+    };
+    eventually("the slot to be used", START, held).await?;
+    refused(&["decommission", "--force"], 1, "pg_receivewal").await?;
+    ensure!(receiver.exited().is_none(), "its connection was ended");
+    receiver.kill9();
+    drop(receiver);
+
+    // The archive of this name is another server's.
+    dir.create_dir("a/orders/1")?;
+    dir.write("a/orders/1/identity.json", "{}")?;
+    refused(&["decommission", "--force"], 4, "system identifier 1").await
 }
