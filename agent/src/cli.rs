@@ -122,7 +122,7 @@ pub enum Command {
     Status,
     /// Drop the replication slot, so that the server keeps no WAL for the agent, and say what stays
     Decommission {
-        /// Terminate the agent's own connection if the slot is in use
+        /// Terminate the connection of an agent that does not answer at admin.listen and uses the slot
         #[arg(long)]
         force: bool,
     },

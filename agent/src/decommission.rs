@@ -2,23 +2,32 @@
 //!
 //! Owns: dropping the slot, and the statement of what stays. Deletes nothing from any region: that the archive
 //! of a cluster outlives the cluster is its purpose. Refuses a server that is not the archive's, a slot that is somebody
-//! else's, and an agent that streams, whose connection only `--force` ends.
+//! else's, and an agent that runs: it would make the slot anew. One that does not answer on this machine shows by using the
+//! slot, where only `--force` ends its connection, and by making it anew.
 
 use std::fmt;
 use std::time::Duration;
 
 use futures::future::join_all;
-use highwater_config::{Acknowledge, Config, Exit};
+use highwater_config::{Config, Exit};
 use highwater_format::Layout;
 use highwater_pgwire::{ConnInfo, Connection};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
+use crate::answering;
 use crate::error::{AgentError, Result};
+use crate::receiver::LONGEST_PAUSE;
 use crate::slot::{self, LET_GO};
 use crate::sql::{self, Rows};
 use crate::state::State;
 use crate::synchronous::{self, APPLICATION_NAME};
-use crate::{admin, identity, region, run, server};
+use crate::{identity, region, run, server};
+
+/// For so long the slot has to stay away: an agent that has lost its connection is back before, and has made it anew.
+const WATCHED: Duration = Duration::from_secs(LONGEST_PAUSE.as_secs() + 3);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What was done and what stays.
 #[derive(Debug, Serialize)]
@@ -65,11 +74,12 @@ pub async fn run(config: &Config, force: bool) -> Result<Decommissioned> {
     let system_id = conn.identify_system().await?.system_id;
     let layout = Layout::new(config.cluster.name.clone(), system_id);
     refuse_another_server(config, &layout).await?;
-    if !force {
-        refuse_beside_an_agent(config).await?;
-    }
+    refuse_beside_an_agent(config, &layout).await?;
     let names = conn.show(synchronous::SETTING).await.unwrap_or_default();
     let dropped = drop_it(&mut conn, &info, slot, force).await?;
+    if dropped {
+        stays_away(&mut conn, &info, slot).await?;
+    }
     conn.close().await;
     Ok(Decommissioned {
         version: 1,
@@ -117,22 +127,21 @@ async fn refuse_another_server(config: &Config, layout: &Layout) -> Result<()> {
     another.map_or(Ok(()), Err)
 }
 
-/// An agent that moves its slot by SQL does not stream from it, and would make it anew.
-async fn refuse_beside_an_agent(config: &Config) -> Result<()> {
-    let Some(listen) = config
-        .admin
-        .listen
-        .filter(|_| config.wal.acknowledge == Acknowledge::Slot)
-    else {
+/// An agent makes its slot anew whenever it finds none, in each of its ways to acknowledge.
+async fn refuse_beside_an_agent(config: &Config, layout: &Layout) -> Result<()> {
+    let Some(listen) = config.admin.listen else {
         return Ok(());
     };
-    if admin::fetch(listen, "/livez").await.is_err() {
+    let Ok(said) = answering::ask(listen).await else {
         return Ok(());
+    };
+    match said.why_strange(layout.cluster(), Some(layout.system_id())) {
+        Some(_) => Ok(()),
+        None => Err(AgentError::refused(
+            format!("the agent of this cluster answers at {listen}, and would make the slot anew"),
+            "Stop the agent first",
+        )),
     }
-    Err(AgentError::refused(
-        format!("an agent answers at {listen}, and would make the slot anew"),
-        "Stop the agent first",
-    ))
 }
 
 /// Drops the slot if it is a physical one: another one of that name is somebody else's. False: there is none.
@@ -154,6 +163,36 @@ async fn drop_it(conn: &mut Connection, info: &ConnInfo, slot: &str, force: bool
             "An agent that was not stopped has come back: stop it first",
         )),
         other => other,
+    }
+}
+
+/// An agent that nobody has stopped, here or on another machine, comes back after a pause and makes the slot anew.
+async fn stays_away(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<()> {
+    tracing::info!(
+        slot,
+        seconds = WATCHED.as_secs(),
+        "dropped; looking whether an agent that was not stopped makes it anew"
+    );
+    let began = Instant::now();
+    while began.elapsed() < WATCHED {
+        sleep(PAUSE).await;
+        let found = slot::position(conn, info, slot).await;
+        if found.map_err(|error| unwatched(slot, &error))?.is_some() {
+            return Err(AgentError::refused(
+                format!(
+                    "slot {slot} was dropped, and is there again: an agent that was not stopped has made it anew"
+                ),
+                "Stop the agent, on whichever machine it runs, and decommission again",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn unwatched(slot: &str, error: &AgentError) -> AgentError {
+    AgentError::Trouble {
+        what: format!("slot {slot} is dropped; whether an agent makes it anew could not be seen: {error}"),
+        next: "Decommission again".into(),
     }
 }
 

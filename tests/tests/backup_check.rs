@@ -292,3 +292,44 @@ async fn fault_81_decommission_leaves_the_slots_of_others_alone() -> Result<()> 
     dir.write("a/orders/1/identity.json", "{}")?;
     refused(&["decommission", "--force"], 4, "system identifier 1").await
 }
+
+/// A running agent makes the slot anew, so that nothing is done by dropping it: it is heard at its endpoint, and without one it
+/// shows by the new slot.
+#[tokio::test]
+async fn fault_81_decommission_beside_a_running_agent_is_refused_or_seen_to_fail() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let dir = TestDir::new()?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let pid = || cluster.value("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'highwater'");
+    for (listen, outcomes) in [
+        (
+            format!("127.0.0.1:{port}"),
+            ["the agent of this cluster answers"; 2],
+        ),
+        ("off".to_owned(), ["is there again", "is in use again"]),
+    ] {
+        let listen = format!("admin.listen={listen}");
+        let program = || anyhow::Ok(agent(&cluster.connection_string(), &dir)?.args(["--set", &listen]));
+        let mut running = program()?.arg("run").start()?;
+        running.says("streaming timeline", START).await?;
+        let before = pid().await?;
+        let done = program()?.args(["decommission", "--force"]);
+        let done = done.output().await?.expect_code(1)?;
+        ensure!(
+            outcomes.iter().any(|outcome| done.stderr.contains(outcome)) && done.stdout.is_empty(),
+            "{}",
+            done.said()
+        );
+        ensure!(
+            listen.ends_with("off") || pid().await? == before,
+            "the stream of an agent that answers was ended"
+        );
+        running.terminate();
+        ensure!(running.wait_exit(START).await? == 0, "{}", running.last_words());
+        program()?.arg("decommission").output().await?.expect_code(0)?;
+        ensure!(cluster.value(SLOTS).await? == "0");
+    }
+    Ok(())
+}
