@@ -118,7 +118,7 @@ pub enum Command {
         #[arg(long)]
         spread_checkpoint: bool,
     },
-    /// Positions and lag per region, slot, last base backup; exit 1 if the recovery point is breached
+    /// Positions and lag per region, slot, last base backup; exit 1 if the recovery point is breached, or for want of a base backup
     Status,
     /// Drop the replication slot, so that the server keeps no WAL for the agent, and say what stays
     Decommission {

@@ -161,6 +161,14 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
     cluster
         .sql("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
         .await?;
+    // All WAL is stored, and nothing could be restored.
+    let lacking = || async {
+        let done = program(&["status"]).ok()?.output().await.ok()?;
+        let only = done.stdout.contains("BREACHED: there is no base backup");
+        (only && done.code == 1).then_some(())
+    };
+    eventually("the want of a base backup", START, lacking).await?;
+    program(&["backup"])?.output().await?.expect_code(0)?;
     let kept = || async {
         let done = program(&["status", "--output", "json"])
             .ok()?
@@ -172,7 +180,9 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
     let done = eventually("the recovery point", START, kept).await?;
     let document: serde_json::Value = serde_json::from_str(&done.stdout)?;
     ensure!(
-        document["version"] == 1 && document["slot"]["active_pid"].is_number(),
+        document["version"] == 1
+            && document["slot"]["active_pid"].is_number()
+            && document["regions"][0]["newest_backup"] == document["last_backup"]["id"],
         "{document}"
     );
 

@@ -53,6 +53,7 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     let end = server.end;
     let durable = durable(config, &told);
     let last_backup = last_backup(&told, now);
+    let failed_backup = agent::failed_backup(&agent, last_backup.as_ref().map(|last| &last.id));
     let gaps = gaps(&told);
     let writer = told
         .iter()
@@ -90,6 +91,7 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         lag_bytes: behind(durable),
         regions: told.into_iter().map(with_lag).collect(),
         last_backup,
+        failed_backup,
         gaps,
         branches,
         writer,
@@ -184,6 +186,7 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         lag_bytes: None,
         pulse: None,
         backups: 0,
+        newest_backup: None,
         missing_backups: Vec::new(),
         note: None,
         error: None,
@@ -233,6 +236,7 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
             stored: position.map(Place::from),
             pulse: inventory::pulse(store, layout).await?,
             backups: backups.len(),
+            newest_backup: backups.last().cloned(),
             ..status
         },
         backups,

@@ -69,19 +69,17 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
 }
 
 #[cfg(test)]
-mod tests {
-    use highwater_format::{Gap, Lsn, Pulse, Time, TimelineId};
+pub(super) mod samples {
+    use highwater_format::{Lsn, Pulse, Time, TimelineId};
 
-    use super::*;
-    use crate::status::{Agent, GapStatus, Place, RegionStatus, Server};
+    use crate::status::{Agent, Place, RegionStatus, Server, Status};
 
-    const INTERVAL: Duration = Duration::from_secs(5);
-
-    fn at(text: &str) -> Time {
+    pub(in crate::status) fn at(text: &str) -> Time {
         text.parse().unwrap()
     }
 
-    fn status(pulse: Option<&str>, lag: Option<u64>) -> Status {
+    /// One region that takes pulses, and a server so far ahead of it.
+    pub(in crate::status) fn status(pulse: Option<&str>, lag: Option<u64>) -> Status {
         let pulse = pulse.map(|time| Pulse {
             timeline: TimelineId::FIRST,
             server_time: at(time),
@@ -114,16 +112,29 @@ mod tests {
                 lag_bytes: lag,
                 pulse,
                 backups: 0,
+                newest_backup: None,
                 missing_backups: vec![],
                 note: None,
                 error: None,
             }],
             last_backup: None,
+            failed_backup: None,
             gaps: vec![],
             branches: vec![],
             writer: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::{Gap, Lsn, TimelineId};
+
+    use super::samples::{at, status};
+    use super::*;
+    use crate::status::{Agent, GapStatus};
+
+    const INTERVAL: Duration = Duration::from_secs(5);
 
     #[test]
     fn a_running_agent_speaks_for_itself() {
@@ -172,7 +183,7 @@ mod tests {
             (None, 2, false),
         ] {
             let mut status = status(fresh, Some(100));
-            status.regions.extend(self::status(pulse, Some(100)).regions);
+            status.regions.extend(samples::status(pulse, Some(100)).regions);
             let reasons = breaches(&status, needed, INTERVAL);
             assert_eq!(reasons.is_empty(), kept, "{pulse:?} {needed}: {reasons:?}");
         }
