@@ -7,6 +7,7 @@ use highwater_tests::clock::eventually;
 use highwater_tests::process::{self, Process};
 use highwater_tests::program::Finished;
 use highwater_tests::{PgCluster, PgVersion, Program, TestDir};
+use nix::sys::signal::Signal;
 
 const START: Duration = Duration::from_secs(30);
 
@@ -340,6 +341,36 @@ async fn fault_81_decommission_beside_a_running_agent_is_refused_or_seen_to_fail
         ensure!(running.wait_exit(START).await? == 0, "{}", running.last_words());
         program()?.arg("decommission").output().await?.expect_code(0)?;
         ensure!(cluster.value(SLOTS).await? == "0");
+    }
+    Ok(())
+}
+
+/// A server that takes the connection and says nothing: whoever waits for the answer may leave.
+#[tokio::test]
+async fn questions_end_when_they_are_told_to_stop() -> Result<()> {
+    for (command, signal) in [
+        ("check", Signal::SIGTERM),
+        ("status", Signal::SIGINT),
+        ("decommission", Signal::SIGTERM),
+    ] {
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let connection = format!(
+            "host=127.0.0.1 port={} user=nobody sslmode=disable connect_timeout=60",
+            silent.local_addr()?.port()
+        );
+        let dir = TestDir::new()?;
+        let mut asking = agent(&connection, &dir)?.arg(command).start()?;
+        let (asked, _) = tokio::time::timeout(START, silent.accept()).await??;
+        asking.signal(signal);
+        let code = asking.wait_exit(Duration::from_secs(10)).await?;
+        ensure!(
+            code == 3
+                && asking.stderr().contains("highwater-agent: stopped")
+                && !asking.stderr().contains("last bytes"),
+            "{command}: {code} {}",
+            asking.last_words()
+        );
+        drop(asked);
     }
     Ok(())
 }
