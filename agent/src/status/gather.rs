@@ -225,6 +225,8 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
     let Some(identity) = identity::read(store, layout).await? else {
         return Ok(Told::only(status));
     };
+    // Before the position: so that what it speaks of can be there.
+    let pulse = inventory::pulse(store, layout).await?;
     let position = inventory::position(store, layout, identity.segment_size).await?;
     let backups = list::complete(store, layout).await?;
     Ok(Told {
@@ -234,7 +236,7 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
         writer: newest_of(store, layout, 0).await?,
         status: RegionStatus {
             stored: position.map(Place::from),
-            pulse: inventory::pulse(store, layout).await?,
+            pulse,
             backups: backups.len(),
             newest_backup: backups.last().cloned(),
             ..status
