@@ -227,7 +227,7 @@ fn parse(answer: &str) -> Option<(u16, String)> {
 
 #[cfg(test)]
 mod tests {
-    use highwater_format::Lsn;
+    use highwater_format::{Lsn, SystemId};
 
     use super::*;
     use crate::state::GivenUp;
@@ -247,6 +247,8 @@ mod tests {
     }
 
     fn streaming(snapshot: &mut Snapshot) {
+        snapshot.cluster = "orders".into();
+        snapshot.system_id = Some(SystemId(7));
         snapshot.connection = Connection::Streaming;
         snapshot.received = Lsn(0x300_0100);
         snapshot.server_end = Lsn(0x300_0200);
@@ -263,6 +265,10 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!((code, document["version"].as_u64()), (200, Some(1)));
         assert_eq!(document["durable"], "0/3000000");
+        assert_eq!(
+            (&document["cluster"], &document["system_id"]),
+            (&"orders".into(), &"7".into())
+        );
         assert_eq!(document["lag_bytes"], 512);
         assert_eq!(document["ready"], true);
         assert_eq!(document["connection"]["state"], "streaming");

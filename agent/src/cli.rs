@@ -118,11 +118,11 @@ pub enum Command {
         #[arg(long)]
         spread_checkpoint: bool,
     },
-    /// Positions and lag per region, slot, last base backup; exit 1 if the recovery point is breached
+    /// Positions and lag per region, slot, last base backup; exit 1 if the recovery point is breached, or for want of a base backup
     Status,
     /// Drop the replication slot, so that the server keeps no WAL for the agent, and say what stays
     Decommission {
-        /// Terminate the agent's own connection if the slot is in use
+        /// Terminate the connection of an agent that does not answer at admin.listen and uses the slot
         #[arg(long)]
         force: bool,
     },

@@ -1,22 +1,33 @@
 //! `highwater-agent decommission`: the server stops keeping WAL for the agent.
 //!
 //! Owns: dropping the slot, and the statement of what stays. Deletes nothing from any region: that the archive
-//! of a cluster outlives the cluster is its purpose. Refuses while an agent streams, unless forced.
+//! of a cluster outlives the cluster is its purpose. Refuses a server that is not the archive's, a slot that is somebody
+//! else's, and an agent that runs: it would make the slot anew. One that does not answer on this machine shows by using the
+//! slot, where only `--force` ends its connection, and by making it anew.
 
 use std::fmt;
 use std::time::Duration;
 
-use highwater_config::{Acknowledge, Config, Exit};
+use futures::future::join_all;
+use highwater_config::{Config, Exit};
 use highwater_format::Layout;
+use highwater_pgwire::{ConnInfo, Connection};
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use crate::answering;
 use crate::error::{AgentError, Result};
-use crate::{admin, run, server, sql, synchronous};
+use crate::receiver::LONGEST_PAUSE;
+use crate::slot::{self, LET_GO};
+use crate::sql::{self, Rows};
+use crate::state::State;
+use crate::synchronous::{self, APPLICATION_NAME};
+use crate::{identity, region, run, server};
 
-/// How often, and after which pause, a drop is repeated after the walsender was terminated.
-const ATTEMPTS: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(250);
+/// For so long the slot has to stay away: an agent that has lost its connection is back before, and has made it anew.
+const WATCHED: Duration = Duration::from_secs(LONGEST_PAUSE.as_secs() + 3);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What was done and what stays.
 #[derive(Debug, Serialize)]
@@ -58,99 +69,153 @@ impl fmt::Display for Decommissioned {
 
 /// Drops the slot. `force` ends the connection of an agent that still streams.
 pub async fn run(config: &Config, force: bool) -> Result<Decommissioned> {
-    let slot = &config.cluster.slot;
-    let mut conn = server::connect(&run::connection(config)?).await?;
+    let (info, slot) = (run::connection(config)?, &config.cluster.slot);
+    let mut conn = server::connect(&info).await?;
     let system_id = conn.identify_system().await?.system_id;
-    let names = conn.show(synchronous::SETTING).await.unwrap_or_default();
-    if !force {
-        refuse_beside_an_agent(config).await?;
-    }
-    let dropped = match conn.drop_replication_slot(slot).await {
-        Ok(()) => true,
-        Err(error) if error.sqlstate() == Some("42704") => false,
-        Err(error) if error.sqlstate() == Some("55006") && force => {
-            terminate(config).await?;
-            drop_patiently(&mut conn, slot).await?;
-            true
-        }
-        Err(error) if error.sqlstate() == Some("55006") => {
-            return Err(AgentError::refused(
-                format!("slot {slot} is in use: {error}"),
-                "Stop the agent first, or pass --force to end its connection",
-            ));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    conn.close().await;
     let layout = Layout::new(config.cluster.name.clone(), system_id);
-    let mut stays: Vec<String> = config
-        .regions
-        .iter()
-        .map(|region| {
-            format!(
-                "region {}: everything under {}/{}",
-                region.display_name(),
-                region.url,
-                layout.root()
-            )
-        })
-        .collect();
+    refuse_another_server(config, &layout).await?;
+    refuse_beside_an_agent(config, &layout).await?;
+    let names = conn.show(synchronous::SETTING).await.unwrap_or_default();
+    let dropped = drop_it(&mut conn, &info, slot, force).await?;
+    if dropped {
+        stays_away(&mut conn, &info, slot).await?;
+    }
+    conn.close().await;
+    Ok(Decommissioned {
+        version: 1,
+        slot: slot.clone(),
+        dropped,
+        stays: what_stays(config, &layout, &names),
+    })
+}
+
+fn what_stays(config: &Config, layout: &Layout, names: &str) -> Vec<String> {
+    let regions = config.regions.iter().map(|region| {
+        let (name, url) = (region.display_name(), &region.url);
+        format!("region {name}: everything under {url}/{}", layout.root())
+    });
+    let mut stays: Vec<String> = regions.collect();
     stays.push("the role, its grants and its lines in pg_hba.conf".into());
     if !names.trim().is_empty() {
         stays.push(format!(
             "synchronous_standby_names = '{names}': if it names the agent, commits wait for ever until it is changed"
         ));
     }
-    Ok(Decommissioned {
-        version: 1,
-        slot: slot.clone(),
-        dropped,
-        stays,
-    })
+    stays
 }
 
-/// An agent that moves its slot by SQL does not stream from it, and would make it anew.
-async fn refuse_beside_an_agent(config: &Config) -> Result<()> {
-    let Some(listen) = config
-        .admin
-        .listen
-        .filter(|_| config.wal.acknowledge == Acknowledge::Slot)
-    else {
+/// The address may lead to another server, with a slot of the same name. One region that holds the lineage is enough; one
+/// that does not answer says nothing.
+async fn refuse_another_server(config: &Config, layout: &Layout) -> Result<()> {
+    let names = config
+        .regions
+        .iter()
+        .map(|region| region.display_name().to_owned());
+    let regions = region::open(config, &State::new(names)).await?;
+    let asked = regions
+        .iter()
+        .map(|region| async { identity::holds(&*region.quick, layout).await });
+    let mut another = None;
+    for answer in join_all(asked).await {
+        match answer {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error @ AgentError::OtherCluster { .. }) => another = Some(error),
+            Err(error) => tracing::warn!(%error, "this region does not say whose archive it is"),
+        }
+    }
+    another.map_or(Ok(()), Err)
+}
+
+/// An agent makes its slot anew whenever it finds none, in each of its ways to acknowledge.
+async fn refuse_beside_an_agent(config: &Config, layout: &Layout) -> Result<()> {
+    let Some(listen) = config.admin.listen else {
         return Ok(());
     };
-    if admin::fetch(listen, "/livez").await.is_err() {
+    let Ok(said) = answering::ask(listen).await else {
         return Ok(());
+    };
+    match said.why_strange(layout.cluster(), Some(layout.system_id())) {
+        Some(_) => Ok(()),
+        None => Err(AgentError::refused(
+            format!("the agent of this cluster answers at {listen}, and would make the slot anew"),
+            "Stop the agent first",
+        )),
     }
-    Err(AgentError::refused(
-        format!("an agent answers at {listen}, and would make the slot anew"),
-        "Stop the agent first",
-    ))
 }
 
-async fn terminate(config: &Config) -> Result<()> {
-    let mut sql = sql::connect(&run::connection(config)?).await?;
-    // The configuration allows only [a-z0-9_] in the name.
-    let query = format!(
-        "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
-         WHERE slot_name = '{}' AND active_pid IS NOT NULL",
-        config.cluster.slot
+/// Drops the slot if it is a physical one: another one of that name is somebody else's. False: there is none.
+async fn drop_it(conn: &mut Connection, info: &ConnInfo, slot: &str, force: bool) -> Result<bool> {
+    let busy = match slot::drop_when_free(conn, info, slot, Duration::ZERO, |_| true).await {
+        Err(AgentError::Postgres(error)) if error.is_slot_busy() => error,
+        other => return other,
+    };
+    if !force {
+        return Err(AgentError::refused(
+            format!("slot {slot} is in use: {busy}"),
+            "Stop the agent first, or pass --force to end its connection",
+        ));
+    }
+    end_the_stream(info, slot).await?;
+    match slot::drop_when_free(conn, info, slot, LET_GO, |_| true).await {
+        Err(AgentError::Postgres(error)) if error.is_slot_busy() => Err(AgentError::refused(
+            format!("slot {slot} is in use again, after the connection that used it was ended: {error}"),
+            "An agent that was not stopped has come back: stop it first",
+        )),
+        other => other,
+    }
+}
+
+/// An agent that nobody has stopped, here or on another machine, comes back after a pause and makes the slot anew.
+async fn stays_away(conn: &mut Connection, info: &ConnInfo, slot: &str) -> Result<()> {
+    tracing::info!(
+        slot,
+        seconds = WATCHED.as_secs(),
+        "dropped; looking whether an agent that was not stopped makes it anew"
     );
-    sql.simple_query(&query).await?;
-    sql.close().await;
+    let began = Instant::now();
+    while began.elapsed() < WATCHED {
+        sleep(PAUSE).await;
+        let found = slot::position(conn, info, slot).await;
+        if found.map_err(|error| unwatched(slot, &error))?.is_some() {
+            return Err(AgentError::refused(
+                format!(
+                    "slot {slot} was dropped, and is there again: an agent that was not stopped has made it anew"
+                ),
+                "Stop the agent, on whichever machine it runs, and decommission again",
+            ));
+        }
+    }
     Ok(())
 }
 
-/// The walsender needs a moment to end, and an agent that was not stopped may come back in between.
-async fn drop_patiently(conn: &mut highwater_pgwire::Connection, slot: &str) -> Result<()> {
-    let mut attempt = 1;
-    loop {
-        match conn.drop_replication_slot(slot).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.sqlstate() == Some("55006") && attempt < ATTEMPTS => {
-                attempt += 1;
-                sleep(PAUSE).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
+fn unwatched(slot: &str, error: &AgentError) -> AgentError {
+    AgentError::Trouble {
+        what: format!("slot {slot} is dropped; whether an agent makes it anew could not be seen: {error}"),
+        next: "Decommission again".into(),
     }
+}
+
+/// Ends the agent's stream. Whoever else holds the slot is none of ours, whatever the slot's name.
+async fn end_the_stream(info: &ConnInfo, slot: &str) -> Result<()> {
+    // The configuration allows only [a-z0-9_] in the slot's name.
+    let query = format!(
+        "SELECT active_pid, application_name, \
+         CASE WHEN application_name = '{APPLICATION_NAME}' THEN pg_catalog.pg_terminate_backend(active_pid) END AS ended \
+         FROM pg_catalog.pg_replication_slots LEFT JOIN pg_catalog.pg_stat_replication ON pid = active_pid \
+         WHERE slot_name = '{slot}' AND active_pid IS NOT NULL"
+    );
+    let mut sql = sql::connect(info).await?;
+    let rows = Rows(sql.simple_query(&query).await?);
+    sql.close().await;
+    // No row: nobody holds it any more.
+    if rows.len() == 0 || rows.flag(0, "ended").is_some() {
+        return Ok(());
+    }
+    let pid = rows.text(0, "active_pid").unwrap_or_default();
+    let name = rows.text(0, "application_name").unwrap_or_default();
+    Err(AgentError::refused(
+        format!("slot {slot} is used by PID {pid}, which streams as \"{name}\" and is not the agent"),
+        "Its connection was not ended. Stop it, or give the agent's own slot with `slot` in [cluster]",
+    ))
 }

@@ -68,6 +68,21 @@ pub async fn read(store: &dyn Store, layout: &Layout) -> Result<Option<Identity>
     })
 }
 
+/// Whether the region holds this lineage. Fails where the cluster's name belongs to other ones alone.
+pub(crate) async fn holds(store: &dyn Store, layout: &Layout) -> Result<bool> {
+    if read(store, layout).await?.is_some() {
+        return Ok(true);
+    }
+    match other_lineages(store, layout.cluster()).await?.pop() {
+        Some(theirs) => Err(AgentError::OtherCluster {
+            region: store.region().to_owned(),
+            ours: layout.system_id(),
+            theirs,
+        }),
+        None => Ok(false),
+    }
+}
+
 /// System identifiers under the cluster's name, ascending.
 pub async fn other_lineages(store: &dyn Store, cluster: &ClusterName) -> Result<Vec<SystemId>> {
     let parts = list_parts(store, &Layout::cluster_dir(cluster)).await?;

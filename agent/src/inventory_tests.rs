@@ -60,6 +60,7 @@ impl Archive {
             sequence: 1,
             quorum: None,
             interval_ms: None,
+            waiting_ms: None,
         };
         self.put(self.layout.pulse(), Object::new(records::encode(&pulse).unwrap()))
             .await;

@@ -7,6 +7,7 @@
 mod acknowledge;
 pub mod admin;
 pub mod agree;
+mod answering;
 pub mod archived;
 pub mod backfill;
 pub mod backup;

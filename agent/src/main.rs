@@ -67,7 +67,7 @@ async fn execute(cli: Cli) -> Result<Exit> {
         tracing::warn!("{warning}");
     }
     let cancel = CancellationToken::new();
-    tokio::spawn(stop_on_signal(cancel.clone()));
+    stop_on_signal(&cli.command, cancel.clone());
     command(cli.command, config, cli.global.output, cancel).await
 }
 
@@ -91,7 +91,7 @@ async fn command(
             Ok(Exit::Done)
         }
         Command::Check { new_lineage } => {
-            let report = check::run(&config, new_lineage).await;
+            let report = unless_stopped(&cancel, check::run(&config, new_lineage)).await?;
             print(output, &report)?;
             Ok(report.exit())
         }
@@ -103,16 +103,23 @@ async fn command(
             Ok(Exit::Done)
         }
         Command::Status => {
-            let status = status::run(&config, &Clock::system()).await?;
+            let clock = Clock::system();
+            let status = unless_stopped(&cancel, status::run(&config, &clock)).await??;
             print(output, &status)?;
             Ok(status.exit())
         }
         Command::Decommission { force } => {
-            let done = decommission::run(&config, force).await?;
+            let done = unless_stopped(&cancel, decommission::run(&config, force)).await??;
             print(output, &done)?;
             Ok(done.exit())
         }
     }
+}
+
+/// A question that nobody waits for any more has no answer; nothing has to be brought to an end.
+async fn unless_stopped<T>(cancel: &CancellationToken, answer: impl Future<Output = T>) -> Result<T> {
+    let answer = cancel.run_until_cancelled(answer).await;
+    answer.ok_or(AgentError::Cancelled)
 }
 
 /// The answer to a command: text for people, or one JSON document.
@@ -129,17 +136,23 @@ fn print(output: Output, answer: &(impl std::fmt::Display + serde::Serialize)) -
 }
 
 /// The first SIGTERM or SIGINT asks everything to stop in good order; that takes a bounded time, further
-/// ones change nothing.
-async fn stop_on_signal(cancel: CancellationToken) {
+/// ones change nothing. Listens from now on.
+fn stop_on_signal(command: &Command, cancel: CancellationToken) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("cannot listen for signals");
         return;
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tracing::info!("told to stop: storing the last bytes");
-    cancel.cancel();
+    let stores = matches!(command, Command::Run { .. });
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        match stores {
+            true => tracing::info!("told to stop: storing the last bytes"),
+            false => tracing::info!("told to stop"),
+        }
+        cancel.cancel();
+    });
 }

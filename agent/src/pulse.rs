@@ -8,11 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{Lsn, Pulse, Quorum, TimelineId, records};
+use highwater_format::{Lsn, Pulse, Quorum, Time, TimelineId, records};
 use highwater_store::{Object, PutMode};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{AgentError, Result};
+use crate::metrics;
 use crate::region::Region;
 use crate::state::Snapshot;
 use crate::uploader::Shared;
@@ -106,7 +107,14 @@ fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> O
         sequence,
         quorum: quorum(snapshot),
         interval_ms: u64::try_from(claims.interval().as_millis()).ok(),
+        waiting_ms: waiting(snapshot, claims.now()),
     })
+}
+
+/// For how long WAL has waited: whoever finds fresh pulses must not take them for a sign that the recovery point is kept.
+fn waiting(snapshot: &Snapshot, now: Time) -> Option<u64> {
+    let waited = Duration::from_secs_f64(metrics::lag_seconds(snapshot, now));
+    u64::try_from(waited.as_millis()).ok()
 }
 
 /// What the policy asks for, so that a reader of one region knows what that region alone can prove.
@@ -119,13 +127,24 @@ fn quorum(snapshot: &Snapshot) -> Option<Quorum> {
 #[cfg(test)]
 mod tests {
     use highwater_config::Policy;
-    use highwater_format::Time;
 
     use super::*;
     use crate::clock::Clock;
     use crate::frontier::Position;
+    use crate::state::RegionView;
     use crate::test_world::world;
     use crate::writer::Me;
+
+    fn claims(shared: &Shared, now: Time) -> Claims {
+        Claims::new(
+            Me::this_process(),
+            &shared.archive,
+            shared.state.clone(),
+            Clock::held_at(now),
+            Duration::from_secs(5),
+            false,
+        )
+    }
 
     /// A failover to a server that lagged: one region follows, the others take no writes and hold more of the old timeline
     /// than the new one has.
@@ -138,14 +157,7 @@ mod tests {
             shared.progress.stored(region, Position { timeline, lsn });
         };
         let time = Time::from_unix_micros(1);
-        let claims = Claims::new(
-            Me::this_process(),
-            &shared.archive,
-            shared.state.clone(),
-            Clock::held_at(time),
-            Duration::from_secs(5),
-            false,
-        );
+        let claims = claims(&shared, time);
         let said = |timeline| {
             shared.state.update(|snapshot| {
                 snapshot.timeline = Some(timeline);
@@ -161,5 +173,31 @@ mod tests {
         stored(1, new, 0x410);
         stored(2, new, 0x420);
         assert_eq!(said(new), (new, Lsn(0x420), Lsn(0x410)));
+    }
+
+    #[tokio::test]
+    async fn it_says_for_how_long_wal_has_waited() {
+        let shared = world(Policy::All).shared;
+        let began = Time::from_unix_micros(1_000_000);
+        let claims = claims(&shared, began.saturating_add(Duration::from_secs(10_800)));
+        let timeline = Some(TimelineId::FIRST);
+        let mut snapshot = Snapshot {
+            timeline,
+            server_time: Some(began),
+            received: Lsn(0x500),
+            durable: Lsn(0x400),
+            durable_timeline: timeline,
+            current_at: Some(began),
+            regions: vec![RegionView {
+                timeline,
+                stored: Lsn(0x500),
+                ..RegionView::default()
+            }],
+            ..Snapshot::default()
+        };
+        let waiting = |snapshot: &Snapshot| pulse(snapshot, 0, &claims, 1).unwrap().waiting_ms;
+        assert_eq!(waiting(&snapshot), Some(10_800_000));
+        snapshot.durable = Lsn(0x500);
+        assert_eq!(waiting(&snapshot), Some(0));
     }
 }

@@ -80,7 +80,10 @@ pub async fn run_in(
     cancel: CancellationToken,
 ) -> Result<()> {
     let Surroundings { clock, state, .. } = &surroundings;
-    state.update(|snapshot| snapshot.started_at = Some(clock.now()));
+    state.update(|snapshot| {
+        snapshot.started_at = Some(clock.now());
+        snapshot.cluster = config.cluster.name.to_string();
+    });
     let schedule = config.backup.schedule.as_deref().map(str::parse).transpose()?;
     let mut tasks = JoinSet::new();
     let services = CancellationToken::new();
@@ -166,6 +169,7 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         me,
     } = surroundings;
     let (connection, identity) = first_contact(&conninfo, config.outage.policy).await?;
+    state.update(|snapshot| snapshot.system_id = Some(identity.system_id));
     let mut archive = Archive::new(config.cluster.name.clone(), identity.clone(), regions);
     archive.new_lineage = options.new_lineage;
     let places = Places::new(archive.layout.root(), &me.instance);

@@ -25,7 +25,7 @@ const MARKED_INVALID_SINCE: u32 = 160_000;
 const NOT_PHYSICAL: &str = "0A000";
 
 /// For so long the server process of a connection that was just closed is waited for: until it notices, it holds the slot.
-const LET_GO: Duration = Duration::from_secs(5);
+pub(crate) const LET_GO: Duration = Duration::from_secs(5);
 
 /// Between two attempts to drop a slot that is held.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -100,19 +100,32 @@ fn silent() -> AgentError {
 /// False: it is another one by now.
 async fn drop_if_unmoved(info: &ConnInfo, name: &str, made_at: Option<Lsn>) -> Result<bool> {
     let mut conn = Connection::connect(info, Mode::Replication).await?;
-    let began = Instant::now();
-    let dropped = loop {
-        if position(&mut conn, info, name).await? != Some(made_at) {
-            break false;
-        }
-        match conn.drop_replication_slot(name).await {
-            Ok(()) => break true,
-            Err(error) if error.is_slot_busy() && began.elapsed() < LET_GO => sleep(PAUSE).await,
-            Err(error) => return Err(error.into()),
-        }
-    };
+    let dropped = drop_when_free(&mut conn, info, name, LET_GO, |keeps| keeps == made_at).await?;
     conn.close().await;
     Ok(dropped)
+}
+
+/// Drops the slot as soon as nobody holds it, as long as it is a physical one and where it keeps WAL from is as expected: that
+/// is asked before every attempt, because another one may have taken its name meanwhile. False: there is none such.
+pub(crate) async fn drop_when_free(
+    conn: &mut Connection,
+    info: &ConnInfo,
+    name: &str,
+    patience: Duration,
+    is_it: impl Fn(Option<Lsn>) -> bool,
+) -> Result<bool> {
+    let began = Instant::now();
+    loop {
+        if !position(conn, info, name).await?.is_some_and(&is_it) {
+            return Ok(false);
+        }
+        match conn.drop_replication_slot(name).await {
+            Ok(()) => return Ok(true),
+            Err(error) if error.is_slot_missing() => return Ok(false),
+            Err(error) if error.is_slot_busy() && began.elapsed() < patience => sleep(PAUSE).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Drops the slot and makes it anew, so that the server keeps WAL only from its last checkpoint on. Nothing is
@@ -146,7 +159,11 @@ async fn drop_it(conn: &mut Connection, name: &str) -> Result<()> {
 }
 
 /// None: no such slot. Some(None): it keeps no WAL. Fails for a logical slot.
-async fn position(conn: &mut Connection, info: &ConnInfo, name: &str) -> Result<Option<Option<Lsn>>> {
+pub(crate) async fn position(
+    conn: &mut Connection,
+    info: &ConnInfo,
+    name: &str,
+) -> Result<Option<Option<Lsn>>> {
     if conn.server_version() >= READ_SLOT_SINCE {
         return match conn.read_replication_slot(name).await {
             Ok(found) => Ok(found.map(|position| position.restart_lsn)),

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Branch, Gap, Lsn, Time, TimelineId};
+use highwater_format::{Branch, Gap, Lsn, SystemId, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -158,6 +158,10 @@ pub struct GivenUp {
 /// makes of the regions' positions.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
+    /// Name of the cluster that is archived.
+    pub cluster: String,
+    /// Its system identifier; none before the server was asked.
+    pub system_id: Option<SystemId>,
     /// The server is in recovery: this agent is a second stream and not the archive's writer.
     pub standby: bool,
     /// What the server's `synchronous_standby_names` makes of this agent.
@@ -184,8 +188,11 @@ pub struct Snapshot {
     pub durable_commit: Option<Time>,
     /// Time of the newest commit that was received.
     pub received_commit: Option<Time>,
-    /// The agent's clock when `durable` last reached everything that had been received.
+    /// The agent's clock at the last moment of which it is known that all is durable that the server had then.
     pub current_at: Option<Time>,
+    /// What the server had at a later moment, until all of that is durable.
+    #[serde(skip)]
+    pub(crate) awaited: Option<(TimelineId, Lsn, Time)>,
     /// In how many regions WAL must be stored to count as durable.
     pub needed: usize,
     /// Every region, in the order of the configuration.
@@ -267,6 +274,31 @@ impl Snapshot {
         is_told.then(|| self.server_end.distance_from(common))
     }
 
+    /// Sees up to which moment the archive is current. Under a load that never pauses there is always WAL that is not durable
+    /// yet; what the server had a moment ago is.
+    pub(crate) fn look(&mut self, now: Time) {
+        let Some(timeline) = self.timeline.filter(|_| self.server_end > Lsn::ZERO) else {
+            return;
+        };
+        if self.received >= self.server_end && self.is_all_durable() {
+            (self.current_at, self.awaited) = (Some(now), None);
+            self.given_up
+                .iter_mut()
+                .for_each(|given_up| given_up.is_felt = false);
+            return;
+        }
+        // A moment of another timeline says nothing of this one.
+        self.awaited.take_if(|(of, ..)| *of != timeline);
+        let on_it = self.durable_timeline == Some(timeline);
+        let reached = self.awaited.take_if(|(_, end, _)| on_it && self.durable >= *end);
+        if let Some((.., at)) = reached {
+            self.current_at = Some(at);
+            let since = self.given_up.iter_mut().filter(|given_up| given_up.at <= at);
+            since.for_each(|given_up| given_up.is_felt = false);
+        }
+        self.awaited.get_or_insert((timeline, self.server_end, now));
+    }
+
     /// Whether all that was received on this timeline is durable. A position on another one says nothing of it.
     pub fn is_all_durable(&self) -> bool {
         self.durable_timeline == self.timeline && self.durable >= self.received
@@ -328,6 +360,48 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every second 10 bytes more, each durable two seconds later: never all at once.
+    #[test]
+    fn the_archive_is_current_under_a_load_that_never_pauses() {
+        let at = |second: u64| Time::from_unix_micros(i64::try_from(second).unwrap() * 1_000_000);
+        let timeline = Some(TimelineId::FIRST);
+        let mut snapshot = Snapshot {
+            timeline,
+            durable_timeline: timeline,
+            ..Snapshot::default()
+        };
+        for second in 10..200 {
+            snapshot.server_end = Lsn(second * 10);
+            snapshot.received = snapshot.server_end;
+            snapshot.durable = Lsn(second * 10 - 20);
+            snapshot.look(at(second));
+        }
+        let current = snapshot.current_at.unwrap();
+        assert!(current >= at(195) && current < at(198), "{current}");
+        // What follows it does not hide that it stands still.
+        for second in 200..300 {
+            snapshot.server_end = Lsn(second * 10);
+            snapshot.received = snapshot.server_end;
+            snapshot.look(at(second));
+        }
+        assert!(snapshot.current_at.unwrap() < at(198));
+        // All that was received is durable, and the server has more.
+        snapshot.server_end = Lsn(5_000);
+        snapshot.durable = snapshot.received;
+        snapshot.look(at(300));
+        assert!(snapshot.current_at.unwrap() < at(200));
+        // Another timeline begins anew.
+        let before = snapshot.current_at;
+        snapshot.timeline = TimelineId::new(2);
+        snapshot.look(at(301));
+        snapshot.durable = Lsn(9_999);
+        snapshot.look(at(302));
+        assert_eq!(snapshot.current_at, before);
+        snapshot.durable_timeline = snapshot.timeline;
+        snapshot.look(at(303));
+        assert_eq!(snapshot.current_at, Some(at(301)));
+    }
 
     #[test]
     fn a_region_does_as_well_as_the_worse_of_its_pipeline_and_its_calls() {

@@ -1,10 +1,12 @@
 //! `highwater-agent status`: how far the archive is, and whether the recovery point is kept.
 //!
 //! Owns: gathering it from the running agent where one answers, from the server, and from the regions
-//! themselves; and the verdict (exit 1 when breached). The regions are always read: what an agent says of
+//! themselves; and the verdict (exit 1 when breached, base backups included). The regions are always read: what an agent says of
 //! itself is not proof. Anything that does not answer is shown as such and does not stop the rest.
 //! Does not own: the rule for a running agent (`admin::not_ready`).
 
+mod agent;
+mod backups;
 mod gather;
 mod judge;
 
@@ -17,6 +19,7 @@ use serde::Serialize;
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::frontier::Position;
+use crate::schedule::Schedule;
 
 /// Version of the JSON document.
 const REPORT_VERSION: u32 = 1;
@@ -45,6 +48,8 @@ pub struct Status {
     pub regions: Vec<RegionStatus>,
     /// The newest base backup of any region.
     pub last_backup: Option<LastBackup>,
+    /// Why the newest attempt at one failed, as the running agent says.
+    pub failed_backup: Option<String>,
     /// Recorded holes in the WAL.
     pub gaps: Vec<GapStatus>,
     /// WAL that the newest timeline never had.
@@ -74,14 +79,17 @@ impl From<Position> for Place {
 /// What the admin endpoint answered.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Agent {
-    /// Whether an agent answered.
+    /// Whether this cluster's agent answered.
     pub running: bool,
     /// Its own verdict.
     pub ready: Option<bool>,
-    /// Its reason, or why none answered.
+    /// Its reason, or why none answered, or whose agent did.
     pub reason: Option<String>,
     /// For how long WAL has waited to become durable.
     pub lag_seconds: Option<f64>,
+    /// The newest base backup that it knew of when an attempt at another one failed, and why that failed; none after a success.
+    #[serde(skip)]
+    pub failed_backup: Option<(Option<BackupId>, String)>,
     /// What it says of regions that lack something, by name.
     #[serde(skip)]
     pub lacking: Vec<(String, String)>,
@@ -133,6 +141,8 @@ pub struct RegionStatus {
     pub pulse: Option<Pulse>,
     /// Complete base backups.
     pub backups: usize,
+    /// The newest of them.
+    pub newest_backup: Option<BackupId>,
     /// Complete base backups of other regions that are not complete here.
     pub missing_backups: Vec<BackupId>,
     /// What the running agent found missing here, and does about it.
@@ -177,9 +187,12 @@ impl Status {
 
 /// Gathers and judges.
 pub async fn run(config: &Config, clock: &Clock) -> Result<Status> {
+    let schedule: Option<Schedule> = config.backup.schedule.as_deref().map(str::parse).transpose()?;
     let mut status = gather::gather(config, clock.now()).await?;
     let needed = config.durability.policy.needed(config.regions.len());
     status.breached = judge::breaches(&status, needed, config.pulse.interval);
+    let of_backups = backups::breaches(&status, needed, schedule.as_ref());
+    status.breached.extend(of_backups);
     Ok(status)
 }
 
@@ -222,18 +235,7 @@ impl fmt::Display for Status {
         for region in &self.regions {
             writeln!(f, "region   {}", RegionLine(region, self.now))?;
         }
-        match &self.last_backup {
-            None => writeln!(f, "backup   none")?,
-            Some(last) => {
-                let hours = last.age_seconds / 3600;
-                writeln!(
-                    f,
-                    "backup   {}, {hours} h old, in {}",
-                    last.id,
-                    last.regions.join(", ")
-                )?;
-            }
-        }
+        writeln!(f, "backup   {}", BackupLine(self))?;
         for GapStatus { gap, ended_by, .. } in &self.gaps {
             write!(
                 f,
@@ -262,6 +264,24 @@ impl fmt::Display for Status {
             return write!(f, "the recovery point is kept");
         }
         write!(f, "BREACHED: {}", self.breached.join("; "))
+    }
+}
+
+struct BackupLine<'a>(&'a Status);
+
+impl fmt::Display for BackupLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.last_backup {
+            None => write!(f, "none")?,
+            Some(last) => {
+                let (hours, regions) = (last.age_seconds / 3600, last.regions.join(", "));
+                write!(f, "{}, {hours} h old, in {regions}", last.id)?;
+            }
+        }
+        match &self.0.failed_backup {
+            Some(error) => write!(f, "; the newest attempt FAILED: {error}"),
+            None => Ok(()),
+        }
     }
 }
 

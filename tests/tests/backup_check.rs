@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use highwater_tests::clock::eventually;
+use highwater_tests::process::{self, Process};
 use highwater_tests::program::Finished;
 use highwater_tests::{PgCluster, PgVersion, Program, TestDir};
+use nix::sys::signal::Signal;
 
 const START: Duration = Duration::from_secs(30);
 
@@ -159,6 +162,14 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
     cluster
         .sql("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
         .await?;
+    // All WAL is stored, and nothing could be restored.
+    let lacking = || async {
+        let done = program(&["status"]).ok()?.output().await.ok()?;
+        let only = done.stdout.contains("BREACHED: there is no base backup");
+        (only && done.code == 1).then_some(())
+    };
+    eventually("the want of a base backup", START, lacking).await?;
+    program(&["backup"])?.output().await?.expect_code(0)?;
     let kept = || async {
         let done = program(&["status", "--output", "json"])
             .ok()?
@@ -167,10 +178,12 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
             .ok()?;
         (done.code == 0).then_some(done)
     };
-    let done = highwater_tests::clock::eventually("the recovery point", START, kept).await?;
+    let done = eventually("the recovery point", START, kept).await?;
     let document: serde_json::Value = serde_json::from_str(&done.stdout)?;
     ensure!(
-        document["version"] == 1 && document["slot"]["active_pid"].is_number(),
+        document["version"] == 1
+            && document["slot"]["active_pid"].is_number()
+            && document["regions"][0]["newest_backup"] == document["last_backup"]["id"],
         "{document}"
     );
 
@@ -186,5 +199,178 @@ async fn status_and_decommission_follow_the_agent() -> Result<()> {
     );
     ensure!(cluster.value("SELECT count(*) FROM pg_replication_slots").await? == "0");
     program(&["decommission"])?.output().await?.expect_code(0)?;
+    Ok(())
+}
+
+/// Two clusters of one machine whose agents have the same port: the one whose agent does not run is not told by the
+/// other's that all is well.
+#[tokio::test]
+async fn another_clusters_agent_at_the_port_says_nothing_of_this_one() -> Result<()> {
+    let (first, second) = (
+        PgCluster::builder(PgVersion::V15).start().await?,
+        PgCluster::builder(PgVersion::V15).start().await?,
+    );
+    let (dir, other) = (TestDir::new()?, TestDir::new()?);
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let listen = format!("admin.listen=127.0.0.1:{port}");
+    let at = |cluster: &PgCluster, regions| {
+        anyhow::Ok(agent(&cluster.connection_string(), regions)?.args(["--set", &listen]))
+    };
+    let running = at(&first, &dir)?.arg("run").start()?;
+    let heard = || async {
+        let status = at(&first, &dir).ok()?.args(["--output", "json", "status"]);
+        let document: serde_json::Value = serde_json::from_str(&status.output().await.ok()?.stdout).ok()?;
+        (document["agent"]["ready"] == true).then_some(())
+    };
+    eventually("the agent to be ready", START, heard).await?;
+    for (name, words) in [
+        ("billing", "the agent of cluster orders"),
+        ("orders", "not that of system identifier"),
+    ] {
+        let status = at(&second, &other)?.args(["--cluster", name, "status"]);
+        let status = status.output().await?.expect_code(1)?;
+        ensure!(
+            status.stdout.contains(words)
+                && status
+                    .stdout
+                    .contains("BREACHED: no agent of this cluster answers"),
+            "{}",
+            status.said()
+        );
+    }
+    drop(running);
+    Ok(())
+}
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'highwater'";
+
+/// A slot of the agent's name that is not the agent's: a logical one, one that another program streams from, and one on
+/// another server than the archive's.
+#[tokio::test]
+async fn fault_81_decommission_leaves_the_slots_of_others_alone() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15)
+        .conf("wal_level", "logical")
+        .start()
+        .await?;
+    let dir = TestDir::new()?;
+    let refused = async |arguments: &[&str], code: i32, words: &str| -> Result<()> {
+        let done = agent(&cluster.connection_string(), &dir)?.args(arguments);
+        let done = done.output().await?.expect_code(code)?;
+        ensure!(done.stderr.contains(words), "not {words}: {}", done.said());
+        ensure!(
+            cluster.value(SLOTS).await? == "1",
+            "it is dropped: {}",
+            done.said()
+        );
+        Ok(())
+    };
+    cluster
+        .sql("SELECT pg_create_logical_replication_slot('highwater', 'test_decoding')")
+        .await?;
+    refused(&["decommission"], 1, "logical").await?;
+    refused(&["decommission", "--force"], 1, "logical").await?;
+    cluster
+        .sql("SELECT pg_drop_replication_slot('highwater')")
+        .await?;
+
+    cluster
+        .sql("SELECT pg_create_physical_replication_slot('highwater', true)")
+        .await?;
+    let mut command = process::command(&cluster.bin().join("pg_receivewal"), "KILL");
+    command
+        .arg("--dbname")
+        .arg(cluster.connection_string())
+        .arg("-D")
+        .arg(dir.create_dir("received")?)
+        .args(["--slot", "highwater", "--no-loop"])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::null());
+    let mut receiver = Process::start(command)?;
+    let held = || async {
+        let active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'highwater'";
+        (cluster.value(active).await.ok()? == "t").then_some(())
+    };
+    eventually("the slot to be used", START, held).await?;
+    refused(&["decommission", "--force"], 1, "pg_receivewal").await?;
+    ensure!(receiver.exited().is_none(), "its connection was ended");
+    receiver.kill9();
+    drop(receiver);
+
+    // The archive of this name is another server's.
+    dir.create_dir("a/orders/1")?;
+    dir.write("a/orders/1/identity.json", "{}")?;
+    refused(&["decommission", "--force"], 4, "system identifier 1").await
+}
+
+/// A running agent makes the slot anew, so that nothing is done by dropping it: it is heard at its endpoint, and without one it
+/// shows by the new slot.
+#[tokio::test]
+async fn fault_81_decommission_beside_a_running_agent_is_refused_or_seen_to_fail() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let dir = TestDir::new()?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let pid = || cluster.value("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'highwater'");
+    for (listen, outcomes) in [
+        (
+            format!("127.0.0.1:{port}"),
+            ["the agent of this cluster answers"; 2],
+        ),
+        ("off".to_owned(), ["is there again", "is in use again"]),
+    ] {
+        let listen = format!("admin.listen={listen}");
+        let program = || anyhow::Ok(agent(&cluster.connection_string(), &dir)?.args(["--set", &listen]));
+        let mut running = program()?.arg("run").start()?;
+        running.says("streaming timeline", START).await?;
+        let before = pid().await?;
+        let done = program()?.args(["decommission", "--force"]);
+        let done = done.output().await?.expect_code(1)?;
+        ensure!(
+            outcomes.iter().any(|outcome| done.stderr.contains(outcome)) && done.stdout.is_empty(),
+            "{}",
+            done.said()
+        );
+        ensure!(
+            listen.ends_with("off") || pid().await? == before,
+            "the stream of an agent that answers was ended"
+        );
+        running.terminate();
+        ensure!(running.wait_exit(START).await? == 0, "{}", running.last_words());
+        program()?.arg("decommission").output().await?.expect_code(0)?;
+        ensure!(cluster.value(SLOTS).await? == "0");
+    }
+    Ok(())
+}
+
+/// A server that takes the connection and says nothing: whoever waits for the answer may leave.
+#[tokio::test]
+async fn questions_end_when_they_are_told_to_stop() -> Result<()> {
+    for (command, signal) in [
+        ("check", Signal::SIGTERM),
+        ("status", Signal::SIGINT),
+        ("decommission", Signal::SIGTERM),
+    ] {
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let connection = format!(
+            "host=127.0.0.1 port={} user=nobody sslmode=disable connect_timeout=60",
+            silent.local_addr()?.port()
+        );
+        let dir = TestDir::new()?;
+        let mut asking = agent(&connection, &dir)?.arg(command).start()?;
+        let (asked, _) = tokio::time::timeout(START, silent.accept()).await??;
+        asking.signal(signal);
+        let code = asking.wait_exit(Duration::from_secs(10)).await?;
+        ensure!(
+            code == 3
+                && asking.stderr().contains("highwater-agent: stopped")
+                && !asking.stderr().contains("last bytes"),
+            "{command}: {code} {}",
+            asking.last_words()
+        );
+        drop(asked);
+    }
     Ok(())
 }

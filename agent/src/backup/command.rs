@@ -80,33 +80,15 @@ async fn open(config: &Config) -> Result<Archive> {
     conn.close().await;
     let archive = Archive::new(config.cluster.name.clone(), identity, regions);
     for region in &archive.regions {
-        match belongs(region, &archive).await {
+        // An empty one passes here; it fails later, for want of WAL.
+        match identity::holds(&*region.quick, &archive.layout).await {
             Err(error @ AgentError::Store(_)) => {
                 tracing::warn!(region = %region.name, %error, "this region does not answer now");
             }
-            other => other?,
+            other => drop(other?),
         }
     }
     Ok(archive)
-}
-
-/// Whether the region holds this lineage. An empty one passes here; it fails later, for want of WAL.
-async fn belongs(region: &region::Region, archive: &Archive) -> Result<()> {
-    let ours = archive.identity.system_id;
-    if identity::read(&*region.quick, &archive.layout).await?.is_some() {
-        return Ok(());
-    }
-    match identity::other_lineages(&*region.quick, archive.layout.cluster())
-        .await?
-        .pop()
-    {
-        Some(theirs) => Err(AgentError::OtherCluster {
-            region: region.name.clone(),
-            ours,
-            theirs,
-        }),
-        None => Ok(()),
-    }
 }
 
 /// Draws how far the backup is on the terminal, for as long as it is polled.

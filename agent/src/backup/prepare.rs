@@ -179,6 +179,7 @@ mod tests {
             sequence: 1,
             quorum: None,
             interval_ms: None,
+            waiting_ms: None,
         };
         let object = Object::new(records::encode(&pulse).unwrap());
         store

@@ -51,7 +51,10 @@ use stream::{Ended, Stream};
 const GRACE: Duration = Duration::from_secs(20);
 
 /// First and longest pause between connection attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), LONGEST_PAUSE);
+
+/// What a running agent that has lost its connection waits at the most before it comes back.
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A session that lasted this long was a good one: the next pause is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(10);

@@ -381,12 +381,8 @@ impl<'a> Stream<'a> {
             } else {
                 state::Connection::Streaming
             };
-            let current = at_home && server_end > Lsn::ZERO && received >= server_end;
-            if current && snapshot.is_all_durable() {
-                snapshot.current_at = Some(now);
-                if let Some(given_up) = &mut snapshot.given_up {
-                    given_up.is_felt = false;
-                }
+            if at_home {
+                snapshot.look(now);
             }
         });
     }

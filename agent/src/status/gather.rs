@@ -9,9 +9,9 @@ use highwater_config::Config;
 use highwater_format::{BackupId, Branch, Gap, Identity, Layout, SystemId, Time, TimelineId, Writer};
 use highwater_pgwire::Connection;
 use highwater_store::Store;
-use serde_json::Value;
 
-use super::{Agent, GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status};
+use super::{GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status, agent};
+use crate::answering::Said;
 use crate::backup::list;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
@@ -21,7 +21,7 @@ use crate::state::State;
 use crate::synchronous::{self, Manner, Role};
 use crate::writer::claim::newest_of;
 use crate::writer::judge::rank;
-use crate::{admin, branches, gap, identity, inventory, outage, run, server};
+use crate::{branches, gap, identity, inventory, outage, run, server};
 
 /// What one region told.
 struct Told {
@@ -41,17 +41,19 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
             .map(|region| region.display_name().to_owned()),
     );
     let regions = region::open(config, &state).await?;
-    let (agent, (server, identity), mut slot) =
-        tokio::join!(ask_agent(config), ask_server(config), ask_slot(config));
-    add_what_the_agent_saw(&mut slot, &agent);
+    let (said, (server, identity), mut slot) =
+        tokio::join!(agent::ask(config), ask_server(config), ask_slot(config));
     let system_id = match &identity {
         Some(identity) => Some(identity.system_id),
-        None => only_lineage(config, &regions).await,
+        None => lineage(config, &regions, said.as_ref().ok()).await,
     };
+    let agent = agent::of_this_cluster(said, config, system_id);
+    agent::add_what_it_saw(&mut slot, &agent);
     let told = join_all(regions.iter().map(|region| ask_region(config, region, system_id))).await;
     let end = server.end;
     let durable = durable(config, &told);
     let last_backup = last_backup(&told, now);
+    let failed_backup = agent::failed_backup(&agent, last_backup.as_ref().map(|last| &last.id));
     let gaps = gaps(&told);
     let writer = told
         .iter()
@@ -89,50 +91,11 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         lag_bytes: behind(durable),
         regions: told.into_iter().map(with_lag).collect(),
         last_backup,
+        failed_backup,
         gaps,
         branches,
         writer,
     })
-}
-
-async fn ask_agent(config: &Config) -> Agent {
-    let Some(listen) = config.admin.listen else {
-        return Agent {
-            reason: Some("[admin] listen is off".into()),
-            ..Agent::default()
-        };
-    };
-    let answer = admin::fetch(listen, "/status")
-        .await
-        .and_then(|(_, body)| serde_json::from_str::<Value>(&body).map_err(std::io::Error::other));
-    match answer {
-        Ok(document) => Agent {
-            running: true,
-            ready: document["ready"].as_bool(),
-            reason: document["reason"].as_str().map(str::to_owned),
-            lag_seconds: document["lag_seconds"].as_f64(),
-            lacking: lacking(&document),
-            slot: document.get("slot").filter(|slot| !slot.is_null()).cloned(),
-        },
-        Err(error) => Agent {
-            reason: Some(format!("http://{listen}/status: {error}")),
-            ..Agent::default()
-        },
-    }
-}
-
-/// Name and words for each region that lacks something, as the agent's document has them.
-fn lacking(document: &Value) -> Vec<(String, String)> {
-    let regions = document["regions"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let told = regions.iter().filter_map(|region| {
-        let blocked = region["blocked"].as_str();
-        let detail = blocked.or_else(|| region["lacks"]["detail"].as_str())?;
-        Some((region["name"].as_str()?.to_owned(), detail.to_owned()))
-    });
-    told.collect()
 }
 
 async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
@@ -190,21 +153,18 @@ async fn ask_slot(config: &Config) -> Option<Slot> {
     })
 }
 
-/// What only a running agent knows: it has looked more than once, and perhaps at the disk.
-fn add_what_the_agent_saw(slot: &mut Option<Slot>, agent: &Agent) {
-    if let (Some(slot), Some(seen)) = (slot, &agent.slot) {
-        slot.room_bytes = seen["room_bytes"].as_u64().or(slot.room_bytes);
-        slot.growth_bytes_per_second = seen["growth_bytes_per_second"].as_u64();
-        slot.seconds_until_full = seen["seconds_until_full"].as_u64();
-    }
-}
-
-/// Without a server the archive itself may say whose it is, as long as there is only one answer.
-async fn only_lineage(config: &Config, regions: &[std::sync::Arc<Region>]) -> Option<SystemId> {
+/// Without a server the archive itself may say whose it is: where it has only one lineage, or the one that an agent of
+/// this cluster's name names.
+async fn lineage(
+    config: &Config,
+    regions: &[std::sync::Arc<Region>],
+    said: Option<&Said>,
+) -> Option<SystemId> {
+    let name = &config.cluster.name;
     let mut found = Vec::new();
     for region in regions {
         found.extend(
-            identity::other_lineages(&*region.quick, &config.cluster.name)
+            identity::other_lineages(&*region.quick, name)
                 .await
                 .unwrap_or_default(),
         );
@@ -213,7 +173,9 @@ async fn only_lineage(config: &Config, regions: &[std::sync::Arc<Region>]) -> Op
     found.dedup();
     match found.as_slice() {
         [only] => Some(*only),
-        _ => None,
+        several => said
+            .and_then(|said| said.lineage(name))
+            .filter(|id| several.contains(id)),
     }
 }
 
@@ -224,6 +186,7 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         lag_bytes: None,
         pulse: None,
         backups: 0,
+        newest_backup: None,
         missing_backups: Vec::new(),
         note: None,
         error: None,
@@ -262,6 +225,8 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
     let Some(identity) = identity::read(store, layout).await? else {
         return Ok(Told::only(status));
     };
+    // Before the position: so that what it speaks of can be there.
+    let pulse = inventory::pulse(store, layout).await?;
     let position = inventory::position(store, layout, identity.segment_size).await?;
     let backups = list::complete(store, layout).await?;
     Ok(Told {
@@ -271,8 +236,9 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
         writer: newest_of(store, layout, 0).await?,
         status: RegionStatus {
             stored: position.map(Place::from),
-            pulse: inventory::pulse(store, layout).await?,
+            pulse,
             backups: backups.len(),
+            newest_backup: backups.last().cloned(),
             ..status
         },
         backups,

@@ -1,8 +1,8 @@
 //! When the recovery point counts as breached. Pure.
 //!
-//! With an agent that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
-//! server has and the policy's regions lack, or, when the server does not answer either, pulses that stopped in so many
-//! regions that the policy is not met.
+//! With an agent of this cluster that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
+//! server has and the policy's regions lack, unless fresh pulses in so many regions speak for an agent on another machine, and
+//! say that no WAL waits for too long; or, when the server does not answer either, pulses that stopped or say otherwise.
 //! Open gaps are always a breach: moments inside them cannot be restored.
 
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(super) fn breaches(status: &Status, needed: usize, pulse_interval: Duration)
 fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Option<String> {
     if status.durable.is_none() {
         return Some(
-            "no agent answers and the archive holds no WAL in as many regions as the policy asks for".into(),
+            "no agent of this cluster answers and the archive holds no WAL in as many regions as the policy asks for".into(),
         );
     }
     // Another machine may run the agent: fresh pulses speak for it, if as many regions as the policy asks for take them.
@@ -56,8 +56,9 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     let silent = newest.map(|time| status.now.since(*time));
     let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
     match (status.lag_bytes, fresh) {
-        (_, true) | (Some(0), _) => None,
-        (Some(lag), false) => Some(format!("no agent answers and {lag} bytes of WAL are not durable")),
+        (Some(0), _) => None,
+        (_, true) => told_late(status),
+        (Some(lag), false) => Some(format!("no agent of this cluster answers and {lag} bytes of WAL are not durable")),
         (None, false) => Some(match silent {
             Some(silent) => format!(
                 "neither agent nor server answers, and the last pulse in as many regions as the policy asks for is {} s old",
@@ -68,20 +69,43 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     }
 }
 
+/// What fresh pulses say, by the agent's own rule. Where all is durable that the server had at the moment of the newest one,
+/// what waits is younger than that, whatever it says; one of an earlier version, which does not say, is believed only then.
+fn told_late(status: &Status) -> Option<String> {
+    let pulses = status.regions.iter().filter_map(|region| region.pulse.as_ref());
+    let newest = pulses.max_by_key(|pulse| (pulse.server_time, pulse.waiting_ms))?;
+    let told = (newest.timeline, newest.wal_end);
+    if (status.durable).is_some_and(|durable| (durable.timeline, durable.lsn) >= told) {
+        return None;
+    }
+    let behind = status
+        .lag_bytes
+        .map_or(String::new(), |lag| format!(" ({lag} bytes behind)"));
+    match newest.waiting_ms.map(Duration::from_millis) {
+        Some(waited) if waited <= BREACHED_AFTER => None,
+        Some(waited) => Some(format!(
+            "no agent of this cluster answers, and its pulse says that WAL has waited {} s to become durable{behind}",
+            waited.as_secs()
+        )),
+        None => Some(format!(
+            "no agent of this cluster answers, its pulse does not say for how long WAL has waited to become durable (its version \
+             is an earlier one), and not all is durable that the server had then{behind}"
+        )),
+    }
+}
+
 #[cfg(test)]
-mod tests {
-    use highwater_format::{Gap, Lsn, Pulse, Time, TimelineId};
+pub(super) mod samples {
+    use highwater_format::{Lsn, Pulse, Time, TimelineId};
 
-    use super::*;
-    use crate::status::{Agent, GapStatus, Place, RegionStatus, Server};
+    use crate::status::{Agent, Place, RegionStatus, Server, Status};
 
-    const INTERVAL: Duration = Duration::from_secs(5);
-
-    fn at(text: &str) -> Time {
+    pub(in crate::status) fn at(text: &str) -> Time {
         text.parse().unwrap()
     }
 
-    fn status(pulse: Option<&str>, lag: Option<u64>) -> Status {
+    /// One region that takes pulses, and a server so far ahead of it.
+    pub(in crate::status) fn status(pulse: Option<&str>, lag: Option<u64>) -> Status {
         let pulse = pulse.map(|time| Pulse {
             timeline: TimelineId::FIRST,
             server_time: at(time),
@@ -93,6 +117,7 @@ mod tests {
             sequence: 1,
             quorum: None,
             interval_ms: None,
+            waiting_ms: None,
         });
         let place = Place {
             timeline: TimelineId::FIRST,
@@ -114,16 +139,29 @@ mod tests {
                 lag_bytes: lag,
                 pulse,
                 backups: 0,
+                newest_backup: None,
                 missing_backups: vec![],
                 note: None,
                 error: None,
             }],
             last_backup: None,
+            failed_backup: None,
             gaps: vec![],
             branches: vec![],
             writer: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::{Gap, Lsn, TimelineId};
+
+    use super::samples::{at, status};
+    use super::*;
+    use crate::status::{Agent, GapStatus};
+
+    const INTERVAL: Duration = Duration::from_secs(5);
 
     #[test]
     fn a_running_agent_speaks_for_itself() {
@@ -172,7 +210,7 @@ mod tests {
             (None, 2, false),
         ] {
             let mut status = status(fresh, Some(100));
-            status.regions.extend(self::status(pulse, Some(100)).regions);
+            status.regions.extend(samples::status(pulse, Some(100)).regions);
             let reasons = breaches(&status, needed, INTERVAL);
             assert_eq!(reasons.is_empty(), kept, "{pulse:?} {needed}: {reasons:?}");
         }
@@ -205,5 +243,33 @@ mod tests {
             reasons.len() == 1 && reasons[0].contains("[0/1000000, 0/2000000)"),
             "{reasons:?}"
         );
+    }
+
+    /// The agent runs on another machine, and a region of the policy is hours behind although it takes pulses.
+    #[test]
+    fn fresh_pulses_do_not_hide_wal_that_waits() {
+        for (waiting_ms, durable, kept) in [
+            (Some(0), 8, true),
+            (Some(60_000), 8, true),
+            (Some(60_001), 8, false),
+            (Some(10_800_000), 8, false),
+            (Some(10_800_000), 9, true),
+            (None, 8, false),
+            (None, 9, true),
+        ] {
+            for lag in [Some(1 << 30), None] {
+                let mut status = status(Some("2026-11-20T11:59:55Z"), lag);
+                for pulse in status
+                    .regions
+                    .iter_mut()
+                    .filter_map(|region| region.pulse.as_mut())
+                {
+                    pulse.waiting_ms = waiting_ms;
+                }
+                status.durable.as_mut().unwrap().lsn = Lsn(durable);
+                let reasons = breaches(&status, 1, INTERVAL);
+                assert_eq!(reasons.is_empty(), kept, "{waiting_ms:?} {durable}: {reasons:?}");
+            }
+        }
     }
 }

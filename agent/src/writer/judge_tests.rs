@@ -44,6 +44,7 @@ fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
         sequence: 1,
         quorum: None,
         interval_ms: None,
+        waiting_ms: None,
     }
 }
 

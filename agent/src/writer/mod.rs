@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use highwater_format::{Layout, Writer};
+use highwater_format::{Layout, Time, Writer};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -129,6 +129,11 @@ impl Claims {
     /// The name of this process in pulses.
     pub fn instance(&self) -> &str {
         &self.me.instance
+    }
+
+    /// The agent's clock.
+    pub fn now(&self) -> Time {
+        self.clock.now()
     }
 
     /// Between two of its pulses.

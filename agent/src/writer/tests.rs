@@ -103,6 +103,7 @@ impl Rig {
             sequence: 1,
             quorum: None,
             interval_ms: interval.map(|interval| u64::try_from(interval.as_millis()).unwrap()),
+            waiting_ms: None,
         };
         let document = records::encode(&pulse).unwrap();
         for store in &self.stores {

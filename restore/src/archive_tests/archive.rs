@@ -235,6 +235,7 @@ impl Archive {
             sequence: 1,
             quorum: None,
             interval_ms: None,
+            waiting_ms: None,
         };
         put(store, &layout().pulse(), encode(&pulse).unwrap()).await;
         let backup = backup();

@@ -186,6 +186,7 @@ impl Model {
                 sequence: 1,
                 quorum: None,
                 interval_ms: None,
+                waiting_ms: None,
             });
         }
         let mut regions = vec![region];

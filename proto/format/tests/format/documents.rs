@@ -331,10 +331,11 @@ proptest! {
     #[test]
     fn a_pulse_is_read_back(tli in any_timeline(), lsns in any::<[u64; 3]>(), at in any_time(),
         commit in proptest::option::of(any_time()), instance in ".*", sequence in any::<u64>(),
-        quorum in proptest::option::of(any::<(u32, u32)>()), interval_ms in proptest::option::of(any::<u64>())) {
+        quorum in proptest::option::of(any::<(u32, u32)>()), interval_ms in proptest::option::of(any::<u64>()),
+        waiting_ms in proptest::option::of(any::<u64>())) {
         let quorum = quorum.map(|(needed, regions)| Quorum { needed, regions });
         let [wal_end, durable_lsn, stored_lsn] = lsns.map(Lsn);
-        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence, quorum, interval_ms };
+        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence, quorum, interval_ms, waiting_ms };
         prop_assert_eq!(decode::<Pulse>(&encode(&pulse).unwrap()).unwrap(), pulse);
     }
 

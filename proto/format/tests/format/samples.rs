@@ -177,6 +177,7 @@ pub(crate) fn pulse() -> Pulse {
         sequence: 691,
         quorum: None,
         interval_ms: None,
+        waiting_ms: None,
     }
 }
 
