@@ -17,7 +17,8 @@ pub(crate) struct Said {
     listen: SocketAddr,
     /// Whether it keeps its promise.
     pub(crate) ready: bool,
-    cluster: String,
+    /// None: it is of an earlier version, which does not say.
+    cluster: Option<String>,
     /// None: it has not met its server yet.
     system_id: Option<SystemId>,
     /// Everything that it says.
@@ -42,22 +43,42 @@ fn read(listen: SocketAddr, code: u16, body: &str) -> Result<Said, String> {
     Ok(Said {
         listen,
         ready: document["ready"].as_bool().ok_or_else(no_agent)?,
-        cluster: document["cluster"].as_str().ok_or_else(no_agent)?.to_owned(),
+        cluster: named(&document).map_err(|()| no_agent())?,
         system_id: document["system_id"].as_str().and_then(|id| id.parse().ok()),
         document,
     })
 }
 
+/// An agent of an earlier version says no name, and that it is an agent only by the document's version.
+fn named(document: &Value) -> Result<Option<String>, ()> {
+    match document["cluster"].as_str() {
+        None if document["version"].as_u64() != Some(1) => Err(()),
+        cluster => Ok(cluster.map(str::to_owned)),
+    }
+}
+
 impl Said {
+    /// Whether it may be any cluster's agent.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        self.cluster.is_none()
+    }
+
     /// The system identifier, where the cluster has this name.
     pub(crate) fn lineage(&self, cluster: &ClusterName) -> Option<SystemId> {
-        self.system_id.filter(|_| self.cluster == cluster.as_str())
+        self.system_id
+            .filter(|_| self.cluster.as_deref() == Some(cluster.as_str()))
     }
 
     /// Why it is not known to be this cluster's agent; none when it is. One that has not met its server yet says nothing
     /// good, and is taken for the one whose name it bears.
     pub(crate) fn why_strange(&self, cluster: &ClusterName, system_id: Option<SystemId>) -> Option<String> {
-        let named = self.cluster == cluster.as_str();
+        let Some(name) = &self.cluster else {
+            return Some(format!(
+                "an agent of an earlier version answers at {}, which does not say whose it is: restart it",
+                self.listen
+            ));
+        };
+        let named = name == cluster.as_str();
         let theirs = match (self.system_id, system_id) {
             (None, _) if named && !self.ready => return None,
             (Some(theirs), Some(ours)) if named && theirs == ours => return None,
@@ -65,8 +86,8 @@ impl Said {
             (None, _) => "not known".to_owned(),
         };
         let what = format!(
-            "of cluster {} (system identifier {theirs}) answers at {}",
-            self.cluster, self.listen
+            "of cluster {name} (system identifier {theirs}) answers at {}",
+            self.listen
         );
         Some(match (named, system_id) {
             (true, None) => {
@@ -127,6 +148,14 @@ mod tests {
                 "{body}: {why:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_agent_of_an_earlier_version_is_one_of_nobody() {
+        let body = r#"{"version": 1, "ready": true, "durable": "0/1"}"#;
+        assert!(heard(200, body).unwrap().is_unnamed());
+        let why = strange(body, Some(OURS)).unwrap().unwrap();
+        assert!(why.contains("restart it"), "{why}");
     }
 
     #[test]

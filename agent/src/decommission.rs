@@ -105,16 +105,20 @@ fn what_stays(config: &Config, layout: &Layout, names: &str) -> Vec<String> {
 }
 
 /// The address may lead to another server, with a slot of the same name. One region that holds the lineage is enough; one
-/// that does not answer says nothing.
+/// that does not answer, or cannot even be opened, says nothing.
 async fn refuse_another_server(config: &Config, layout: &Layout) -> Result<()> {
     let names = config
         .regions
         .iter()
         .map(|region| region.display_name().to_owned());
-    let regions = region::open(config, &State::new(names)).await?;
-    let asked = regions
-        .iter()
-        .map(|region| async { identity::holds(&*region.quick, layout).await });
+    let state = State::new(names);
+    let asked = config.regions.iter().enumerate().map(|(index, settings)| {
+        let state = &state;
+        async move {
+            let region = region::open_one(settings, index, state).await?;
+            identity::holds(&*region.quick, layout).await
+        }
+    });
     let mut another = None;
     for answer in join_all(asked).await {
         match answer {
@@ -136,6 +140,10 @@ async fn refuse_beside_an_agent(config: &Config, layout: &Layout) -> Result<()> 
         return Ok(());
     };
     match said.why_strange(layout.cluster(), Some(layout.system_id())) {
+        Some(why) if said.is_unnamed() => Err(AgentError::refused(
+            format!("{why}. It may be this cluster's, which would make the slot anew"),
+            "Stop the agent first",
+        )),
         Some(_) => Ok(()),
         None => Err(AgentError::refused(
             format!("the agent of this cluster answers at {listen}, and would make the slot anew"),

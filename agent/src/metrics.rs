@@ -64,7 +64,7 @@ fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
     }
     page.gauge(
         "highwater_lag_seconds",
-        "For how long there has been received WAL that is not durable; 0 when all is.",
+        "Age of the last moment of which all is durable that the server had then; 0 when all that was received is.",
         Seconds(lag_seconds(snapshot, now)),
     );
     if let Some(commit) = snapshot.durable_commit {
@@ -368,7 +368,7 @@ fn gaps(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
-/// For how long received WAL has waited to become durable.
+/// The age, in seconds, of the last moment of which all is durable that the server had then; 0 when all that was received is.
 pub fn lag_seconds(snapshot: &Snapshot, now: Time) -> f64 {
     if snapshot.received == Lsn::ZERO || snapshot.is_all_durable() {
         return 0.0;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use highwater_config::Config;
 use highwater_format::{ClusterName, FormatError, Header, Identity, Layout, Object as Container};
 use highwater_store::{
-    ErrorKind, Object, Put, PutMode, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
+    ErrorKind, Object, Put, PutMode, RegionConfig, RetryObserver, RetryPolicy, Retrying, Store, StoreError,
 };
 
 use crate::blocking;
@@ -68,11 +68,16 @@ impl Archive {
 pub async fn open(config: &Config, state: &State) -> Result<Vec<Arc<Region>>> {
     let mut regions = Vec::with_capacity(config.regions.len());
     for (index, settings) in config.regions.iter().enumerate() {
-        let plain = highwater_store::open(settings).await?;
-        let name = settings.display_name().to_owned();
-        regions.push(Arc::new(Region::over(plain, name, index, state, None)));
+        regions.push(Arc::new(open_one(settings, index, state).await?));
     }
     Ok(regions)
+}
+
+/// Opens one of them, number `index`.
+pub(crate) async fn open_one(settings: &RegionConfig, index: usize, state: &State) -> Result<Region> {
+    let plain = highwater_store::open(settings).await?;
+    let name = settings.display_name().to_owned();
+    Ok(Region::over(plain, name, index, state, None))
 }
 
 impl Region {

@@ -39,9 +39,6 @@ const FIRST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(5);
 /// The same while a gap is open.
 const LONGEST_PAUSE_IN_A_GAP: Duration = Duration::from_secs(300);
 
-/// A base backup that began so much later than now was named by a clock that was wrong: that is not a clock that is fast.
-const WRONG_CLOCK: Duration = Duration::from_secs(24 * 3600);
-
 /// A five-field cron expression, read in UTC.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -140,19 +137,15 @@ impl Seen {
 /// What one region told.
 struct Told {
     backups: Vec<BackupId>,
-    /// The newest of them whose record can be read.
+    /// The newest of them.
     newest: Option<Backup>,
     gaps: Vec<Gap>,
 }
 
-/// When the newest base backup began. One that begins long after `now` was named by a clock that was wrong, and would put
-/// off all others until then.
+/// When the newest base backup began.
 fn last(told: &[Told], now: Time) -> Option<Time> {
-    let began = told
-        .iter()
-        .flat_map(|told| &told.backups)
-        .map(BackupId::started_at);
-    began.filter(|began| began.since(now) <= WRONG_CLOCK).max()
+    let newest = told.iter().filter_map(|told| list::newest(&told.backups, now));
+    newest.map(BackupId::started_at).max()
 }
 
 /// The gaps that are on record, and which of them no base backup has ended.
@@ -294,8 +287,8 @@ impl Scheduled {
 
     async fn ask(&self, region: &Region) -> Result<Told> {
         let (store, layout) = (&*region.quick, &self.archive.layout);
-        let backups = list::complete(store, layout).await?;
-        let newest = list::newest_record(store, layout, &backups).await?;
+        let mut backups = list::complete(store, layout).await?;
+        let newest = list::newest_record(store, layout, &mut backups).await?;
         Ok(Told {
             backups,
             newest,

@@ -182,6 +182,17 @@ impl Segmenter {
         self.mark_sealed();
     }
 
+    /// The current object counts as unsealed from its start on: what was stored of it before is not all there.
+    pub fn seal_again(&mut self, now: Duration) {
+        self.sealed = self.object_start;
+        self.runs.clear();
+        self.open_commits = self.frame_commits;
+        self.frames
+            .iter()
+            .for_each(|frame| self.open_commits.merge(*frame));
+        self.unsealed_since = self.has_unsealed().then_some(now);
+    }
+
     fn mark_sealed(&mut self) {
         self.sealed = self.sealed.max(self.received);
         self.unsealed_since = None;

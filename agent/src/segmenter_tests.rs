@@ -158,6 +158,34 @@ fn what_is_already_stored_is_not_cut_again() {
     );
 }
 
+/// What was stored of the object before is not all there, as is known only in the middle of it.
+#[test]
+fn an_object_is_sealed_once_more_from_its_start() {
+    for lost_at in [MIB / 2, MIB + MIB / 2] {
+        let start = Lsn(64 * MIB as u64);
+        let model: Vec<u8> = (0..2 * MIB).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        let mut segmenter = Segmenter::new(
+            rules(1000, u64::MAX),
+            segment(16),
+            start,
+            start + lost_at as u64,
+            ms(0),
+        );
+        let (mut reader, mut out) = (Reader::new(start), Vec::new());
+        feed(&mut segmenter, &model[..lost_at], ms(1), &mut out);
+        assert!(!segmenter.has_unsealed());
+        segmenter.seal_again(ms(2));
+        assert!(segmenter.has_unsealed());
+        assert_eq!(segmenter.deadline(), Some(ms(1002)));
+        feed(&mut segmenter, &model[lost_at..], ms(3), &mut out);
+        segmenter.seal(&mut out);
+        reader.take(out);
+        let (range, bytes, _) = reader.pieces.first().unwrap();
+        assert_eq!((range.start, range.end), (start, segmenter.received()));
+        assert!(bytes == &model);
+    }
+}
+
 #[test]
 fn commit_times_belong_to_the_chunk_they_end_in() {
     let mut segmenter = Segmenter::new(rules(1000, 1 << 20), segment(16), Lsn(0), Lsn(0), ms(0));

@@ -3,10 +3,15 @@
 //! Owns: finding complete ones by listing, without paging through their packs. Does not own: whether their
 //! objects are whole (`highwater-restore verify`).
 
-use highwater_format::{Backup, BackupId, Layout, decode};
+use std::time::Duration;
+
+use highwater_format::{Backup, BackupId, Layout, Time, decode};
 use highwater_store::{ErrorKind, Store, list_parts};
 
 use crate::error::{AgentError, Kind, Result};
+
+/// A base backup that began so much later than now was named by a clock that was wrong: that is not a clock that is fast.
+const WRONG_CLOCK: Duration = Duration::from_secs(24 * 3600);
 
 /// The complete base backups, oldest first by their start time.
 pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
@@ -30,21 +35,29 @@ pub(crate) async fn record(store: &dyn Store, layout: &Layout, id: &BackupId) ->
     decode(&bytes).map_err(|source| AgentError::Object { region, key, source })
 }
 
-/// The record of the newest of `backups` that can be read.
+/// The record of the newest of `backups`. Those whose record cannot be read are no base backups: nobody could restore them.
 pub(crate) async fn newest_record(
     store: &dyn Store,
     layout: &Layout,
-    backups: &[BackupId],
+    backups: &mut Vec<BackupId>,
 ) -> Result<Option<Backup>> {
-    for id in backups.iter().rev() {
+    while let Some(id) = backups.last() {
         match record(store, layout, id).await {
             Err(error) if error.kind() == Kind::Damage => {
                 tracing::error!(backup = %id, %error, "the record of a base backup cannot be read");
+                backups.pop();
             }
             backup => return backup.map(Some),
         }
     }
     Ok(None)
+}
+
+/// The newest of these, in order of their start. One that begins long after `now` was named by a clock that was wrong, and
+/// would pass for the newest until then.
+pub(crate) fn newest(backups: &[BackupId], now: Time) -> Option<&BackupId> {
+    let by_now = |id: &&BackupId| id.started_at().since(now) <= WRONG_CLOCK;
+    backups.iter().rfind(by_now)
 }
 
 /// Every id under which anything lies: one request per backup, however many packs it has.
@@ -88,10 +101,10 @@ mod tests {
         ] {
             store.put(&key, Object::new("x"), PutMode::Create).await.unwrap();
         }
-        let complete = complete(&store, &layout).await.unwrap();
+        let mut complete = complete(&store, &layout).await.unwrap();
         assert_eq!(complete, [first, second]);
         // None of these can be read, and that is not the end of everything.
-        let newest = newest_record(&store, &layout, &complete).await.unwrap();
-        assert!(newest.is_none());
+        let newest = newest_record(&store, &layout, &mut complete).await.unwrap();
+        assert!(newest.is_none() && complete.is_empty());
     }
 }

@@ -103,8 +103,8 @@ impl Receiver {
 
     /// The regions answer that they do not hold all of an object that was only begun: somebody has removed its first
     /// chunks, or a region that holds only what came later is the only one that answers. PostgreSQL has it still, and
-    /// sends it again. What is left of it is compared, and all of it is sealed once more: a chunk behind the hole would be
-    /// of no use before the object is complete. It is an error only as long as a listing may lag.
+    /// sends it again. What is left of it is compared, and all of it is sealed once more then: a chunk behind the hole would
+    /// be of no use before the object is complete. It is an error only as long as a listing may lag.
     async fn rest(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Overlap> {
         let since = *self.lacking_since.get_or_insert_with(Instant::now);
         if since.elapsed() < LISTING_LAG {

@@ -48,11 +48,10 @@ pub(crate) struct Tools {
 }
 
 impl Intake {
-    /// An intake of the stream that begins as `resume` says; what it brings is sealed from `seals_from` on.
-    pub(super) fn new(tools: &Tools, resume: &Resume, seals_from: Lsn, now: Duration) -> Self {
+    pub(super) fn new(tools: &Tools, resume: &Resume, now: Duration) -> Self {
         let size = tools.identity.segment_size;
         Self {
-            segmenter: Segmenter::new(tools.rules, size, resume.start, seals_from, now),
+            segmenter: Segmenter::new(tools.rules, size, resume.start, resume.sealed, now),
             scanner: Some(scanner(&tools.identity, resume.timeline, resume.start)),
             timeline: resume.timeline,
             identity: tools.identity.clone(),
@@ -114,6 +113,11 @@ impl Intake {
     pub(super) async fn tick(&mut self, now: Duration) -> Result<()> {
         self.segmenter.tick(now, &mut self.cuts);
         self.hand_over().await
+    }
+
+    /// Seals all of the current object once more.
+    pub(super) fn seal_again(&mut self, now: Duration) {
+        self.segmenter.seal_again(now);
     }
 
     /// Cuts everything that was received.
@@ -234,7 +238,7 @@ mod tests {
             sealed: start,
             after: None,
         };
-        let mut intake = Intake::new(&tools, &resume, start, Duration::ZERO);
+        let mut intake = Intake::new(&tools, &resume, Duration::ZERO);
         drop(tools);
         let data = vec![0; usize::try_from(3 * MIB).unwrap()];
         let waits = intake.push(&data, Duration::ZERO).now_or_never();

@@ -135,6 +135,11 @@ impl Overlap {
         self.unheld > 0
     }
 
+    /// Whether nothing is left to compare.
+    pub(super) fn is_over(&self) -> bool {
+        self.compared == self.plain.len()
+    }
+
     /// Where the comparison ends.
     pub(super) fn end(&self) -> Lsn {
         self.range.end

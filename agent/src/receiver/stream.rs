@@ -56,6 +56,9 @@ pub(super) struct Stream<'a> {
     context: &'a Context,
     intake: Intake,
     overlap: Overlap,
+    /// The archive has lost what the stream begins with: that is sealed once more when the rest of the object has been
+    /// compared, and not before, because the server may be another one.
+    lacks_its_front: bool,
     /// Goes into the pipeline before the first WAL.
     opening: Option<Work>,
     durable: watch::Receiver<Option<DurableLsn>>,
@@ -80,15 +83,12 @@ impl<'a> Stream<'a> {
         opening: Option<Work>,
         view: &ServerView,
     ) -> Self {
-        let seals_from = match overlap.lacks_its_front() {
-            true => resume.start,
-            false => resume.sealed,
-        };
-        let intake = Intake::new(&context.tools, &resume, seals_from, context.now());
+        let intake = Intake::new(&context.tools, &resume, context.now());
         let durable = context.shared.progress.subscribe();
         Self {
             context,
             intake,
+            lacks_its_front: overlap.lacks_its_front(),
             overlap,
             opening,
             durable,
@@ -235,7 +235,11 @@ impl<'a> Stream<'a> {
                 self.server_end = self.server_end.max(said);
                 self.intake.stamp(self.words.stamp(server_time, server_end));
                 let bytes = data.len() as u64;
-                for cleared in self.overlap.pass(data)? {
+                let passed = self.overlap.pass(data)?;
+                if self.overlap.is_over() && std::mem::take(&mut self.lacks_its_front) {
+                    self.intake.seal_again(self.context.now());
+                }
+                for cleared in passed {
                     if !cleared.is_empty()
                         && let Some(opening) = self.opening.take()
                     {

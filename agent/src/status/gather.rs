@@ -49,7 +49,12 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
     };
     let agent = agent::of_this_cluster(said, config, system_id);
     agent::add_what_it_saw(&mut slot, &agent);
-    let told = join_all(regions.iter().map(|region| ask_region(config, region, system_id))).await;
+    let told = join_all(
+        regions
+            .iter()
+            .map(|region| ask_region(config, region, system_id, now)),
+    )
+    .await;
     let end = server.end;
     let durable = durable(config, &told);
     let last_backup = last_backup(&told, now);
@@ -179,7 +184,7 @@ async fn lineage(
     }
 }
 
-async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId>) -> Told {
+async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId>, now: Time) -> Told {
     let status = RegionStatus {
         name: region.name.clone(),
         stored: None,
@@ -198,7 +203,7 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         });
     };
     let layout = Layout::new(config.cluster.name.clone(), system_id);
-    match read_region(&*region.quick, &layout, status.clone()).await {
+    match read_region(&*region.quick, &layout, now, status.clone()).await {
         Ok(told) => told,
         Err(error) => Told::only(RegionStatus {
             error: Some(error.to_string()),
@@ -221,14 +226,15 @@ impl Told {
     }
 }
 
-async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -> Result<Told> {
+async fn read_region(store: &dyn Store, layout: &Layout, now: Time, status: RegionStatus) -> Result<Told> {
     let Some(identity) = identity::read(store, layout).await? else {
         return Ok(Told::only(status));
     };
     // Before the position: so that what it speaks of can be there.
     let pulse = inventory::pulse(store, layout).await?;
     let position = inventory::position(store, layout, identity.segment_size).await?;
-    let backups = list::complete(store, layout).await?;
+    let mut backups = list::complete(store, layout).await?;
+    list::newest_record(store, layout, &mut backups).await?;
     Ok(Told {
         position,
         gaps: gap::read_all(store, layout).await?,
@@ -238,7 +244,7 @@ async fn read_region(store: &dyn Store, layout: &Layout, status: RegionStatus) -
             stored: position.map(Place::from),
             pulse,
             backups: backups.len(),
-            newest_backup: backups.last().cloned(),
+            newest_backup: list::newest(&backups, now).cloned(),
             ..status
         },
         backups,
@@ -278,7 +284,7 @@ fn durable(config: &Config, told: &[Told]) -> Option<Place> {
 fn last_backup(told: &[Told], now: Time) -> Option<LastBackup> {
     let newest = told
         .iter()
-        .filter_map(|told| told.backups.last())
+        .filter_map(|told| list::newest(&told.backups, now))
         .max_by_key(|id| id.started_at())?;
     let has = |told: &&Told| told.backups.contains(newest);
     Some(LastBackup {

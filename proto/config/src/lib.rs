@@ -97,8 +97,9 @@ impl Config {
             Some(path) => file::read(path)?,
             None => raw::Raw::default(),
         };
+        let of_the_file = raw.regions.clone();
         overlay::environment(&mut raw, &env);
-        overlay::archives(&mut raw, &overrides.archives);
+        overlay::archives(&mut raw, &of_the_file, &overrides.archives);
         overlay::flags(&mut raw, overrides)?;
         Self::build(&raw)
     }

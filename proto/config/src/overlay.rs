@@ -42,9 +42,10 @@ pub(crate) fn environment(raw: &mut Raw, env: &impl Fn(&str) -> Option<String>) 
     }
 }
 
-/// `--archive` replaces the list of regions, of file and environment. One that names a configured URL keeps its settings;
+/// `--archive` replaces the list of regions, of file and environment. One that names a configured URL keeps its settings,
+/// also where the environment has put another in its place (`of_the_file`: as it was before);
 /// any other takes what the environment says of the region with its number, which is how a secret gets to it.
-pub(crate) fn archives(raw: &mut Raw, archives: &[String]) {
+pub(crate) fn archives(raw: &mut Raw, of_the_file: &[RawRegion], archives: &[String]) {
     if archives.is_empty() {
         return;
     }
@@ -58,7 +59,7 @@ pub(crate) fn archives(raw: &mut Raw, archives: &[String]) {
                 _ => (None, archive.as_str()),
             };
             let same = |region: &&RawRegion| region.values.get("url").is_some_and(|given| given.text == url);
-            let mut region = match known.iter().find(same) {
+            let mut region = match known.iter().chain(of_the_file).find(same) {
                 Some(configured) => configured.clone(),
                 None => known.get(index).map(for_another_place).unwrap_or_default(),
             };

@@ -262,6 +262,14 @@ fn archive_flags_win_over_the_regions_of_the_environment() {
         (Some(true), None)
     );
 
+    // The environment puts another region in the place of the file's, which is asked for all the same.
+    let first = [
+        ("HIGHWATER_REGION_1_URL", "s3://one/prod"),
+        ("HIGHWATER_REGION_2_URL", "s3://two/prod"),
+    ];
+    let again = load_with(&file, &first, &flags(&["file:///var/b"])).unwrap();
+    assert_eq!(again.regions[0].profile.as_deref(), Some("of-b"));
+
     // What the file says of its own regions is of no other place, and a variable without a url is meant for the flag.
     let unplaced = [
         ("HIGHWATER_REGION_1_ENDPOINT", "https://any.example"),

@@ -179,8 +179,8 @@ pub struct Pulse {
     /// Milliseconds between two pulses of that process; absent in pulses of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
-    /// For how many milliseconds received WAL has waited to satisfy the durability policy, 0 when all does; absent in pulses of
-    /// earlier versions.
+    /// How many milliseconds ago the last moment was of which everything satisfies the durability policy that the server had
+    /// then, 0 when all that was received does; absent in pulses of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_ms: Option<u64>,
 }

@@ -338,3 +338,35 @@ fn a_server_that_was_rolled_back_and_promoted_is_found_out() {
 fn a_server_that_was_rolled_back_and_promoted_at_the_end_of_a_segment_is_found_out() {
     rolled_back_and_promoted(true);
 }
+
+/// The front of the open segment is gone, and the server was put back to a place inside it: that shows behind the front. What
+/// it sends in the front's place must not be stored, or the server that is the right one would be refused ever after.
+#[test]
+fn the_lost_front_of_a_segment_is_not_taken_from_a_server_that_is_refused() {
+    runtime().block_on(async {
+        let mut scene = two_regions();
+        scene.sim.change(|world| world.write(50_000));
+        scene.remember();
+        scene.sim.change(|world| world.write(100_000));
+        scene.start_agent();
+        sleep(Duration::from_secs(8)).await;
+        scene.sim.change(|world| world.write(9_000));
+        sleep(Duration::from_secs(8)).await;
+        let begins = |key: &str| key.split('-').next().unwrap().to_owned();
+        let mut front = String::new();
+        for region in &scene.regions {
+            front = begins(&region.expire_first_chunk().await);
+        }
+        // Slow enough for the front to be due before the difference comes.
+        scene.roll_back();
+        scene.sim.change(|world| world.write(400_000));
+        let refused = timeout(Duration::from_secs(300), until_ended(&mut scene)).await;
+        for region in &scene.regions {
+            let left = region.keys("/tail/");
+            assert!(!left.iter().any(|key| begins(key) == front), "{left:?}");
+        }
+        let mut world = scene.sim.lock();
+        assert_eq!(world.broken, None);
+        assert!(refused.is_ok() && world.diverged(), "{refused:?}");
+    });
+}

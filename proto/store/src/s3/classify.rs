@@ -41,12 +41,26 @@ where
     }
 }
 
-/// Whether somebody must act outside the configuration.
-pub(super) fn is_for_the_operator<E>(error: &SdkError<E, HttpResponse>) -> bool
+/// Whether other credentials, or another authority, may be what it takes.
+pub(super) fn is_about_access<E>(error: &SdkError<E, HttpResponse>) -> bool
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    verdict(error).0 == ErrorKind::Operator
+    verdict(error).0 == ErrorKind::Operator && !is_about_space_or_keys(status(error), code(error))
+}
+
+/// A full store, an archive tier, or the bucket's own encryption: whoever asks has no part in that.
+fn is_about_space_or_keys(status: Option<u16>, code: Option<&str>) -> bool {
+    let named = code.is_some_and(|code| {
+        let of_space = [
+            "QuotaExceeded",
+            "XMinioStorageFull",
+            "InsufficientStorage",
+            "InvalidObjectState",
+        ];
+        of_space.contains(&code) || code.starts_with("KMS")
+    });
+    named || status == Some(507)
 }
 
 type Verdict = (ErrorKind, String, Option<String>);

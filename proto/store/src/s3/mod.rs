@@ -128,7 +128,7 @@ impl S3Store {
             )
             .with_next_step("check the endpoint and the network; attempt_timeout sets the limit")
         })?;
-        if outcome.as_ref().is_err_and(classify::is_for_the_operator) {
+        if outcome.as_ref().is_err_and(classify::is_about_access) {
             self.sdk.refused().await;
         }
         Ok(outcome)

@@ -1,10 +1,10 @@
 //! The SDK's client, and another one when the store refuses what the present one shows.
 //!
 //! The SDK reads shared credential files, profiles and authorities once. Who replaces them does what an error of the kind
-//! [`ErrorKind::Operator`](crate::ErrorKind::Operator) asks for, and that works without a restart: after such an error all of it
-//! is read again, at most once a minute.
+//! [`ErrorKind::Operator`](crate::ErrorKind::Operator) asks for, and that works without a restart: after such an error about
+//! access all of it is read again, at most once a minute.
 //!
-//! Keeps: a client that works is never given up for one that cannot. Files that are caught in the middle of being replaced
+//! Keeps: a client is given up only for one that has credentials. Files that are caught in the middle of being replaced
 //! change nothing; they are read once more after the next refusal. Does not own: what is read, and where (`client`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
