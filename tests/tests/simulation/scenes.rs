@@ -357,9 +357,14 @@ fn the_lost_front_of_a_segment_is_not_taken_from_a_server_that_is_refused() {
         for region in &scene.regions {
             front = begins(&region.expire_first_chunk().await);
         }
-        // Slow enough for the front to be due before the difference comes.
         scene.roll_back();
-        scene.sim.change(|world| world.write(400_000));
+        // What comes first would be due long before the difference comes.
+        scene.sim.change(|world| {
+            world.sends_up_to = world.end() - world.end() % world.segment() + 100_000;
+            world.write(400_000);
+        });
+        sleep(Duration::from_secs(180)).await;
+        scene.sim.change(|world| world.sends_up_to = u64::MAX);
         let refused = timeout(Duration::from_secs(300), until_ended(&mut scene)).await;
         for region in &scene.regions {
             let left = region.keys("/tail/");

@@ -436,7 +436,7 @@ impl Copy<'_> {
             let same = world.node.line.up_to(self.line.timeline).as_ref() == Some(self.line);
             let end = match left {
                 Some((_, switch)) => switch,
-                None => world.versions[self.line.version].end(),
+                None => world.versions[self.line.version].end().min(world.sends_up_to),
             };
             if left.is_some() && self.sent >= end {
                 pending.extend(wire::message(b'c', b""));

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) unanswered: Option<&'static str>,
     /// New connections read nothing while they stream.
     pub(crate) deaf: bool,
+    /// The network is as slow as this: nothing behind it has arrived yet.
+    pub(crate) sends_up_to: u64,
     pub(crate) connections: BTreeMap<u64, CancellationToken>,
     pub(crate) next_connection: u64,
     /// Which connection streams from the slot.
@@ -138,6 +140,7 @@ impl World {
             flood: false,
             unanswered: None,
             deaf: false,
+            sends_up_to: u64::MAX,
             connections: BTreeMap::new(),
             next_connection: 0,
             slot_holder: None,
