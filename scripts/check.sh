@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that can be said about the code without running it: format, lints, the rules of the
-# house about dependencies, file sizes, shell syntax. Prints every violation, then fails once.
+# house about dependencies, file sizes, shell syntax, mutants that still fit. Prints every violation, then fails once.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -103,9 +103,19 @@ check_shell() {
   fi
 }
 
+# A mutant that cannot be made is not noticed either.
+check_mutations() {
+  title "mutations"
+  local file
+  for file in tests/mutations/*.patch; do
+    git apply --check "$file" || fail "$file does not fit the code any more: write it anew"
+  done
+}
+
 check_format
 check_files
 check_shell
+check_mutations
 check_dependencies
 check_lints
 
