@@ -8,8 +8,9 @@ mod backup;
 mod good;
 mod holes;
 mod wal;
+mod writers;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use futures::{StreamExt, stream};
 use highwater_config::Exit;
@@ -109,6 +110,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) index: usize,
     pub(crate) region: &'a Region,
     pub(crate) view: RegionView,
+    /// Claims of writers, by epoch: a restore needs none, and an agent begins with them.
+    pub(crate) writers: BTreeMap<u64, String>,
 }
 
 /// Reads and checks everything, `parallel` objects at a time.
@@ -139,8 +142,10 @@ pub async fn verify(catalog: &Catalog, regions: &[Region], parallel: usize) -> V
     wal::verify(catalog, &subjects, parallel, &bar, &mut found).await;
     drop(bar);
     for subject in &subjects {
-        backup::verify(catalog, subject, parallel, &mut found).await;
+        backup::verify(catalog, &subjects, subject, parallel, &mut found).await;
+        writers::verify(subject, parallel, &mut found).await;
     }
+    backup::none(catalog, &mut found);
     found
 }
 
@@ -166,10 +171,20 @@ async fn list_everything<'a>(
                     continue;
                 };
                 let mut view = view.clone();
+                let mut writers = BTreeMap::new();
                 for meta in metas {
-                    sort_in(catalog, &mut view, &meta, found, index);
+                    if let Some(Key::Writer(epoch)) = catalog.layout.parse(&meta.key) {
+                        writers.insert(epoch, meta.key);
+                    } else {
+                        sort_in(catalog, &mut view, &meta, found, index);
+                    }
                 }
-                subjects.push(Subject { index, region, view });
+                subjects.push(Subject {
+                    index,
+                    region,
+                    view,
+                    writers,
+                });
             }
             Err(error) => found
                 .unreadable
@@ -202,6 +217,7 @@ fn sort_in(catalog: &Catalog, view: &mut RegionView, meta: &Meta, found: &mut Ve
         Some(Key::Identity | Key::History(_) | Key::Gap(..) | Key::Pulse | Key::Backup(_)) => {
             found.good(index, meta.size);
         }
+        // Read of each finished backup; claims of writers are read on their own.
         Some(Key::Pack(..) | Key::Manifest(_) | Key::Writer(_)) => {}
         // What is left of the question whether the store honours conditional writes.
         None if meta.key.contains("/probe/") => {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use highwater_config::Exit;
 use highwater_format::{Identity, Layout, SystemId, TimelineId};
 
-use super::{Catalog, Finding, RegionView, read::Read};
+use super::{Catalog, Finding, Reading, RegionView, read::Read};
 use crate::error::RestoreError;
 
 /// The catalog from what all regions said.
@@ -72,7 +72,10 @@ fn no_identity(layout: &Layout, read: &[Read], findings: &[Finding]) -> RestoreE
         let message = format!("region {region}: {key}: {}", finding.problem);
         return RestoreError::failed(Exit::Damage, message);
     }
-    let silent = read.iter().find(|region| !region.view.is_readable());
+    let unknown = |region: &&Read| matches!(region.view.reading, Reading::Unreadable { .. });
+    let silent = read
+        .iter()
+        .find(|region| unknown(region) && !region.lacks_identity);
     match silent {
         Some(region) => {
             let message = format!(
@@ -82,8 +85,10 @@ fn no_identity(layout: &Layout, read: &[Read], findings: &[Finding]) -> RestoreE
             RestoreError::failed(Exit::Trouble, message)
         }
         None => {
-            let message =
-                format!("{key} is missing in every region, so nothing else there can be interpreted");
+            let message = format!(
+                "{key} is missing in every region, so nothing else there can be interpreted; `highwater-agent run` beside the \
+                 same server writes it anew when it starts"
+            );
             RestoreError::failed(Exit::Damage, message)
         }
     }

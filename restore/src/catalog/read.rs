@@ -55,6 +55,8 @@ pub(super) struct Read {
     pub(super) view: RegionView,
     pub(super) identity: Option<Identity>,
     pub(super) findings: Vec<Finding>,
+    /// It answered, and holds objects without the identity that says what they are: asking again changes nothing.
+    pub(super) lacks_identity: bool,
 }
 
 /// Everything one region shows; a region that stops answering half-way is unreadable, not half empty.
@@ -63,6 +65,7 @@ async fn view(region: &Region, layout: &Layout, silent: Option<Silence>) -> Read
         view: RegionView::new(region.name.clone(), region.place.clone(), reading),
         identity: None,
         findings: Vec::new(),
+        lacks_identity: false,
     };
     if let Some(silence) = silent {
         return blank(Reading::Unreadable { error: silence.error });
@@ -106,6 +109,7 @@ impl RegionReader<'_> {
                 "there is nothing under {root}: the region is new or was emptied, its url is wrong, or its directory is not mounted"
             )
         } else {
+            self.read.lacks_identity = true;
             format!("{} is missing or cannot be used", self.layout.identity())
         };
         self.read.view.reading = Reading::Unreadable { error };

@@ -11,10 +11,16 @@ use crate::{
     progress::Bar,
 };
 
-pub(super) async fn verify(catalog: &Catalog, subject: &Subject<'_>, parallel: usize, found: &mut Verified) {
+pub(super) async fn verify(
+    catalog: &Catalog,
+    subjects: &[Subject<'_>],
+    subject: &Subject<'_>,
+    parallel: usize,
+    found: &mut Verified,
+) {
     for backup in subject.view.backups.values() {
         wal(catalog, subject, backup, found);
-        files(catalog, subject, backup, parallel, found).await;
+        files(catalog, subjects, subject, backup, parallel, found).await;
     }
     for id in catalog
         .backups()
@@ -43,6 +49,51 @@ pub(super) async fn verify(catalog: &Catalog, subject: &Subject<'_>, parallel: u
     }
 }
 
+/// Without a finished base backup nothing can be restored, however whole everything else is.
+pub(super) fn none(catalog: &Catalog, found: &mut Verified) {
+    if !catalog.backups().is_empty() {
+        return;
+    }
+    let what = "base backups";
+    match catalog.unreadable().next() {
+        None => {
+            let problem = "no region has a finished one, so NOTHING can be restored: take one with `highwater-agent backup`";
+            found.missing.push(Problem::new("all", what, problem));
+        }
+        Some((region, _)) => {
+            let problem = format!(
+                "no region that answers has a finished one; without region {} nothing can be restored",
+                region.name
+            );
+            found.notes.push(Problem::new("all", what, problem));
+        }
+    }
+}
+
+/// The other regions whose manifest of a backup is good.
+async fn elsewhere(
+    catalog: &Catalog,
+    subjects: &[Subject<'_>],
+    subject: &Subject<'_>,
+    backup: &Backup,
+) -> String {
+    let mut names = Vec::new();
+    for other in subjects.iter().filter(|other| other.index != subject.index) {
+        let Some(store) = other.region.store() else {
+            continue;
+        };
+        let sources = Sources::new(vec![store.clone()]);
+        if fetch::manifest(&sources, &catalog.layout, backup).await.is_ok() {
+            names.push(other.region.name.as_str());
+        }
+    }
+    if names.is_empty() {
+        "no region has a good copy, so this base backup cannot be restored".to_owned()
+    } else {
+        format!("a restore reads that of region {}", names.join(", "))
+    }
+}
+
 /// A backup is visible in a region only when that region alone can make it consistent.
 fn wal(catalog: &Catalog, subject: &Subject<'_>, backup: &Backup, found: &mut Verified) {
     let name = &subject.region.name;
@@ -64,6 +115,7 @@ fn wal(catalog: &Catalog, subject: &Subject<'_>, backup: &Backup, found: &mut Ve
 
 async fn files(
     catalog: &Catalog,
+    subjects: &[Subject<'_>],
     subject: &Subject<'_>,
     backup: &Backup,
     parallel: usize,
@@ -77,13 +129,20 @@ async fn files(
     let manifest = match fetch::manifest(&sources, &catalog.layout, backup).await {
         Ok(manifest) => manifest,
         Err(nowhere) => {
-            let problem = Problem::new(name, &nowhere.key, nowhere.to_string());
-            let list = if nowhere.may_pass() {
-                &mut found.unreadable
+            // Of this region alone: the words for a search in all of them would be wrong here.
+            let reasons: Vec<&str> = nowhere
+                .attempts
+                .iter()
+                .map(|attempt| attempt.reason.as_str())
+                .collect();
+            let reasons = reasons.join("; ");
+            if nowhere.may_pass() {
+                found.unreadable.push(Problem::new(name, &nowhere.key, reasons));
             } else {
-                &mut found.damage
-            };
-            list.push(problem);
+                let elsewhere = elsewhere(catalog, subjects, subject, backup).await;
+                let problem = format!("{reasons}; {elsewhere}");
+                found.damage.push(Problem::new(name, &nowhere.key, problem));
+            }
             return;
         }
     };
