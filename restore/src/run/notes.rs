@@ -85,7 +85,7 @@ fn configuration(into: &DataDir, options: &Options) -> Option<String> {
 }
 
 /// The settings would be obeyed again if the server ever became a standby.
-fn left_for_recovery() -> String {
+pub(super) fn left_for_recovery() -> String {
     format!(
         "when the server has been promoted, remove from its data directory {} and, in postgresql.auto.conf, the lines from \
          `{}` to `{}`; recovery needs both until then",

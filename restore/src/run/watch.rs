@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use highwater_config::Exit;
 use highwater_format::{Lsn, SegmentSize, TimelineId};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::reached;
 use super::serverlog::ServerLog;
@@ -84,6 +85,7 @@ pub async fn wait(
         at: log_from,
         rest: Vec::new(),
     };
+    let mut stop = Stop::new();
     loop {
         // In this order: what a server said before it ended is read after its end was seen.
         let ended = child.try_wait().ok().flatten();
@@ -99,8 +101,55 @@ pub async fn wait(
             Action::Pause if log.paused => return stopped_at_target(&log, wanted, true),
             Action::Pause | Action::Shutdown if log.ready => return Err(opened(&log, wanted)),
             _ if log.halted && log.too_low.is_some() => return Err(halted(&log, wanted)),
-            _ => tokio::time::sleep(LOOK).await,
+            _ => tokio::select! {
+                () = stop.asked() => return Err(interrupted(child.id(), root, log_path, wanted)),
+                () = tokio::time::sleep(LOOK) => {}
+            },
         }
+    }
+}
+
+/// SIGINT and SIGTERM. They end the waiting and not the server, which somebody must be told.
+struct Stop(Option<(Signal, Signal)>);
+
+impl Stop {
+    fn new() -> Stop {
+        let signals =
+            signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
+        Stop(signals.ok())
+    }
+
+    /// Where signals cannot be listened to they do what they always did.
+    async fn asked(&mut self) {
+        match &mut self.0 {
+            Some((int, term)) => tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn interrupted(pid: u32, root: &Path, log: &Path, wanted: &Wanted<'_>) -> NotReached {
+    let then = match wanted.action {
+        Action::Promote => "opens for writing",
+        Action::Pause => "pauses",
+        Action::Shutdown => "shuts down",
+    };
+    let root = root.display();
+    NotReached {
+        what: format!(
+            "interrupted; the server goes on with the replay in {root} (PID {pid}), and {then} when it has reached {}",
+            wanted.target
+        ),
+        next: format!(
+            "follow it in {}, or stop it with `kill -INT {pid}` (as `pg_ctl -D {root} stop -m fast` does). {}",
+            log.display(),
+            super::notes::left_for_recovery()
+        ),
+        log: Vec::new(),
+        exit: Exit::Trouble,
     }
 }
 
@@ -340,6 +389,35 @@ mod tests {
             let error = waited.unwrap().unwrap_err();
             assert_eq!(error.exit, Exit::Damage, "{error}");
             assert!(error.to_string().contains("opened for writing"), "{error}");
+        }
+    }
+
+    /// The server is in a group of its own: Ctrl-C ends the waiting alone.
+    #[tokio::test]
+    async fn whoever_interrupts_is_told_what_goes_on_and_what_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let target = Target::Latest;
+        let wanted = wanted(&target, Action::Promote);
+        let path = dir.path().join("log");
+        let interrupt = |_: &ServerLog| nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
+        let waiting = wait(&mut server, dir.path(), &path, 0, &wanted, interrupt);
+        let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+        let lives = server.try_wait().unwrap().is_none();
+        let pid = server.id();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        let error = waited.unwrap().unwrap_err();
+        assert!(lives && error.exit == Exit::Trouble, "{error}");
+        let said = error.to_string();
+        for part in [
+            format!("(PID {pid})"),
+            format!("kill -INT {pid}"),
+            dir.path().display().to_string(),
+            "highwater-recovery.json".to_owned(),
+            "postgresql.auto.conf".to_owned(),
+        ] {
+            assert!(said.contains(&part), "{part}: {said}");
         }
     }
 
