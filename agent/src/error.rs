@@ -122,6 +122,20 @@ pub enum AgentError {
         /// The identifier that the region holds.
         theirs: SystemId,
     },
+    /// Another lineage was begun in the place of this one.
+    #[error(
+        "region {region}: this server is system identifier {ours}, and that of {theirs} was begun in its place with \
+         --new-lineage. Nothing was written. Stop this agent, or give this server another cluster name or prefix; only to go on \
+         with it all the same, pass --new-lineage at every start (a restore then needs --system-id {ours})"
+    )]
+    Succeeded {
+        /// Region in which it was seen.
+        region: String,
+        /// The server's identifier.
+        ours: SystemId,
+        /// The identifier of the lineage that came after.
+        theirs: SystemId,
+    },
     /// The answer is no; the text says why and what to do next.
     #[error("{what}. {next}")]
     Refused {
@@ -174,7 +188,7 @@ impl AgentError {
                 _ => Kind::Retry,
             },
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
-            Self::OtherCluster { .. } | Self::Fenced { .. } => Kind::Damage,
+            Self::OtherCluster { .. } | Self::Succeeded { .. } | Self::Fenced { .. } => Kind::Damage,
             Self::Refused { .. } | Self::InUse { .. } => Kind::Refused,
             Self::Trouble { .. } | Self::Restart { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,

@@ -1,6 +1,6 @@
 //! Whose archive it is: fixed at the first write, checked before every other one.
 
-use highwater_format::{ClusterName, Identity, Layout, SystemId, records};
+use highwater_format::{Beginning, ClusterName, Identity, Layout, SystemId, records};
 use highwater_store::{Object, Store, list_parts};
 
 use crate::error::{AgentError, Result};
@@ -11,6 +11,7 @@ use crate::region::{Archive, get_optional, write_once};
 /// overwrite each other's WAL unnoticed.
 pub async fn admit(store: &dyn Store, archive: &Archive) -> Result<()> {
     ensure(store, archive).await?;
+    refuse_succeeded(store, archive).await?;
     if highwater_store::probe(store, archive.layout.root())
         .await?
         .conditional_create
@@ -35,23 +36,62 @@ pub async fn ensure(store: &dyn Store, archive: &Archive) -> Result<()> {
     if let Some(theirs) = read(store, &archive.layout).await? {
         return compare(store, &archive.identity, &theirs);
     }
-    let cluster = archive.layout.cluster();
     let ours = archive.identity.system_id;
-    if let Some(theirs) = other_lineages(store, cluster)
-        .await?
-        .into_iter()
-        .rfind(|id| *id != ours)
-        .filter(|_| !archive.new_lineage)
-    {
-        let (region, ours) = (store.region().to_owned(), archive.identity.system_id);
+    let mut others = other_lineages(store, archive.layout.cluster()).await?;
+    others.retain(|id| *id != ours);
+    if let Some(theirs) = others.last().copied().filter(|_| !archive.new_lineage) {
+        let region = store.region().to_owned();
         return Err(AgentError::OtherCluster { region, ours, theirs });
     }
-    let document = records::encode(&archive.identity).map_err(|source| AgentError::Encode {
+    let beginning = Beginning {
+        identity: archive.identity.clone(),
+        succeeds: others,
+    };
+    let document = records::encode(&beginning).map_err(|source| AgentError::Encode {
         what: "the identity".into(),
         source,
     })?;
     write_once(store, &archive.layout.identity(), Object::new(document)).await?;
     Ok(())
+}
+
+/// Refuses to go on with a lineage in whose place another one was begun on purpose, unless that is asked for again: the old
+/// server, started once more, must not become the newest sign of life of the cluster's name.
+async fn refuse_succeeded(store: &dyn Store, archive: &Archive) -> Result<()> {
+    if archive.new_lineage {
+        return Ok(());
+    }
+    match successor(store, archive.layout.cluster(), archive.identity.system_id).await? {
+        None => Ok(()),
+        Some(theirs) => Err(AgentError::Succeeded {
+            region: store.region().to_owned(),
+            ours: archive.identity.system_id,
+            theirs,
+        }),
+    }
+}
+
+/// The lineage that was begun in the place of `ours`. What lineages that were begun later say counts, and nothing else: no
+/// clock, and not the order of the identifiers.
+pub(crate) async fn successor(
+    store: &dyn Store,
+    cluster: &ClusterName,
+    ours: SystemId,
+) -> Result<Option<SystemId>> {
+    for theirs in other_lineages(store, cluster).await? {
+        let key = Layout::new(cluster.clone(), theirs).identity();
+        let Some(bytes) = get_optional(store, &key).await? else {
+            continue;
+        };
+        match records::decode::<Beginning>(&bytes) {
+            Ok(beginning) if beginning.succeeds.contains(&ours) => return Ok(Some(theirs)),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(region = store.region(), key, %error, "what came before that lineage is not known");
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The identity that a region holds for this lineage; none if the lineage has not begun there.

@@ -78,6 +78,43 @@ async fn i14_a_new_lineage_begins_only_when_asked_for() {
     assert_eq!(lineages, [SystemId(7), SystemId(8)]);
 }
 
+/// The server that another one has replaced on purpose, started again with the same configuration.
+#[tokio::test]
+async fn i14_a_lineage_in_whose_place_another_was_begun_is_refused() {
+    let first = Beginning {
+        identity: server(7),
+        succeeds: Vec::new(),
+    };
+    let bytes = records::encode(&first).unwrap();
+    assert_eq!(
+        bytes,
+        records::encode(&server(7)).unwrap(),
+        "as every agent wrote it"
+    );
+    // Whatever the identifiers' order.
+    for (old, new) in [(7, 8), (8, 7)] {
+        let store = MemoryStore::new("north");
+        let orders = |system_id, flag| archive("orders", &server(system_id), flag);
+        admit(&store, &orders(old, false)).await.unwrap();
+        admit(&store, &orders(new, true)).await.unwrap();
+        let before = store.keys();
+        let refused = admit(&store, &orders(old, false)).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Damage, "{refused}");
+        assert!(refused.to_string().contains(&new.to_string()), "{refused}");
+        assert_eq!(store.keys(), before);
+        admit(&store, &orders(new, false)).await.unwrap();
+        admit(&store, &orders(old, true)).await.unwrap();
+        // What an early agent began says nothing of what came before it.
+        let early = records::encode(&server(new)).unwrap();
+        let key = orders(new, false).layout.identity();
+        store
+            .put(&key, Object::new(early), PutMode::Overwrite)
+            .await
+            .unwrap();
+        admit(&store, &orders(old, false)).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn i14_facts_that_never_change_are_held_to() {
     let store = MemoryStore::new("north");

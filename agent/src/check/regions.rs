@@ -102,6 +102,18 @@ async fn attempt(
         ));
         return Ok(findings);
     }
+    if let Some(ours) = system_id
+        && let Ok(Some(theirs)) = identity::successor(&store, cluster, ours).await
+    {
+        findings.push(Finding::fail(
+            &what,
+            format!(
+                "the lineage of system {theirs} was begun there in the place of {ours}, which is this server"
+            ),
+            "choose another [cluster] name or another prefix in the region's url, or stop this agent",
+        ));
+        return Ok(findings);
+    }
     list_all(&store, &format!("{prefix}probe/"), None).await?;
     let able = probe(&store, &prefix).await?;
     let holds = match (system_id, lineages.as_slice()) {

@@ -43,7 +43,7 @@ pub use error::{FormatError, FormatErrorKind, ParseError};
 pub use layout::{ClusterName, Key, Layout};
 pub use lsn::{Lsn, LsnRange, SegmentSize, SystemId};
 pub use manifest::{Entry, EntryKind, Extent, Manifest, ManifestError, PackInfo};
-pub use records::{Backup, Gap, Identity, Pulse, Quorum, Tablespace, Writer};
+pub use records::{Backup, Beginning, Gap, Identity, Pulse, Quorum, Tablespace, Writer};
 pub use time::Time;
 pub use timeline::{History, HistoryEntry, HistoryError, TimelineId};
 pub use walname::{SegmentName, WalFile, WalName};

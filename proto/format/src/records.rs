@@ -88,6 +88,30 @@ impl Document for Identity {
     }
 }
 
+/// The identity as it is stored: also which lineages it was begun in the place of, on purpose. Whoever asks what a lineage is
+/// reads [`Identity`] from the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beginning {
+    /// What the lineage is.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// The lineages that the region held under the same cluster name when this one was begun: it came after them, whatever
+    /// any clock says. Identities of early agents lack it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub succeeds: Vec<SystemId>,
+}
+
+impl Document for Beginning {
+    const KIND: &'static str = Identity::KIND;
+
+    fn validate(&self) -> Result<(), String> {
+        if self.succeeds.contains(&self.identity.system_id) {
+            return Err("a lineage cannot come after itself".to_owned());
+        }
+        self.identity.validate()
+    }
+}
+
 /// A range of WAL that the archive does not have and can no longer get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {

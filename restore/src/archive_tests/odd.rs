@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use highwater_config::Exit;
-use highwater_format::{Identity, Layout, Pulse, SystemId, decode, encode};
+use highwater_format::{Beginning, Identity, Layout, Pulse, SystemId, decode, encode};
 use highwater_store::{MemoryStore, Object, PutMode, Store};
 
 use crate::{
@@ -84,6 +84,34 @@ async fn fault_78_a_lineage_is_not_passed_over_because_its_pulse_cannot_be_read(
         "{:?}",
         plan.notes
     );
+}
+
+/// The old server was started again after another one had taken its place on purpose: its pulse is the newest.
+#[tokio::test]
+async fn the_lineage_begun_last_is_restored_whoever_gave_the_last_sign_of_life() {
+    let archive = Archive::whole().await;
+    let newer = upgraded(&archive).await;
+    let identity: Identity = decode(&archive.a.get(&newer.identity()).await.unwrap()).unwrap();
+    let mut pulse: Pulse = decode(&archive.a.get(&layout().pulse()).await.unwrap()).unwrap();
+    pulse.server_time = at("2026-11-22T00:00:00Z");
+    put(&archive.a, &layout().pulse(), encode(&pulse).unwrap()).await;
+    let catalog = read_archive(&archive, None).await.unwrap();
+    assert_eq!(
+        catalog.layout.system_id(),
+        system_id(),
+        "nothing says which came last"
+    );
+
+    let succeeds = vec![system_id()];
+    let beginning = Beginning { identity, succeeds };
+    let document = encode(&beginning).unwrap();
+    assert_eq!(decode::<Identity>(&document).unwrap(), beginning.identity);
+    put(&archive.b, &newer.identity(), document).await;
+    let catalog = read_archive(&archive, None).await.unwrap();
+    assert_eq!(catalog.layout.system_id(), SystemId(8));
+    assert_eq!(catalog.other_lineages, [system_id()]);
+    let catalog = read_archive(&archive, Some(system_id())).await.unwrap();
+    assert_eq!(catalog.layout.system_id(), system_id());
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
-//! Which lineage is restored: the one asked for, the only one, or the one with the newest sign of life.
+//! Which lineage is restored: the one asked for, the only one, the one that was begun in the place of the others, or the one
+//! with the newest sign of life.
 //!
 //! Owns: this choice, and that it is refused where what cannot be read could change it. Does not own: reading a lineage.
 
 use std::collections::BTreeSet;
 
 use highwater_config::Exit;
-use highwater_format::{ClusterName, Layout, Pulse, SystemId, Time, decode};
+use highwater_format::{Beginning, ClusterName, Layout, Pulse, SystemId, Time, decode};
 use highwater_store::{Store, StoreError, list_parts};
 
 use crate::{
@@ -81,7 +82,7 @@ pub(super) fn refuse_all_silent(
     ))
 }
 
-/// The lineage to restore: the one asked for, the only one, or the one with the newest sign of life.
+/// The lineage to restore: the one asked for, the only one, the one begun last, or the one with the newest sign of life.
 pub(super) async fn choose(
     regions: &[Region],
     cluster: &ClusterName,
@@ -137,8 +138,17 @@ async fn newest(
             Access::Failed { error, .. } => return Err(format!("region {}: {error}", region.name)),
         }
     }
+    let mut succeeded = succeeded(&stores, cluster, found).await?;
+    if found.is_subset(&succeeded) {
+        // Each was begun in the place of another one, in turn: the pulses decide.
+        succeeded.clear();
+    }
+    let candidates = || found.iter().filter(|id| !succeeded.contains(id));
+    if let (Some(last), None, false) = (candidates().next(), candidates().nth(1), succeeded.is_empty()) {
+        return Ok(*last);
+    }
     let mut newest = None;
-    for id in found {
+    for id in candidates() {
         let layout = Layout::new(cluster.clone(), *id);
         match last_sign(&stores, &layout).await? {
             Some(time) => newest = newest.max(Some((time, *id))),
@@ -149,6 +159,32 @@ async fn newest(
         }
     }
     newest.map(|(_, id)| id).ok_or_else(|| "there is none".to_owned())
+}
+
+/// The lineages in whose place others were begun. An old server that was started again has the newest pulse, and is not what
+/// a restore is asked for.
+async fn succeeded(
+    stores: &[&dyn Store],
+    cluster: &ClusterName,
+    found: &BTreeSet<SystemId>,
+) -> Result<BTreeSet<SystemId>, String> {
+    let mut succeeded = BTreeSet::new();
+    for id in found {
+        let key = Layout::new(cluster.clone(), *id).identity();
+        for store in stores {
+            match store.get(&key).await {
+                // One that cannot be read says nothing: the other regions have it too, or the pulses decide.
+                Ok(bytes) => {
+                    if let Ok(beginning) = decode::<Beginning>(&bytes) {
+                        succeeded.extend(beginning.succeeds);
+                    }
+                }
+                Err(error) if meaning(&error) != Meaning::Silent => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+    Ok(succeeded)
 }
 
 /// The latest server time that any region's pulse of a lineage names; `None` if there is no pulse.
