@@ -13,17 +13,30 @@ use crate::error::{AgentError, Result};
 /// The database that every cluster has (unless somebody took pains).
 const MAINTENANCE: &str = "postgres";
 
+/// No such database.
+const NO_DATABASE: &str = "3D000";
+
+/// No login: without a line for that database in `pg_hba.conf` the server does not say whether there is one.
+const NO_LOGIN: &str = "28000";
+
 /// Connects for ordinary SQL: to the database of the connection parameters, or to `postgres` where that is
-/// only the role's name and no such database exists, as is usual for a role that replicates.
+/// only the role's name and no such database exists or may be used, as is usual for a role that replicates.
 pub(crate) async fn connect(conn: &ConnInfo) -> Result<Connection, PgError> {
-    match Connection::connect(conn, Mode::Sql).await {
-        Err(error) if error.sqlstate() == Some("3D000") && conn.dbname == conn.user => {
-            let mut conn = conn.clone();
-            MAINTENANCE.clone_into(&mut conn.dbname);
-            Connection::connect(&conn, Mode::Sql).await
-        }
+    let first = match Connection::connect(conn, Mode::Sql).await {
+        Err(error) if conn.dbname == conn.user && asks_for_another(&error) => error,
+        other => return other,
+    };
+    let mut conn = conn.clone();
+    MAINTENANCE.clone_into(&mut conn.dbname);
+    match Connection::connect(&conn, Mode::Sql).await {
+        // That there is no such database is no reason why the other one was refused.
+        Err(error) if error.sqlstate() == Some(NO_DATABASE) => Err(first),
         other => other,
     }
+}
+
+fn asks_for_another(error: &PgError) -> bool {
+    matches!(error.sqlstate(), Some(NO_DATABASE | NO_LOGIN))
 }
 
 /// The server's clock.

@@ -68,6 +68,13 @@ async fn fault_33_each_missing_thing_is_named_with_its_cure() -> Result<()> {
         "FAIL  password",
         &[".pgpass"],
     )?;
+    says(
+        &check(&cluster.connection_string_as("secret"))
+            .await?
+            .expect_code(1)?,
+        "FAIL  login",
+        &["none is given", ".pgpass"],
+    )?;
     let done = check(&cluster.connection_string_as("norepl"))
         .await?
         .expect_code(1)?;
@@ -83,6 +90,34 @@ async fn fault_33_each_missing_thing_is_named_with_its_cure() -> Result<()> {
         &["check that PostgreSQL runs"],
     )?;
     Ok(())
+}
+
+/// With the lines of `deploy/postgresql/role.sql` the server says of the database with the role's name that it may not be
+/// used, not that there is none.
+#[tokio::test]
+async fn fault_33_sql_goes_to_the_database_that_pg_hba_lets_the_role_into() -> Result<()> {
+    let hba = "local postgres watcher trust\nlocal all watcher reject\nlocal all blind reject";
+    let cluster = PgCluster::builder(PgVersion::V15).hba(hba).start().await?;
+    cluster
+        .sql("CREATE ROLE watcher LOGIN REPLICATION; CREATE ROLE blind LOGIN REPLICATION")
+        .await?;
+    let without_database = |role| {
+        let connection = cluster.connection_string_as(role);
+        let words = connection.split(' ').filter(|word| !word.starts_with("dbname="));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let done = check(&without_database("watcher")).await?.expect_code(0)?;
+    says(&done, "ok    slot", &["does not exist yet"])?;
+    ensure!(
+        !done
+            .stdout
+            .lines()
+            .any(|line| line.starts_with('?') || line.starts_with("note  SQL")),
+        "{}",
+        done.said()
+    );
+    let done = check(&without_database("blind")).await?.expect_code(0)?;
+    says(&done, "note  SQL", &["pg_hba.conf", "local  postgres     blind"])
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ pub(super) fn server(facts: &Facts, slot: &str) -> Vec<Finding> {
         }
         Err(refusal) => findings.push(refused(facts, refusal)),
     }
+    findings.extend(sql(facts));
     findings.push(role(facts));
     findings.push(recovery(facts));
     if facts.replication.is_ok() {
@@ -72,9 +73,38 @@ fn refused(facts: &Facts, refusal: &Refusal) -> Finding {
                 .into(),
         ),
         Some("57P03") => ("connection", "PostgreSQL is starting or stopping: try again".into()),
+        None if refusal.at_login => (
+            "login",
+            "put the role's password into ~/.pgpass (mode 0600) or PGPASSFILE, or let the role in without one (peer, cert) in \
+             pg_hba.conf"
+                .into(),
+        ),
         _ => ("connection", format!("check that PostgreSQL runs and listens where the connection leads:\n{CONNECTION_HELP}")),
     };
     Finding::fail(what, &refusal.message, mend)
+}
+
+/// Streaming needs no SQL, but whoever watches does.
+fn sql(facts: &Facts) -> Option<Finding> {
+    let (Ok(_), Err(refusal)) = (&facts.replication, &facts.sql) else {
+        return None;
+    };
+    let user = &facts.user;
+    let seen = format!(
+        "refused, so that slots, walsenders, the backlog and the room that is left are not seen, here, by `status` and in \
+         metrics: {}",
+        refusal.message
+    );
+    let mend = format!(
+        "let the role connect to a database; for \"postgres\", which is taken where the connection names none, in pg_hba.conf:\n\
+         local  postgres     {user}                 scram-sha-256\n\
+         host   postgres     {user}  samenet        scram-sha-256\n\
+         then: SELECT pg_reload_conf();"
+    );
+    Some(Finding {
+        mend: Some(mend),
+        ..Finding::note("SQL", seen)
+    })
 }
 
 fn hba(user: &str) -> String {

@@ -65,6 +65,7 @@ fn refusal(sqlstate: &str, sql_works: bool) -> Facts {
     let mut facts = good();
     let refusal = Refusal {
         sqlstate: Some(sqlstate.into()),
+        at_login: false,
         message: "the server's words".into(),
     };
     if !sql_works {
@@ -124,6 +125,7 @@ fn nothing_is_called_fine_that_was_not_seen() {
     let mut facts = good();
     facts.sql = Err(Refusal {
         sqlstate: None,
+        at_login: false,
         message: "no".into(),
     });
     facts.settings.clear();
@@ -138,6 +140,30 @@ fn nothing_is_called_fine_that_was_not_seen() {
     }
     // The connection itself proves the right.
     assert_eq!(verdict_of(&facts, "role").verdict, Verdict::Ok);
+    let sql = verdict_of(&facts, "SQL");
+    assert_eq!(sql.verdict, Verdict::Note);
+    assert!(
+        sql.mend
+            .as_deref()
+            .is_some_and(|mend| mend.contains("local  postgres     hw")),
+        "{sql:?}"
+    );
+}
+
+#[test]
+fn a_password_that_is_missing_is_not_taken_for_a_server_that_does_not_run() {
+    let mut facts = good();
+    facts.replication = Err(Refusal {
+        sqlstate: None,
+        at_login: true,
+        message: "the server asks for a password and none is given".into(),
+    });
+    let finding = verdict_of(&facts, "login");
+    let mend = finding.mend.unwrap();
+    assert!(
+        mend.contains(".pgpass") && !mend.contains("PostgreSQL runs"),
+        "{mend}"
+    );
 }
 
 #[test]
@@ -303,6 +329,7 @@ fn an_agent_that_moves_its_slot_needs_sql_and_is_not_waited_for() {
     );
     facts.sql = Err(Refusal {
         sqlstate: Some("28000".into()),
+        at_login: false,
         message: "no entry".into(),
     });
     assert_eq!(verdict_of(&facts, "acknowledge").verdict, Verdict::Fail);

@@ -34,6 +34,8 @@ const SETTINGS: [&str; 12] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) sqlstate: Option<String>,
+    /// The server was reached, and it ended with who we are: no password, or not that one.
+    pub(crate) at_login: bool,
     pub(crate) message: String,
 }
 
@@ -41,6 +43,7 @@ impl From<PgError> for Refusal {
     fn from(error: PgError) -> Refusal {
         Refusal {
             sqlstate: error.sqlstate().map(str::to_owned),
+            at_login: matches!(error, PgError::Auth { .. }),
             message: error.to_string(),
         }
     }
