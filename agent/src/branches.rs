@@ -33,6 +33,11 @@ pub fn common_end(
 
 /// The branches that one region holds.
 pub async fn read(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Result<Vec<Branch>> {
+    of(store, layout, size, &histories(store, layout).await?).await
+}
+
+/// The histories that one region holds and that can be read.
+pub(crate) async fn histories(store: &dyn Store, layout: &Layout) -> Result<Vec<History>> {
     let mut histories = Vec::new();
     for timeline in timelines(store, layout).await? {
         match get_optional(store, &layout.history(timeline)).await? {
@@ -42,12 +47,22 @@ pub async fn read(store: &dyn Store, layout: &Layout, size: SegmentSize) -> Resu
             None => {}
         }
     }
+    Ok(histories)
+}
+
+/// The branches among `histories`, by what the region holds of each.
+pub(crate) async fn of(
+    store: &dyn Store,
+    layout: &Layout,
+    size: SegmentSize,
+    histories: &[History],
+) -> Result<Vec<Branch>> {
     let mut ends = BTreeMap::new();
-    for (timeline, start) in forks(&histories) {
+    for (timeline, start) in forks(histories) {
         let held = coverage(store, layout, size, timeline, onward(start)).await?;
         ends.insert(timeline, held.contiguous_end(start));
     }
-    Ok(branches(&histories, |timeline, start| {
+    Ok(branches(histories, |timeline, start| {
         ends.get(&timeline).copied().unwrap_or(start)
     }))
 }

@@ -7,6 +7,7 @@
 
 mod agent;
 mod backups;
+mod doubt;
 mod gather;
 mod judge;
 
@@ -56,6 +57,9 @@ pub struct Status {
     pub branches: Vec<Branch>,
     /// The newest claim of any region: who writes.
     pub writer: Option<Writer>,
+    /// Why the pulses do not speak of the server that was asked.
+    #[serde(skip)]
+    pub elsewhere: Option<String>,
 }
 
 /// A position with its timeline.
@@ -107,6 +111,9 @@ pub struct Server {
     pub error: Option<String>,
     /// What its list of synchronous standbys makes of the agent, where somebody should know.
     pub synchronous: Option<String>,
+    /// It is in recovery: another server's agent may archive what it receives.
+    #[serde(skip)]
+    pub standby: bool,
 }
 
 /// The slot.
@@ -188,7 +195,8 @@ impl Status {
 /// Gathers and judges.
 pub async fn run(config: &Config, clock: &Clock) -> Result<Status> {
     let schedule: Option<Schedule> = config.backup.schedule.as_deref().map(str::parse).transpose()?;
-    let mut status = gather::gather(config, clock.now()).await?;
+    let status = Box::pin(gather::gather(config, clock.now())).await?;
+    let mut status = Box::pin(doubt::settled(config, clock, status)).await?;
     let needed = config.durability.policy.needed(config.regions.len());
     status.breached = judge::breaches(&status, needed, config.pulse.interval);
     let of_backups = backups::breaches(&status, needed, schedule.as_ref());

@@ -133,6 +133,14 @@ async fn fault_18_old_primary_revived() -> Result<()> {
         site.tap.highest_flush() == flush,
         "the old primary was told that something is safe"
     );
+    let status = site.agent()?.arg("status").output().await?.expect_code(1)?;
+    ensure!(
+        status
+            .stdout
+            .contains("nobody archives the server that was asked"),
+        "the pulses are the new primary's: {}",
+        status.said()
+    );
     nothing_was_replaced(&archived, &site)?;
     ensure!(new_agent.is_running(), "{}", new_agent.last_words());
 
@@ -489,6 +497,9 @@ async fn fault_78_and_79_a_new_system_identifier() -> Result<()> {
         .with_context(|| agent.last_words())?;
     site.backup().await?;
     drop(agent);
+    upgraded.start_again().await?;
+    let mut old_agent = site.agent_at(&upgraded.connection_string())?.arg("run").start()?;
+    refused(&mut old_agent, 4, &[&old, &new, "begun in its place"]).await?;
     for (before, after) in before.iter().zip(content(&site)) {
         ensure!(
             before.iter().all(|key| after.contains(key)),

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 use highwater_config::Config;
-use highwater_format::{BackupId, Branch, Gap, Identity, Layout, SystemId, Time, TimelineId, Writer};
+use highwater_format::{
+    BackupId, Branch, Gap, History, Identity, Layout, SystemId, Time, TimelineId, Writer,
+};
 use highwater_pgwire::Connection;
 use highwater_store::Store;
 
@@ -30,6 +32,8 @@ struct Told {
     backups: Vec<BackupId>,
     gaps: Vec<Gap>,
     branches: Vec<Branch>,
+    /// The newest timeline's.
+    history: Option<History>,
     writer: Option<Writer>,
 }
 
@@ -65,7 +69,9 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         .filter_map(|told| told.writer.clone())
         .max_by(|a, b| rank(a).cmp(&rank(b)));
     let branches = branches_of(&told);
-    let behind = |place: Option<Place>| Some(lag(end?, place?, &branches));
+    let histories = told.iter().filter_map(|told| told.history.as_ref());
+    let newest = histories.max_by_key(|history| history.timeline).cloned();
+    let behind = |place: Option<Place>| Some(lag(end?, place?, &branches, newest.as_ref()));
     let all: BTreeSet<BackupId> = told
         .iter()
         .flat_map(|told| told.backups.iter().cloned())
@@ -100,6 +106,7 @@ pub(super) async fn gather(config: &Config, now: Time) -> Result<Status> {
         gaps,
         branches,
         writer,
+        elsewhere: None,
     })
 }
 
@@ -108,7 +115,11 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
         let mut conn = server::connect(&run::connection(config)?).await?;
         let system = conn.identify_system().await?;
         let identity = server::identity(&mut conn).await?;
-        let synchronous = who_waits(&mut conn, config).await;
+        let standby = server::in_recovery(&mut conn).await.unwrap_or(false);
+        let synchronous = match standby {
+            true => None,
+            false => who_waits(&mut conn, config).await,
+        };
         conn.close().await;
         let end = Place {
             timeline: system.timeline,
@@ -118,6 +129,7 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
             end: Some(end),
             error: None,
             synchronous,
+            standby,
         };
         Ok::<_, AgentError>((server, identity))
     };
@@ -135,9 +147,6 @@ async fn ask_server(config: &Config) -> (Server, Option<Identity>) {
 
 /// What the primary's list of synchronous standbys makes of an agent with this configuration, where it is not as meant.
 async fn who_waits(conn: &mut Connection, config: &Config) -> Option<String> {
-    if server::in_recovery(conn).await.ok()? {
-        return None;
-    }
     let names = conn.show(synchronous::SETTING).await.ok()?;
     Role::of(&names, Manner::from(&config.wal)).remark(&names)
 }
@@ -221,6 +230,7 @@ impl Told {
             backups: Vec::new(),
             gaps: Vec::new(),
             branches: Vec::new(),
+            history: None,
             writer: None,
         }
     }
@@ -233,12 +243,14 @@ async fn read_region(store: &dyn Store, layout: &Layout, now: Time, status: Regi
     // Before the position: so that what it speaks of can be there.
     let pulse = inventory::pulse(store, layout).await?;
     let position = inventory::position(store, layout, identity.segment_size).await?;
+    let histories = branches::histories(store, layout).await?;
     let mut backups = list::complete(store, layout).await?;
     list::newest_record(store, layout, &mut backups).await?;
     Ok(Told {
         position,
         gaps: gap::read_all(store, layout).await?,
-        branches: branches::read(store, layout, identity.segment_size).await?,
+        branches: branches::of(store, layout, identity.segment_size, &histories).await?,
+        history: histories.into_iter().max_by_key(|history| history.timeline),
         writer: newest_of(store, layout, 0).await?,
         status: RegionStatus {
             stored: position.map(Place::from),
@@ -251,10 +263,15 @@ async fn read_region(store: &dyn Store, layout: &Layout, now: Time, status: Regi
     })
 }
 
-/// What the server has beyond `place`. A place on a timeline that was left before counts up to where that was.
-fn lag(end: Place, place: Place, branches: &[Branch]) -> u64 {
+/// What the server has beyond `place`. A place on a timeline that was left before counts up to where that was, and one on
+/// a newer timeline than the server's up to where that left the server's.
+fn lag(end: Place, place: Place, branches: &[Branch], newest: Option<&History>) -> u64 {
     let common = branches::common_end(branches, Some(place.timeline), place.lsn, Some(end.timeline));
-    end.lsn.distance_from(common)
+    let left = newest
+        .filter(|_| end.timeline < place.timeline)
+        .and_then(|newest| newest.switch_of(end.timeline));
+    end.lsn
+        .distance_from(left.map_or(common, |left| left.min(common)))
 }
 
 /// Branches of all regions: of one that several hold to a different length the longest.
@@ -316,4 +333,25 @@ fn gaps(told: &[Told]) -> Vec<GapStatus> {
         });
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::Lsn;
+
+    use super::*;
+
+    /// The archive is on timeline 2, which left timeline 1 at 5 and is at 20.
+    #[test]
+    fn a_server_on_a_timeline_that_was_left_is_behind_with_what_it_wrote_since() {
+        let history = History::parse(TimelineId::new(2).unwrap(), b"1\t0/5\tno recovery target\n").unwrap();
+        let place = |timeline, lsn| Place {
+            timeline: TimelineId::new(timeline).unwrap(),
+            lsn: Lsn(lsn),
+        };
+        for (timeline, lsn, expected) in [(1, 4, 0), (1, 5, 0), (1, 12, 7), (2, 20, 0), (2, 21, 1)] {
+            let lag = lag(place(timeline, lsn), place(2, 20), &[], Some(&history));
+            assert_eq!(lag, expected, "{lsn} on {timeline}");
+        }
+    }
 }

@@ -2,12 +2,15 @@
 //!
 //! With an agent of this cluster that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
 //! server has and the policy's regions lack, unless fresh pulses in so many regions speak for an agent on another machine, and
-//! say that no WAL waits for too long; or, when the server does not answer either, pulses that stopped or say otherwise.
+//! say that no WAL waits for too long, and nothing shows that they speak of another server; or, when the server does not answer
+//! either, pulses that stopped or say otherwise.
 //! Open gaps are always a breach: moments inside them cannot be restored.
 
 use std::time::Duration;
 
-use super::Status;
+use highwater_format::Pulse;
+
+use super::{Place, Status};
 use crate::admin::BREACHED_AFTER;
 
 /// Every reason. `needed` regions must hold WAL for it to be durable.
@@ -56,8 +59,13 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     let silent = newest.map(|time| status.now.since(*time));
     let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
     match (status.lag_bytes, fresh) {
-        (Some(0), _) => None,
-        (_, true) => told_late(status),
+        (Some(0), _) if !is_on_newer_timeline(status) => None,
+        (_, true) => on_older_timeline(status)
+            .or_else(|| status.elsewhere.clone())
+            .or_else(|| told_late(status)),
+        (Some(0), false) => Some(
+            "no agent of this cluster answers, and nothing of the timeline that the server is on is durable".into(),
+        ),
         (Some(lag), false) => Some(format!("no agent of this cluster answers and {lag} bytes of WAL are not durable")),
         (None, false) => Some(match silent {
             Some(silent) => format!(
@@ -69,11 +77,34 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     }
 }
 
+/// The server was promoted, and nothing of what it has written since is durable, however far that reaches.
+fn is_on_newer_timeline(status: &Status) -> bool {
+    let on = |place: Option<Place>| place.map(|place| place.timeline);
+    on(status.durable).is_some() && on(status.server.end) > on(status.durable)
+}
+
+/// The pulse that speaks for an agent on another machine.
+pub(super) fn newest_pulse(status: &Status) -> Option<&Pulse> {
+    let pulses = status.regions.iter().filter_map(|region| region.pulse.as_ref());
+    pulses.max_by_key(|pulse| (pulse.server_time, pulse.waiting_ms))
+}
+
+/// Pulses of a newer timeline do not speak of a server that has WAL of its own on an older one: a primary that was revived
+/// after a failover. Its own agent is refused, and what it writes is nowhere else.
+fn on_older_timeline(status: &Status) -> Option<String> {
+    let end = status.server.end?;
+    let pulse = newest_pulse(status).filter(|pulse| pulse.timeline > end.timeline)?;
+    Some(format!(
+        "nobody archives the server that was asked: it is on timeline {}, with WAL that timeline {} does not have, which the \
+         agent writes whose pulses are in the archive; the server is an old primary, or this configuration leads to the wrong one",
+        end.timeline, pulse.timeline
+    ))
+}
+
 /// What fresh pulses say, by the agent's own rule. Where all is durable that the server had at the moment of the newest one,
 /// what waits is younger than that, whatever it says; one of an earlier version, which does not say, is believed only then.
 fn told_late(status: &Status) -> Option<String> {
-    let pulses = status.regions.iter().filter_map(|region| region.pulse.as_ref());
-    let newest = pulses.max_by_key(|pulse| (pulse.server_time, pulse.waiting_ms))?;
+    let newest = newest_pulse(status)?;
     let told = (newest.timeline, newest.wal_end);
     if (status.durable).is_some_and(|durable| (durable.timeline, durable.lsn) >= told) {
         return None;
@@ -149,6 +180,7 @@ pub(super) mod samples {
             gaps: vec![],
             branches: vec![],
             writer: None,
+            elsewhere: None,
         }
     }
 }
@@ -271,5 +303,41 @@ mod tests {
                 assert_eq!(reasons.is_empty(), kept, "{waiting_ms:?} {durable}: {reasons:?}");
             }
         }
+    }
+
+    /// After a failover, with the old primary's configuration; and a copy that was promoted, with production's.
+    #[test]
+    fn pulses_of_another_timeline_do_not_speak_of_this_server() {
+        let timeline = |number| TimelineId::new(number).unwrap();
+        for (server, told, lag, kept) in [
+            (1, 2, 100, false),
+            // All that it has is of the newer timeline's past: a standby, or a node that was rewound.
+            (1, 2, 0, true),
+            (2, 2, 100, true),
+            // Promoted just now; that somebody else goes on is seen only by looking again.
+            (2, 1, 100, true),
+        ] {
+            let mut status = status(Some("2026-11-20T11:59:58Z"), Some(lag));
+            let told = timeline(told);
+            status.regions[0].pulse.as_mut().unwrap().timeline = told;
+            status.durable.as_mut().unwrap().timeline = told;
+            status.server.end = Some(Place {
+                timeline: timeline(server),
+                lsn: Lsn(12),
+            });
+            let reasons = breaches(&status, 1, INTERVAL);
+            assert_eq!(reasons.is_empty(), kept, "{server} {told} {lag}: {reasons:?}");
+        }
+        // Beyond its fork a copy may be short of where the archive ends.
+        let mut copy = status(Some("2026-11-20T11:50:00Z"), Some(0));
+        copy.server.end = Some(Place {
+            timeline: timeline(2),
+            lsn: Lsn(5),
+        });
+        let reasons = breaches(&copy, 1, INTERVAL);
+        assert!(
+            reasons.len() == 1 && reasons[0].contains("timeline"),
+            "{reasons:?}"
+        );
     }
 }
