@@ -260,9 +260,9 @@ async fn in_time<T>(what: &str, restore: impl Future<Output = Result<T>>) -> Res
 /// Any promised commit but the last ones: a time needs a commit behind it to be known.
 fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry> {
     let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= seen.flush);
-    let promised: Vec<Entry> = log.entries.iter().filter(is_promised).cloned().collect();
+    let promised: Vec<Entry> = log.entries.iter().filter(is_promised).copied().collect();
     let most = promised.len() * 9 / 10;
-    (most > 0).then(|| promised[usize::try_from(dice.below(most as u64)).unwrap_or(0)].clone())
+    (most > 0).then(|| promised[usize::try_from(dice.below(most as u64)).unwrap_or(0)])
 }
 
 /// The end of what is there. Where the region did not have to hold everything, it may be refused; if it succeeds, what
