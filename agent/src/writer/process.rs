@@ -95,7 +95,7 @@ mod tests {
         assert!(!me.knows_to_be_gone(&of_the_child), "it lives");
         child.kill().unwrap();
         while !has_ended(child.id()) {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::yield_now();
         }
         assert!(me.knows_to_be_gone(&of_the_child), "nobody has collected it yet");
         child.wait().unwrap();
