@@ -72,6 +72,25 @@ async fn fault_01_the_reported_position_never_passes_frozen_regions_on_postgresq
     nothing_ahead_of_frozen_regions(PgVersion::V18).await
 }
 
+/// What `status` says, and what it ends with.
+async fn status(site: &Site) -> Result<(i32, serde_json::Value)> {
+    let program = site.agent()?.args(["--output", "json", "status"]);
+    let said = program.output().await?;
+    let document = serde_json::from_str(&said.stdout).with_context(|| said.said())?;
+    Ok((said.code, document))
+}
+
+/// Waits until `status` has no complaint.
+async fn status_is_content(site: &Site) -> Result<()> {
+    let content = || async { (status(site).await.ok()?.0 == 0).then_some(()) };
+    eventually(
+        "`status` to say that the recovery point is kept",
+        PATIENCE,
+        content,
+    )
+    .await
+}
+
 /// One region refuses every connection for a while under the policy `all`.
 #[tokio::test]
 async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_filled() -> Result<()> {
@@ -89,6 +108,7 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     site.backup().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(40).await?;
+    status_is_content(&site).await?;
     site.regions[1].faults().refuse(true);
     ledger.grow(100).await?;
     site.primary.sql("SELECT pg_switch_wal()").await?;
@@ -99,8 +119,11 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
         site.tap.highest_flush() <= site.stored_ends()[1],
         "the policy was loosened"
     );
-    let status = program.args(["--output", "json", "status"]).output().await?;
-    let document: serde_json::Value = serde_json::from_str(&status.stdout).with_context(|| status.said())?;
+    let (code, document) = status(&site).await?;
+    let reasons = document["breached"].as_array().map_or(0, Vec::len);
+    ensure!(code == 1 && reasons > 0, "exit code {code}: {document:#}");
+    let told = program.args(["--output", "json", "status"]).output().await?;
+    let document: serde_json::Value = serde_json::from_str(&told.stdout).with_context(|| told.said())?;
     let away = &document["regions"][1];
     ensure!(
         away["name"] == REGIONS[1] && away["error"].is_string(),
@@ -127,6 +150,7 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
+    status_is_content(&site).await?;
     witness.satisfied()?;
     leave(agent).await?;
     log.check(
