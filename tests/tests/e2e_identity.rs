@@ -235,3 +235,48 @@ async fn after_decommission_the_server_keeps_no_wal_for_the_agent() -> Result<()
     );
     Ok(())
 }
+
+/// A machine is cloned with its disk, or a snapshot of it is started somewhere: that server is on the same timeline and
+/// knows nothing else. Production is idle, so that what the copy has is what is archived, and more.
+#[tokio::test]
+async fn fault_67_a_copy_of_the_disk_that_runs_beside_production_is_refused() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    site.primary.sql("CREATE TABLE story (line text)").await?;
+    site.all_durable().await?;
+    site.primary.stop(Stop::Fast).await?;
+    let kept = site.primary.dir().join("clone");
+    copy(site.primary.data_dir(), &kept)?;
+    site.primary.start_again().await?;
+    site.all_durable().await?;
+    let mut clone = PgCluster::adopt(PgVersion::V15, &kept)?;
+    clone.start_again().await?;
+    clone
+        .sql("INSERT INTO story SELECT 'of the copy ' || g FROM generate_series(1, 2000) g")
+        .await?;
+
+    let mut beside = site.agent_at(&clone.connection_string())?.arg("run").start()?;
+    let code = beside.wait_exit(PATIENCE).await?;
+    let said = beside.last_words();
+    ensure!(code == 1, "exit code {code}:\n{said}");
+    let holder = format!("pid {}", agent.pid());
+    for part in [
+        holder.as_str(),
+        "is a copy of that one",
+        "timeline 1",
+        "--take-over",
+    ] {
+        ensure!(said.contains(part), "{part} is not named:\n{said}");
+    }
+    let end = site.position().await?;
+    ensure!(
+        site.stored_ends().iter().all(|stored| *stored <= end),
+        "something of the copy is stored"
+    );
+    let text = "INSERT INTO story VALUES ('of production')";
+    site.primary.sql(text).await?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    ensure!(agent.is_running(), "{}", agent.last_words());
+    Ok(())
+}

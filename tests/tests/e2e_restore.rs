@@ -1,10 +1,13 @@
 //! The main path on every supported major: stream, take a base backup, lose the machine, restore
 //! to the end, to a position and to a time, from either region alone.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use highwater_format::Time;
 use highwater_tests::clock;
 use highwater_tests::ledger::{Expect, LedgerLog};
+use highwater_tests::process::RunAs;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, lsn};
 
@@ -148,7 +151,34 @@ async fn restores_postgresql_18() -> Result<()> {
     restores(PgVersion::V18, 16).await
 }
 
-/// Tablespaces, unlogged tables, large objects of bytes and an empty directory come back as they were.
+/// The size of the file that a relation has at its server; nothing is said of rows that are in memory only.
+async fn size_on_disk(cluster: &PgCluster, relation: &str) -> Result<u64> {
+    let path = cluster
+        .value(&format!("SELECT pg_relation_filepath('{relation}')"))
+        .await?;
+    Ok(std::fs::metadata(cluster.data_dir().join(path))?.len())
+}
+
+/// Temporary files below a data directory: of temporary tables (`t3_16384`), and all that is in a `pgsql_tmp`.
+fn temporary(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of_a_table = name.strip_prefix('t').and_then(|rest| rest.split_once('_'));
+        let number = |text: &str| text.starts_with(|first: char| first.is_ascii_digit());
+        if of_a_table.is_some_and(|(backend, file)| number(backend) && number(file))
+            || name.starts_with("pgsql_tmp") && path.is_file()
+        {
+            found.push(path);
+        } else if path.is_dir() {
+            found.extend(temporary(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Tablespaces and unlogged tables come back as they were, the latter empty, and temporary files do not.
 #[tokio::test]
 async fn fault_65_tablespaces_and_unlogged_tables_come_back() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15).checksums(true), 16).await?;
@@ -160,7 +190,8 @@ async fn fault_65_tablespaces_and_unlogged_tables_come_back() -> Result<()> {
         .sql(
             "CREATE TABLE near AS SELECT g AS id, repeat(md5(g::text), 20) AS text FROM generate_series(1, 20000) g;
              CREATE TABLE away TABLESPACE far AS SELECT * FROM near;
-             CREATE UNLOGGED TABLE fleeting (id int)",
+             CREATE UNLOGGED TABLE fleeting AS SELECT id FROM near;
+             CREATE UNLOGGED TABLE fleeting_away TABLESPACE far AS SELECT id FROM near",
         )
         .await?;
     site.primary.sql("CREATE DATABASE other").await?;
@@ -169,8 +200,29 @@ async fn fault_65_tablespaces_and_unlogged_tables_come_back() -> Result<()> {
         site.primary.value(&format!("{sum} near")).await?,
         site.primary.value(&format!("{sum} away")).await?,
     );
+    // A session with a temporary table, and what another one left in the middle of a sort.
+    let session = site.primary.client().await?;
+    session
+        .batch_execute("CREATE TEMP TABLE passing AS SELECT * FROM near")
+        .await?;
+    let spill = site.primary.data_dir().join("base/pgsql_tmp");
+    std::fs::create_dir_all(&spill)?;
+    std::fs::write(spill.join("pgsql_tmp4711.0"), "what a sort left")?;
+    RunAs::own_tree(&spill)?;
+    // Rows that are only in memory would come back as an empty table by themselves.
+    site.primary.sql("CHECKPOINT").await?;
+    for relation in ["fleeting", "fleeting_away"] {
+        ensure!(size_on_disk(&site.primary, relation).await? > 100_000);
+    }
+    let passing = temporary(site.primary.data_dir())?;
+    ensure!(
+        passing.len() >= 2,
+        "the primary has no temporary files: {passing:?}"
+    );
+
     let agent = site.start_agent().await?;
     site.backup().await?;
+    drop(session);
     site.primary
         .sql("UPDATE away SET text = text WHERE id % 100 = 0")
         .await?;
@@ -181,10 +233,29 @@ async fn fault_65_tablespaces_and_unlogged_tables_come_back() -> Result<()> {
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let moved = place.data("moved-space");
     let mapping = format!("{}={}", space.display(), moved.display());
-    let restored = place.recovered("data", &["--tablespace", &mapping]).await?;
+    place
+        .run("data", &["--tablespace", &mapping])
+        .await?
+        .expect_code(0)?;
+    // Before it is started: PostgreSQL itself removes such files then.
+    for dir in [&place.data("data"), &moved] {
+        let passing = temporary(dir)?;
+        ensure!(passing.is_empty(), "temporary files came back: {passing:?}");
+    }
+    let mut restored = PgCluster::adopt(PgVersion::V15, &place.data("data"))?;
+    restored.start_again().await?;
+    place.until_writable(&restored).await?;
     ensure!(restored.value(&format!("{sum} near")).await? == near);
     ensure!(restored.value(&format!("{sum} away")).await? == away);
-    ensure!(restored.value("SELECT count(*) FROM fleeting").await? == "0");
+    for relation in ["fleeting", "fleeting_away"] {
+        let rows = format!("SELECT count(*) FROM {relation}");
+        let before = restored.value(&rows).await?;
+        ensure!(before == "0", "{relation} has {before} rows");
+        restored
+            .sql(&format!("INSERT INTO {relation} VALUES (1), (2)"))
+            .await?;
+        ensure!(restored.value(&rows).await? == "2", "{relation} is not usable");
+    }
     let place = restored
         .value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'far'")
         .await?;

@@ -1,6 +1,8 @@
 //! `run --start`: the restored server is started, the target awaited, and what was reached is
 //! reported. The report must agree with what the ledger finds.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use highwater_format::Time;
 use highwater_tests::clock::{self, eventually};
@@ -16,7 +18,8 @@ const PORT: u16 = 5432;
 
 /// A site whose `ledger` is dropped by mistake at the end; the notes and the moment before the mistake.
 async fn dropped_by_mistake() -> Result<(Site, LedgerLog, u64, std::time::SystemTime)> {
-    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    // The ledger's commits are to be the last ones: nobody else commits beside it.
+    let site = Site::start(PgCluster::builder(VERSION).conf("autovacuum", "off"), 16).await?;
     let agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(50).await?;
@@ -58,9 +61,11 @@ async fn to_the_moment_before_the_mistake() -> Result<()> {
     let (site, log, position, moment) = dropped_by_mistake().await?;
     let place = RestoreSite::new(VERSION, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let time = Time::from_unix_micros(clock::unix_micros(moment)).to_string();
+    let began = Instant::now();
     let said = start(&place, "data", &["--to-time", &time])
         .await?
         .expect_code(0)?;
+    let took = began.elapsed();
     let report = report(&said)?;
     let restored = PgCluster::attach(VERSION, &place.data("data"), place.dir(), PORT)?;
     log.check(&restored, Expect::everything()).await?;
@@ -71,18 +76,78 @@ async fn to_the_moment_before_the_mistake() -> Result<()> {
     let end = &report["end"];
     ensure!(end["state"] == "reached" && end["running"] == true, "{report:#}");
     let reached = lsn::parse(end["lsn"].as_str().context("no LSN")?)?;
+    let last = log.entries.iter().map(|entry| entry.before).max();
+    let last = last.context("an empty ledger")?;
     ensure!(
-        reached <= position + site.segment_size(),
-        "reached {} for {}",
+        last < reached && reached <= position,
+        "reached {}; the last commit begins behind {}, the mistake behind {}",
         lsn::show(reached),
+        lsn::show(last),
         lsn::show(position)
     );
-    let timeline = restored
-        .value("SELECT timeline_id FROM pg_control_checkpoint()")
-        .await?;
+    timelines_agree(end, &restored).await?;
+    last_transaction_agrees(end, &restored, &log).await?;
+    phases_fit(&report, took)
+}
+
+/// The report against the history file that PostgreSQL wrote, and the timeline that the server writes on.
+async fn timelines_agree(end: &serde_json::Value, restored: &PgCluster) -> Result<()> {
+    let writes = "SELECT pg_walfile_name(pg_current_wal_insert_lsn() + 1)";
+    let name = restored.value(writes).await?;
+    let timeline = u32::from_str_radix(name.get(..8).context("no name")?, 16)?;
+    let history = format!("pg_wal/{timeline:08X}.history");
+    let history = std::fs::read_to_string(restored.data_dir().join(history))?;
+    let line = history.lines().rfind(|line| !line.trim().is_empty());
+    let mut fields = line.context("an empty history")?.split('\t');
+    let (parent, switch) = fields.next().zip(fields.next()).context("no switch point")?;
     ensure!(
-        end["timeline"].as_u64() == timeline.parse().ok() || end["timeline"] == 2,
-        "{report:#} but timeline {timeline}"
+        end["timeline"] == timeline
+            && end["replayed_timeline"] == parent.parse::<u32>()?
+            && end["lsn"] == switch,
+        "{end:#} but timeline {timeline} with the history\n{history}"
+    );
+    Ok(())
+}
+
+/// The report against the server's own memory of what it replayed last, and the ledger's notes of when that was committed.
+async fn last_transaction_agrees(
+    end: &serde_json::Value,
+    restored: &PgCluster,
+    log: &LedgerLog,
+) -> Result<()> {
+    let told = end["last_transaction"].as_str().context("no time")?;
+    let replayed = restored
+        .value("SELECT (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint")
+        .await?;
+    let of = format!("SELECT (extract(epoch FROM timestamptz '{told}') * 1000000)::bigint");
+    ensure!(
+        restored.value(&of).await? == replayed,
+        "{told} was told, {replayed} was replayed"
+    );
+    let replayed: i64 = replayed.parse()?;
+    // Whatever ended before the last one began was not the last.
+    let last = log.entries.iter().map(|entry| entry.before).max();
+    let mut last = log.entries.iter().filter(|entry| entry.after > last);
+    let fits = last.any(|entry| {
+        let (sent, acknowledged) = (
+            clock::unix_micros(entry.sent),
+            clock::unix_micros(entry.acknowledged),
+        );
+        (sent..=acknowledged).contains(&replayed)
+    });
+    ensure!(fits, "{told} is not when the ledger's last row was committed");
+    Ok(())
+}
+
+/// Every phase is told, and all of them fit into the time that was watched.
+fn phases_fit(report: &serde_json::Value, took: Duration) -> Result<()> {
+    let phases = ["fetch_ms", "finish_ms", "replay_ms"].map(|phase| report[phase].as_u64());
+    let [Some(fetch), Some(finish), Some(replay)] = phases else {
+        anyhow::bail!("a phase is missing: {report:#}");
+    };
+    ensure!(
+        fetch > 0 && replay > 0 && u128::from(fetch + finish + replay) <= took.as_millis() + 3,
+        "{phases:?} of {took:?}"
     );
     Ok(())
 }

@@ -2,16 +2,19 @@
 //! each followed by a clean run, after which the archive is in the state of a run without faults.
 //!
 //! Owns: which request is struck, and what "the same state" is. The request is the n-th that a region gets, for
-//! n = 1, 2, ... until the operation makes fewer. In one run the n-th request to the first region fails and the n-th to
-//! the second takes effect without a reply; in another one the process is killed at the n-th request of one region,
-//! before it takes effect or after it did. Regions and sides take turns, and of the many requests of a long catch-up
-//! every third is struck; `HIGHWATER_SWEEP=all` strikes every one, with all four crashes.
+//! n = 1, 2, ... until the operation makes fewer. In one run the n-th request to one region fails and the n-th to
+//! the other takes effect without a reply; in another one the process is killed at the n-th request of one region,
+//! before it takes effect or after it did. Regions and sides take turns from request to request, and of the many
+//! requests of a long catch-up every third is struck; `HIGHWATER_SWEEP=all` strikes every one, with the error in either
+//! region and all four crashes.
 //!
 //! The same state: in both regions WAL without a hole to the end that was asked for, equal bytes, and base backups
-//! that both have and that can be planned with. The first and last end states are verified object by object, restored
-//! and started.
+//! that both have. After every run each visible base backup is planned with, from each region alone; each state that
+//! differs in what base backups are visible or unfinished where is, once, verified object by object, restored and
+//! started from each region.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -35,11 +38,14 @@ const EACH: u64 = 20;
 /// Where a strike lands.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
-    /// An error at one region, a lost reply at the other.
-    Errors,
+    /// An error at this region, a lost reply at the other.
+    Errors(usize),
     /// The process dies at a request of this region.
     Crash(usize, Strike),
 }
+
+/// What base backups a region has: visible ones, and those that were begun and never became it.
+type Backups = (usize, usize);
 
 /// A server that many archives are made of: each run has its own slot and its own regions.
 struct Bench {
@@ -47,6 +53,8 @@ struct Bench {
     /// What both regions hold before the operation.
     before: [S3Snapshot; 2],
     settings: &'static str,
+    /// The end states that were restored.
+    restored: Mutex<BTreeSet<[Backups; 2]>>,
 }
 
 impl Bench {
@@ -65,7 +73,16 @@ impl Bench {
             primary,
             before,
             settings,
+            restored: Mutex::default(),
         })
+    }
+
+    /// Whether an end state is seen for the first time.
+    fn is_new(&self, state: [Backups; 2]) -> bool {
+        self.restored
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(state)
     }
 
     async fn run(&self, name: String) -> Result<Run<'_>> {
@@ -127,9 +144,9 @@ impl Run<'_> {
 
     fn strike(&self, nth: u64, blow: Blow) {
         match blow {
-            Blow::Errors => {
-                self.regions[0].faults().strike(nth, Strike::Fail(503));
-                self.regions[1].faults().strike(nth, Strike::LoseReply);
+            Blow::Errors(region) => {
+                self.regions[region].faults().strike(nth, Strike::Fail(503));
+                self.regions[1 - region].faults().strike(nth, Strike::LoseReply);
             }
             Blow::Crash(region, strike) => self.regions[region].faults().strike(nth, strike),
         }
@@ -156,10 +173,10 @@ impl Run<'_> {
         true
     }
 
-    /// Runs the agent until both regions hold everything up to `target`; killed and started again where the blow says.
-    async fn streams_to(&self, target: u64, blow: Blow) -> Result<Running> {
+    /// Runs the agent until both regions hold everything up to `target`; killed and started again where a blow says so.
+    async fn streams_to(&self, target: u64, blow: Option<Blow>) -> Result<Running> {
         let mut agent = self.agent("run")?.start()?;
-        self.reaches(&mut agent, target, Some(blow)).await?;
+        self.reaches(&mut agent, target, blow).await?;
         // Before that it could not leave in good order.
         agent.says("streaming", PATIENCE).await?;
         Ok(agent)
@@ -230,6 +247,32 @@ impl Run<'_> {
             "the regions have different backups: {north:?} {south:?}"
         );
         Ok(())
+    }
+
+    /// Every visible backup can be planned with from either region alone; one end state of each kind is restored.
+    async fn restorable(&self, target: u64) -> Result<()> {
+        for region in 0..2 {
+            self.plans(region, target).await?;
+        }
+        let state = [self.begun_and_done(0), self.begun_and_done(1)];
+        if self.bench.is_new(state) {
+            for (region, name) in REGIONS.iter().enumerate() {
+                self.restores(region)
+                    .await
+                    .with_context(|| format!("from {name}, with the backups {state:?}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begun_and_done(&self, region: usize) -> Backups {
+        let keys = self.regions[region].objects(BUCKET);
+        let begun: BTreeSet<&str> = keys
+            .iter()
+            .filter_map(|key| key.split_once("/base/")?.1.split('/').next())
+            .collect();
+        let done = self.backups(region).len();
+        (done, begun.len() - done)
     }
 
     /// Every visible backup can be restored from this region alone, says the program.
@@ -324,29 +367,39 @@ fn everything() -> bool {
     std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all")
 }
 
+/// What can happen at one request.
+const EVERY_BLOW: [Blow; 6] = [
+    Blow::Errors(0),
+    Blow::Errors(1),
+    Blow::Crash(0, Strike::HoldBefore),
+    Blow::Crash(0, Strike::HoldAfter),
+    Blow::Crash(1, Strike::HoldBefore),
+    Blow::Crash(1, Strike::HoldAfter),
+];
+
+/// Whose turn it is.
+fn turn(nth: u64) -> usize {
+    usize::from(!nth.is_multiple_of(2))
+}
+
 /// Strikes at request 1, 2, ... until runs are not hit any more; several runs at a time. Returns where that was.
 async fn sweep<F>(operation: impl Fn(u64, Blow) -> F) -> Result<u64>
 where
     F: Future<Output = Result<bool>>,
 {
     let everything = everything();
-    let blows = |nth: u64| {
-        let strike = match nth / 2 % 2 {
-            0 => Strike::HoldBefore,
-            _ => Strike::HoldAfter,
-        };
-        let crash = Blow::Crash(usize::try_from(nth % 2).unwrap_or(0), strike);
-        if !everything {
-            return vec![(nth, Blow::Errors), (nth, crash)];
+    let blows = |nth: u64| match everything {
+        true => EVERY_BLOW.to_vec(),
+        false => {
+            let strike = match nth / 2 % 2 {
+                0 => Strike::HoldBefore,
+                _ => Strike::HoldAfter,
+            };
+            vec![Blow::Errors(turn(nth)), Blow::Crash(turn(nth), strike)]
         }
-        let crashes = [0, 1].into_iter().flat_map(|region| {
-            let strikes = [Strike::HoldBefore, Strike::HoldAfter];
-            strikes.map(|strike| (nth, Blow::Crash(region, strike)))
-        });
-        std::iter::once((nth, Blow::Errors)).chain(crashes).collect()
     };
     let struck = (1..=MOST).filter(|nth| everything || *nth <= EACH || nth % 3 == 0);
-    let all = struck.flat_map(blows);
+    let all = struck.flat_map(|nth| blows(nth).into_iter().map(move |blow| (nth, blow)));
     let mut runs = futures::stream::iter(all)
         .map(|(nth, blow)| {
             let run = operation(nth, blow);
@@ -362,7 +415,7 @@ where
     while let Some((nth, struck)) = runs.next().await {
         missed = if struck? { 0 } else { missed + 1 };
         // Every kind, and for both regions, came too late.
-        if missed == if everything { 5 } else { 4 } {
+        if missed == if everything { EVERY_BLOW.len() } else { 4 } {
             return Ok(nth);
         }
     }
@@ -380,7 +433,7 @@ async fn every_request_of_a_stream_may_fail_or_be_the_last() -> Result<()> {
             bench.primary.sql("CHECKPOINT").await?;
             let target = bench.write(3).await?;
             run.strike(nth, blow);
-            let mut agent = run.streams_to(target, blow).await?;
+            let mut agent = run.streams_to(target, Some(blow)).await?;
             let struck = run.struck();
             run.calm();
             // The checkpoint of a run beside this one may have let the archive begin behind the target.
@@ -427,17 +480,22 @@ async fn every_request_around_a_roll_up_may_fail_or_be_the_last() -> Result<()> 
             let target = lsn::parse(&bench.primary.value("SELECT pg_current_wal_flush_lsn()").await?)?;
             let struck = run.struck();
             agent.kill9();
-            let agent = run.streams_to(target, Blow::Errors).await?;
+            let agent = run.streams_to(target, None).await?;
             run.judge(agent, target).await?;
             anyhow::Ok(struck)
         }
     };
-    let blows = [
-        Blow::Errors,
-        Blow::Crash(0, Strike::HoldBefore),
-        Blow::Crash(1, Strike::HoldAfter),
-    ];
-    let all = around.into_iter().flat_map(|nth| blows.map(|blow| (nth, blow)));
+    let blows = |nth: u64| match (everything(), turn(nth)) {
+        (true, _) => EVERY_BLOW.to_vec(),
+        (false, region) => vec![
+            Blow::Errors(region),
+            Blow::Crash(region, Strike::HoldBefore),
+            Blow::Crash(1 - region, Strike::HoldAfter),
+        ],
+    };
+    let all = around
+        .into_iter()
+        .flat_map(|nth| blows(nth).into_iter().map(move |blow| (nth, blow)));
     let runs = futures::stream::iter(all).map(|(nth, blow)| {
         let run = operation(nth, blow);
         async move { run.await.with_context(|| format!("{blow:?} at chunk {nth}")) }
@@ -456,16 +514,16 @@ async fn behind() -> Result<Bench> {
     let mut bench = Bench::start("[wal]\nflush_interval = \"100ms\"\n[pulse]\ninterval = \"5m\"\n").await?;
     let run = bench.run("prepare".to_owned()).await?;
     let target = bench.write(3).await?;
-    let agent = run.streams_to(target, Blow::Errors).await?;
+    let agent = run.streams_to(target, None).await?;
     run.agent("backup")?.output().await?.expect_code(0)?;
     let target = bench.write(2).await?;
     drop(agent);
-    let agent = run.streams_to(target, Blow::Errors).await?;
+    let agent = run.streams_to(target, None).await?;
     let early = run.regions[1].snapshot();
     bench.write(2).await?;
     let target = bench.write(2).await?;
     drop(agent);
-    let agent = run.streams_to(target, Blow::Errors).await?;
+    let agent = run.streams_to(target, None).await?;
     let late = run.regions[0].snapshot();
     run.judge(agent, target).await?;
     drop(run);
@@ -483,12 +541,10 @@ async fn every_request_of_a_catch_up_may_fail_or_be_the_last() -> Result<()> {
             let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
             let target = bench.commit().await?;
             run.strike(nth, blow);
-            let agent = run.streams_to(target, blow).await?;
+            let agent = run.streams_to(target, Some(blow)).await?;
             let struck = run.struck();
             run.judge(agent, target).await?;
-            if nth == 1 || !struck {
-                run.restores(1).await?;
-            }
+            run.restorable(target).await?;
             Ok(struck)
         }
     })
@@ -508,7 +564,7 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
         async move {
             let run = bench.run(format!("{nth}_{}", name_of(blow))).await?;
             let target = bench.write(1).await?;
-            let agent = run.streams_to(target, Blow::Errors).await?;
+            let agent = run.streams_to(target, None).await?;
             if !everything() {
                 // What the running stream asks meanwhile is the other sweeps'.
                 run.regions
@@ -528,19 +584,11 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
             run.agent("backup")?.output().await?.expect_code(0)?;
             let target = bench.write(1).await?;
             drop(agent);
-            let agent = run.streams_to(target, Blow::Errors).await?;
+            let agent = run.streams_to(target, None).await?;
             let backups = run.backups(0).len();
             ensure!((2..=3).contains(&backups), "{backups} backups");
             run.judge(agent, target).await?;
-            // A backup that was struck and is visible all the same.
-            if backups == 3 || run.backups(1).len() == 3 || nth == 1 {
-                for region in 0..2 {
-                    run.plans(region, target).await?;
-                }
-            }
-            if nth == 1 || !struck {
-                run.restores(usize::from(nth == 1)).await?;
-            }
+            run.restorable(target).await?;
             Ok(struck)
         }
     })
@@ -559,7 +607,8 @@ fn is_running(process: &Running) -> bool {
 
 fn name_of(blow: Blow) -> &'static str {
     match blow {
-        Blow::Errors => "errors",
+        Blow::Errors(0) => "errors_0",
+        Blow::Errors(_) => "errors_1",
         Blow::Crash(0, Strike::HoldBefore) => "before_0",
         Blow::Crash(_, Strike::HoldBefore) => "before_1",
         Blow::Crash(0, _) => "after_0",

@@ -7,7 +7,8 @@
 use highwater_config::{Acknowledge, ByteSize, OutageConfig, OutagePolicy, Standby};
 
 use super::Finding;
-use super::server::{Catalog, Facts, Refusal, Slot, System};
+use super::login::{self, quoted};
+use super::server::{Catalog, Facts, Slot, System};
 use crate::synchronous::{Manner, Role, SETTING};
 
 /// Oldest and newest major version that is tested.
@@ -19,7 +20,7 @@ const OLDEST: u32 = 13;
 pub(super) fn server(facts: &Facts, slot: &str) -> Vec<Finding> {
     let target = match &facts.target {
         Ok(target) => target,
-        Err(message) => return vec![Finding::fail("connection", message, CONNECTION_HELP)],
+        Err(message) => return vec![Finding::fail("connection", message, login::CONNECTION_HELP)],
     };
     let mut findings = Vec::new();
     match &facts.replication {
@@ -30,63 +31,18 @@ pub(super) fn server(facts: &Facts, slot: &str) -> Vec<Finding> {
             ));
             findings.push(version(system));
         }
-        Err(refusal) => findings.push(refused(facts, refusal)),
+        Err(refusal) => findings.push(login::refused(facts, refusal)),
     }
     findings.push(role(facts));
     findings.push(recovery(facts));
-    if facts.replication.is_ok() {
+    if facts.replication.is_ok() || !facts.settings.is_empty() {
         findings.extend(settings(facts));
     }
     let catalog = facts.sql.as_ref().ok();
-    findings.push(walsenders(facts, catalog));
+    findings.extend(walsenders(facts, catalog));
     findings.extend(slots(facts, catalog, slot));
     findings.extend(acknowledge(facts));
     findings
-}
-
-const CONNECTION_HELP: &str = "[cluster]\nconnection = \"host=/var/run/postgresql user=highwater\"";
-
-/// Why the replication connection was refused. SQLSTATE decides; where one has several causes, whether an
-/// ordinary connection works tells them apart.
-fn refused(facts: &Facts, refusal: &Refusal) -> Finding {
-    let user = quoted(&facts.user);
-    let plain = &facts.user;
-    let sql_works = facts.sql.is_ok();
-    let (what, mend) = match refusal.sqlstate.as_deref() {
-        Some("28P01") => ("password", format!("put the role's password into ~/.pgpass or PGPASSFILE, or change it:\nALTER ROLE {user} PASSWORD '...';")),
-        Some("28000") if sql_works => ("pg_hba.conf", hba(plain)),
-        Some("28000") => (
-            "login",
-            format!("CREATE ROLE {user} LOGIN REPLICATION PASSWORD '...';\nand in pg_hba.conf:\n{}", hba(plain)),
-        ),
-        Some("42501") => ("replication right", format!("ALTER ROLE {user} REPLICATION;")),
-        Some("53300") if sql_works => (
-            "max_wal_senders",
-            "every walsender is taken; end one that is not needed, or with a restart of PostgreSQL:\n\
-             ALTER SYSTEM SET max_wal_senders = 10;"
-                .into(),
-        ),
-        Some("53300") => (
-            "max_connections",
-            "end connections that are not needed, or with a restart of PostgreSQL:\nALTER SYSTEM SET max_connections = 200;"
-                .into(),
-        ),
-        Some("57P03") => ("connection", "PostgreSQL is starting or stopping: try again".into()),
-        _ => ("connection", format!("check that PostgreSQL runs and listens where the connection leads:\n{CONNECTION_HELP}")),
-    };
-    Finding::fail(what, &refusal.message, mend)
-}
-
-fn hba(user: &str) -> String {
-    format!(
-        "local  replication  {user}                 scram-sha-256\n\
-         host   replication  {user}  samenet        scram-sha-256\n\
-         then: SELECT pg_reload_conf();"
-    )
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn version(system: &System) -> Finding {
@@ -294,32 +250,29 @@ pub(super) fn outage(config: &OutageConfig, facts: &Facts) -> Option<Finding> {
     ))
 }
 
-fn walsenders(facts: &Facts, catalog: Option<&Catalog>) -> Finding {
-    let what = "max_wal_senders";
-    let limit = facts
-        .settings
-        .get("max_wal_senders")
-        .and_then(|text| text.parse::<u32>().ok());
+/// Nothing where the login was refused for want of one, which is told already.
+fn walsenders(facts: &Facts, catalog: Option<&Catalog>) -> Option<Finding> {
+    let what = login::WALSENDERS;
+    if matches!(&facts.replication, Err(refusal) if refusal.walsender_limit.is_some()) {
+        return None;
+    }
+    let limit = facts.settings.get(what).and_then(|text| text.parse::<u32>().ok());
     let used = catalog.and_then(|catalog| catalog.walsenders);
-    match (limit, used) {
+    Some(match (limit, used) {
         (Some(limit), Some(used)) => {
             let free = limit.saturating_sub(used);
             let seen = format!("{used} of {limit} in use");
             // One to stream, two for a base backup (the second for a moment, to compare WAL); a running agent counts among
             // the used ones already.
             match free {
-                0 => Finding::fail(
-                    what,
-                    seen,
-                    "ALTER SYSTEM SET max_wal_senders = 10;\nthen restart PostgreSQL",
-                ),
+                0 => Finding::fail(what, seen, login::more_walsenders(facts, limit)),
                 1 | 2 => Finding::note(what, format!("{seen}: streaming needs one, a base backup two")),
                 _ => Finding::ok(what, seen),
             }
         }
         (Some(limit), None) => Finding::unknown(what, format!("{limit}; how many are in use is not visible")),
         _ => Finding::unknown(what, "not visible"),
-    }
+    })
 }
 
 fn slots(facts: &Facts, catalog: Option<&Catalog>, name: &str) -> Vec<Finding> {

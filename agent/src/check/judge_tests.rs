@@ -6,6 +6,7 @@ use highwater_config::{Acknowledge, Standby};
 use highwater_format::{SystemId, TimelineId};
 
 use super::super::Verdict;
+use super::super::server::Refusal;
 use super::*;
 
 fn good() -> Facts {
@@ -66,6 +67,7 @@ fn refusal(sqlstate: &str, sql_works: bool) -> Facts {
     let refusal = Refusal {
         sqlstate: Some(sqlstate.into()),
         message: "the server's words".into(),
+        walsender_limit: None,
     };
     if !sql_works {
         facts.sql = Err(refusal.clone());
@@ -109,8 +111,13 @@ fn each_refused_connection_names_its_own_cure() {
             "replication right",
             "ALTER ROLE \"hw\" REPLICATION;",
         ),
-        ("53300", true, "max_wal_senders", "max_wal_senders = 10"),
-        ("53300", false, "max_connections", "max_connections"),
+        (
+            "53300",
+            true,
+            "max_connections",
+            "ALTER ROLE \"hw\" CONNECTION LIMIT",
+        ),
+        ("53300", false, "max_connections", "max_connections = 200"),
     ] {
         let finding = verdict_of(&refusal(sqlstate, sql_works), what);
         assert_eq!(finding.verdict, Verdict::Fail, "{sqlstate}");
@@ -119,12 +126,74 @@ fn each_refused_connection_names_its_own_cure() {
     }
 }
 
+/// The limit that the server names, and what SQL shows of it, if it shows anything.
+fn no_walsender(limit: u32, settings: Option<&str>) -> Facts {
+    let mut facts = refusal("53300", settings.is_some());
+    facts.replication.as_mut().unwrap_err().walsender_limit = Some(limit);
+    if let Some(level) = settings {
+        facts.settings.insert("wal_level", level.into());
+        facts.settings.insert("max_wal_senders", limit.to_string());
+    }
+    facts
+}
+
+#[test]
+fn walsenders_that_are_switched_off_are_told_from_those_that_are_taken() {
+    const LEVEL: &str = "wal_level = 'replica'";
+    for (limit, settings, level, senders, word) in [
+        (0, Some("minimal"), true, 10, "switched off"),
+        (0, Some("logical"), false, 10, "switched off"),
+        // It may be minimal, and then the server would not start.
+        (0, None, true, 10, "switched off"),
+        (2, Some("replica"), false, 10, "is taken"),
+        (10, None, false, 20, "is taken"),
+    ] {
+        let facts = no_walsender(limit, settings);
+        let finding = verdict_of(&facts, "max_wal_senders");
+        let mend = finding.mend.unwrap();
+        assert_eq!(finding.verdict, Verdict::Fail, "{mend}");
+        assert!(
+            mend.contains(word) && mend.contains("restart PostgreSQL"),
+            "{mend}"
+        );
+        assert!(
+            mend.contains(&format!("max_wal_senders = {senders};")),
+            "{limit}: {mend}"
+        );
+        assert_eq!(mend.contains(LEVEL), level, "{limit}: {mend}");
+        let told = server(&facts, "highwater")
+            .iter()
+            .filter(|finding| finding.what == "max_wal_senders")
+            .count();
+        assert_eq!(told, 1, "told twice");
+    }
+    let finding = verdict_of(&no_walsender(0, Some("minimal")), "wal_level");
+    assert_eq!(finding.verdict, Verdict::Fail);
+}
+
+/// What SQL shows of the settings is judged also where the replication login is refused.
+#[test]
+fn settings_are_judged_without_a_replication_login() {
+    let mut facts = refusal("28000", true);
+    assert!(
+        !server(&facts, "highwater")
+            .iter()
+            .any(|finding| finding.what == "wal_level")
+    );
+    facts.settings = good().settings;
+    facts.settings.insert("wal_level", "minimal".into());
+    assert_eq!(verdict_of(&facts, "wal_level").verdict, Verdict::Fail);
+    assert_eq!(verdict_of(&facts, "pg_hba.conf").verdict, Verdict::Fail);
+    assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Ok);
+}
+
 #[test]
 fn nothing_is_called_fine_that_was_not_seen() {
     let mut facts = good();
     facts.sql = Err(Refusal {
         sqlstate: None,
         message: "no".into(),
+        walsender_limit: None,
     });
     facts.settings.clear();
     for what in [
@@ -167,7 +236,12 @@ fn settings_with_consequences_are_explained() {
 fn walsenders_and_slots_must_be_free() {
     let mut facts = good();
     facts.sql.as_mut().unwrap().walsenders = Some(10);
-    assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Fail);
+    let full = verdict_of(&facts, "max_wal_senders");
+    assert_eq!(full.verdict, Verdict::Fail);
+    assert!(
+        full.mend.unwrap().contains("max_wal_senders = 20;"),
+        "10 is no cure"
+    );
     facts.sql.as_mut().unwrap().walsenders = Some(8);
     assert_eq!(verdict_of(&facts, "max_wal_senders").verdict, Verdict::Note);
     facts.sql.as_mut().unwrap().slots = Some(vec![
@@ -304,6 +378,7 @@ fn an_agent_that_moves_its_slot_needs_sql_and_is_not_waited_for() {
     facts.sql = Err(Refusal {
         sqlstate: Some("28000".into()),
         message: "no entry".into(),
+        walsender_limit: None,
     });
     assert_eq!(verdict_of(&facts, "acknowledge").verdict, Verdict::Fail);
 }

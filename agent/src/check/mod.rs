@@ -1,11 +1,12 @@
 //! `check`: everything that must be in place before the agent can keep its promise.
 //!
 //! Owns: the list of findings and its two forms, text and JSON. The parts: `server` asks PostgreSQL,
-//! `judge` decides (pure), `regions` tries the regions. Every finding that fails says which line mends it.
+//! `judge` decides (pure), with `login` where it does not let the agent in; `regions` tries the regions. Every finding that fails says which line mends it.
 //! What a role may not see is reported as unknown, never as fine.
 //! Changes nothing but two small probe objects per region. Does not own: mending.
 
 mod judge;
+mod login;
 mod regions;
 mod server;
 

@@ -1,7 +1,8 @@
 //! Asking PostgreSQL for everything that `judge` looks at.
 //!
 //! Owns: one replication connection, one ordinary connection, and which question goes where: settings by
-//! SHOW over replication (needs no grant), the rest by SQL. An answer that is not to be had is `None`.
+//! SHOW over replication (needs no grant), the rest by SQL, and settings too, for where the replication login is
+//! refused. An answer that is not to be had is `None`.
 //! Does not own: what the answers mean.
 
 use std::collections::BTreeMap;
@@ -35,12 +36,15 @@ const SETTINGS: [&str; 12] = [
 pub(crate) struct Refusal {
     pub(crate) sqlstate: Option<String>,
     pub(crate) message: String,
+    /// `max_wal_senders`, where that is what was refused.
+    pub(crate) walsender_limit: Option<u32>,
 }
 
 impl From<PgError> for Refusal {
     fn from(error: PgError) -> Refusal {
         Refusal {
             sqlstate: error.sqlstate().map(str::to_owned),
+            walsender_limit: error.walsender_limit(),
             message: error.to_string(),
         }
     }
@@ -107,8 +111,8 @@ pub(crate) async fn look(config: &Config) -> Facts {
         Ok(conn) => conn.with_application_name("highwater check"),
         Err(error) => return unresolved(error, config),
     };
-    let catalog = catalog(&conn).await.map_err(Refusal::from);
     let mut settings = BTreeMap::new();
+    let catalog = catalog(&conn, &mut settings).await.map_err(Refusal::from);
     let replication = replication(&conn, &mut settings).await.map_err(Refusal::from);
     Facts {
         target: Ok(conn.describe()),
@@ -154,8 +158,9 @@ async fn replication(
     })
 }
 
-async fn catalog(conn: &ConnInfo) -> Result<Catalog, PgError> {
+async fn catalog(conn: &ConnInfo, settings: &mut BTreeMap<&'static str, String>) -> Result<Catalog, PgError> {
     let mut sql = sql::connect(conn).await?;
+    settings.extend(shown(&mut sql).await);
     let catalog = Catalog {
         in_recovery: one(&mut sql, "SELECT pg_catalog.pg_is_in_recovery() AS it")
             .await
@@ -176,6 +181,23 @@ async fn catalog(conn: &ConnInfo) -> Result<Catalog, PgError> {
     };
     sql.close().await;
     Ok(catalog)
+}
+
+/// Settings in the form that SHOW gives them.
+async fn shown(sql: &mut Connection) -> Vec<(&'static str, String)> {
+    let query = format!(
+        "SELECT name, pg_catalog.current_setting(name) AS it FROM pg_catalog.pg_settings WHERE name IN ('{}')",
+        SETTINGS.join("', '")
+    );
+    let Some(rows) = one(sql, &query).await else {
+        return Vec::new();
+    };
+    let setting = |row| {
+        let named = rows.text(row, "name")?;
+        let name = SETTINGS.into_iter().find(|name| *name == named)?;
+        Some((name, rows.text(row, "it")?.into_owned()))
+    };
+    (0..rows.len()).filter_map(setting).collect()
 }
 
 async fn slots(sql: &mut Connection) -> Option<Vec<Slot>> {

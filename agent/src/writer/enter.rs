@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use highwater_format::{History, TimelineId, Writer};
 
 use super::claim::{create, descent, name};
-use super::judge::{Entry, Line, entry};
+use super::judge::{Asking, Entry, Line, entry};
 use super::{Claims, Held, Told, newest};
 use crate::error::{AgentError, Kind, Result};
 use crate::region::get_optional;
@@ -72,26 +72,37 @@ impl Claims {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
-            if self.is_free(line, &told, &mut silent).await? {
+            if self.is_free(line, true, &told, &mut silent).await? {
                 return Ok(());
             }
         }
         Err(overtaken(line))
     }
 
-    /// Whether nobody on another timeline is in the way. False: one was, and is `silent`; meanwhile somebody else may have
-    /// claimed, so that the claims have to be read again.
-    async fn is_free(&self, line: Line, told: &Told, silent: &mut Option<Writer>) -> Result<bool> {
+    /// Whether nobody is in the way. False: somebody was, and is `silent`; meanwhile another may have claimed, so that the
+    /// claims have to be read again.
+    async fn is_free(
+        &self,
+        line: Line,
+        standby: bool,
+        told: &Told,
+        silent: &mut Option<Writer>,
+    ) -> Result<bool> {
         let newest = newest(told);
-        let alone = self.is_alone(told, newest).await?;
-        let holder = match entry(&self.me.instance, line, newest, alone) {
+        let asking = Asking {
+            me: &self.me.instance,
+            standby,
+            alone: self.is_alone(told, newest).await?,
+            gone: newest.is_some_and(|newest| self.me.knows_to_be_gone(newest)),
+        };
+        let holder = match entry(asking, line, newest) {
             Entry::Ask(holder) if silent.as_ref() != Some(&holder) => holder,
             Entry::Ask(_) | Entry::Free => return Ok(true),
         };
         if self.take_over.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        self.must_be_silent(told, line.timeline, &holder).await?;
+        self.must_be_silent(told, line, &holder).await?;
         *silent = Some(holder);
         Ok(false)
     }
@@ -100,7 +111,7 @@ impl Claims {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
-            if !self.is_free(line, &told, &mut silent).await? {
+            if !self.is_free(line, false, &told, &mut silent).await? {
                 continue;
             }
             let newest = newest(&told);
@@ -112,6 +123,7 @@ impl Claims {
                 timeline: line.timeline,
                 claimed_at: self.clock.now(),
                 begins: Some(line.begins),
+                machine: self.me.machine.clone(),
             };
             if self.place(&claim, &told).await? {
                 log_claim(&claim, newest);

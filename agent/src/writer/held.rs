@@ -2,13 +2,16 @@
 //!
 //! Owns: the looks with every pulse and connection, and what they change. Does not own the rules ([`super::judge`]).
 
+use std::sync::PoisonError;
+
 use highwater_format::{TimelineId, Writer};
 use highwater_store::Store;
 
 use super::claim::{GRACE, create, name, newest_of};
-use super::judge::{Standing, above_a_stray, standing};
+use super::judge::{Sign, Standing, Watch, above_a_stray, is_beside, standing};
 use super::{Claims, Held, newest};
 use crate::error::{AgentError, Result};
+use crate::inventory;
 use crate::region::Region;
 
 impl Claims {
@@ -55,6 +58,7 @@ impl Claims {
         match newest {
             None => create(store, &self.layout, &own).await,
             Some(newest) => match standing(&own, &newest) {
+                Standing::Holds if is_beside(&own, &newest) => self.beside(region, &own, newest).await,
                 Standing::Holds => Ok(true),
                 Standing::Fenced(holder) => {
                     self.fence(&own, holder);
@@ -62,6 +66,28 @@ impl Claims {
                 }
             },
         }
+    }
+
+    /// Another process has claimed our timeline after us: because it saw us silent, or was told to take our place. Its server may be a
+    /// copy of ours, so that only one of us may go on once it lives.
+    async fn beside(&self, region: &Region, own: &Writer, rival: Writer) -> Result<bool> {
+        let pulse = inventory::pulse(&*region.quick, &self.layout).await?;
+        let alive = {
+            let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+            if beside.as_ref().is_none_or(|(known, _)| *known != rival) {
+                let watch = Watch::new(&own.instance, own.timeline, &rival.instance);
+                *beside = Some((rival.clone(), watch));
+            }
+            let watched = pulse.as_ref().zip(beside.as_mut());
+            watched.is_some_and(|(pulse, (_, watch))| {
+                pulse.instance == rival.instance
+                    && watch.observe(region.index, pulse, self.interval) == Sign::Alive
+            })
+        };
+        if alive {
+            self.fence(own, rival);
+        }
+        Ok(!alive)
     }
 
     /// Claims what is held again, above a stray claim. The other regions get it with their next look.

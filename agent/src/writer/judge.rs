@@ -1,13 +1,13 @@
 //! Who may write, decided. Pure.
 //!
-//! Epochs order the claims; the timeline tells friend from foe. Writers on the same timeline store the same bytes
-//! and are harmless to each other: should they differ after all, write-once finds it. Writers on different
-//! timelines are not: one of them streams from a server that the other's has left behind. Two promotions that took
-//! the same number are different timelines, told apart by where they began.
+//! Epochs order the claims; the timeline tells friend from foe. What a standby sends is what its primary sent, and its agent
+//! is harmless on the timeline of the newest claim. A primary has one agent: another one on the same timeline streams from
+//! a copy of the server, which goes on differently, and on another timeline from one that the other's has left behind, or that
+//! was promoted for a test. Two promotions that took the same number are different timelines, told apart by where they began.
 //!
-//! Rules: nobody begins another timeline than the newest claim's while that claim's side shows signs of life; and
-//! whoever finds a newer claim on another timeline than its own has been left behind and stops. No clock: an
-//! epoch is newer because it is higher, and life is a pulse that changes.
+//! Rules: beside a primary nobody begins to write while the side of the newest claim shows signs of life; whoever finds a newer claim
+//! on another timeline than its own has been left behind and stops, and so does who finds one on its own whose side lives.
+//! No clock: an epoch is newer because it is higher, and life is a pulse that changes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,20 +53,45 @@ pub enum Entry {
     Ask(Writer),
 }
 
-/// Decides on `line`, with the newest claim of any region. `alone` says that nobody but `me` was seen to write.
-pub fn entry(me: &str, line: Line, newest: Option<&Writer>, alone: bool) -> Entry {
-    match newest {
-        None => Entry::Free,
-        Some(claim) if line.is_of(claim) => Entry::Free,
-        Some(claim) if claim.instance == me && alone => Entry::Free,
-        Some(claim) => Entry::Ask(claim.clone()),
+/// Who asks, beside the newest claim.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Asking<'a> {
+    /// The name of the process.
+    pub me: &'a str,
+    /// It is beside a standby.
+    pub standby: bool,
+    /// Nobody but itself was seen to write.
+    pub alone: bool,
+    /// The process of the newest claim is known to have ended.
+    pub gone: bool,
+}
+
+/// Decides on `line`, with the newest claim of any region.
+pub fn entry(asking: Asking<'_>, line: Line, newest: Option<&Writer>) -> Entry {
+    let Some(claim) = newest else {
+        return Entry::Free;
+    };
+    let own = claim.instance == asking.me;
+    let free = match line.is_of(claim) {
+        true => own || asking.standby || asking.gone,
+        false => own && asking.alone,
+    };
+    if free {
+        Entry::Free
+    } else {
+        Entry::Ask(claim.clone())
     }
+}
+
+/// Whether the newest claim is another process's on `own`'s timeline, made after it: only one of them may go on if both live.
+pub fn is_beside(own: &Writer, newest: &Writer) -> bool {
+    newest.instance != own.instance && rank(newest) > rank(own) && standing(own, newest) == Standing::Holds
 }
 
 /// How a writer stands once it has looked at a region.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Standing {
-    /// It may go on.
+    /// It may go on, as far as claims say.
     Holds,
     /// This claim has taken its place.
     Fenced(Writer),

@@ -21,6 +21,7 @@ fn claim(epoch: u64, instance: &str, timeline: u32) -> Writer {
         timeline: id(timeline),
         claimed_at: Time::UNIX_EPOCH,
         begins: None,
+        machine: None,
     }
 }
 
@@ -48,19 +49,58 @@ fn pulse(instance: &str, timeline: u32, micros: i64) -> Pulse {
     }
 }
 
+fn asking(me: &str) -> Asking<'_> {
+    Asking {
+        me,
+        standby: false,
+        alone: false,
+        gone: false,
+    }
+}
+
 #[test]
-fn the_same_timeline_is_free_and_another_is_asked_for() {
+fn who_is_in_the_way_is_asked_for() {
     let (one, two) = (claim(1, "a", 1), claim(2, "b", 2));
-    assert_eq!(entry("x", line(1), None, true), Entry::Free);
-    assert_eq!(entry("x", line(1), Some(&one), false), Entry::Free);
-    assert_eq!(
-        entry("a", line(2), Some(&one), true),
-        Entry::Free,
-        "its own, and it is alone"
-    );
-    assert_eq!(entry("a", line(2), Some(&one), false), Entry::Ask(one.clone()));
-    assert_eq!(entry("x", line(2), Some(&one), true), Entry::Ask(one));
-    assert_eq!(entry("x", line(1), Some(&two), true), Entry::Ask(two));
+    let (a, x) = (asking("a"), asking("x"));
+    let [standby, gone] = [Asking { standby: true, ..x }, Asking { gone: true, ..x }];
+    let alone = |asking| Asking {
+        alone: true,
+        ..asking
+    };
+    for (asking, number, newest) in [
+        (x, 1, None),
+        (a, 1, Some(&one)),
+        (standby, 1, Some(&one)),
+        (gone, 1, Some(&one)),
+        (alone(a), 2, Some(&one)),
+    ] {
+        assert_eq!(entry(asking, line(number), newest), Entry::Free, "{asking:?}");
+    }
+    for (asking, number, newest) in [
+        // A primary has one agent: this may be beside a copy.
+        (x, 1, &one),
+        (a, 2, &one),
+        (alone(x), 2, &one),
+        (alone(x), 1, &two),
+        (standby, 1, &two),
+        // What was a process of this machine may have an heir elsewhere.
+        (gone, 1, &two),
+    ] {
+        assert_eq!(
+            entry(asking, line(number), Some(newest)),
+            Entry::Ask(newest.clone()),
+            "{asking:?}"
+        );
+    }
+}
+
+#[test]
+fn a_newer_claim_on_the_same_timeline_is_beside() {
+    let own = claim(5, "me", 2);
+    assert!(is_beside(&own, &claim(6, "a", 2)));
+    for other in [claim(4, "a", 2), claim(6, "me", 2), claim(6, "a", 3)] {
+        assert!(!is_beside(&own, &other), "{other:?}");
+    }
 }
 
 #[test]
@@ -87,12 +127,13 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
         begins: Some(Lsn(begins)),
         ..claim(epoch, "a", 2)
     };
-    assert_eq!(entry("x", line(2), Some(&there(1, 0x200)), false), Entry::Free);
+    let standby = Asking {
+        standby: true,
+        ..asking("x")
+    };
+    assert_eq!(entry(standby, line(2), Some(&there(1, 0x200))), Entry::Free);
     let rival = there(1, 0x180);
-    assert_eq!(
-        entry("x", line(2), Some(&rival), false),
-        Entry::Ask(rival.clone())
-    );
+    assert_eq!(entry(standby, line(2), Some(&rival)), Entry::Ask(rival.clone()));
     let theirs = |begins| Writer {
         instance: "b".to_owned(),
         ..there(2, begins)

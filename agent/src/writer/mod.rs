@@ -1,7 +1,8 @@
 //! The writer claim: who writes an archive, and when an agent has to stop.
 //!
 //! Owns: what this agent holds, and asking the regions. Its parts: `enter` claims, `silence` watches the pulses of others
-//! before their place is taken, `held` looks whether the claim still holds. Does not own: the rules ([`judge`]), when it is
+//! before their place is taken, `held` looks whether the claim still holds, `process` names this
+//! process. Does not own: the rules ([`judge`]), when it is
 //! asked (the receiver at every connection and timeline, the pulse at every beat), and what then happens to the process.
 //!
 //! Invariants: a claim is the conditional creation of a key, so an epoch has one owner in a region; nothing of a
@@ -13,11 +14,11 @@ pub mod claim;
 mod enter;
 mod held;
 pub mod judge;
+mod process;
 mod silence;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,37 +32,11 @@ use crate::error::{AgentError, Result};
 use crate::region::{Archive, Region};
 use crate::state::State;
 use claim::{ask, name, newest_of};
-use judge::rank;
+use judge::{Watch, rank};
+pub use process::Me;
 
 /// How long an agent that ends with a conflict looks for the name of its rival.
 const NAMING: Duration = Duration::from_secs(10);
-
-/// How this process names itself in claims and pulses.
-#[derive(Clone, Debug)]
-pub struct Me {
-    /// Random, so that a process that was started again is another one.
-    pub instance: String,
-    /// The machine.
-    pub host: String,
-    /// The process there.
-    pub pid: u32,
-}
-
-impl Me {
-    /// This process.
-    pub fn this_process() -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = match host.trim() {
-            "" => "unknown",
-            name => name,
-        };
-        Self {
-            instance: format!("{:016x}", RandomState::new().build_hasher().finish()),
-            host: host.to_owned(),
-            pid: std::process::id(),
-        }
-    }
-}
 
 /// What this agent holds at the moment.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +62,8 @@ pub struct Claims {
     held: watch::Sender<Held>,
     /// Regions that did not answer at the start and have not since: nobody waits for them.
     away: Mutex<BTreeSet<usize>>,
+    /// Whether the newest claim on our timeline, which is not ours, is of somebody who lives.
+    beside: Mutex<Option<(Writer, Watch)>>,
 }
 
 /// The newest claim of each region that answered.
@@ -114,6 +91,7 @@ impl Claims {
             take_over: AtomicBool::new(take_over),
             held,
             away: Mutex::default(),
+            beside: Mutex::default(),
         }
     }
 
@@ -141,7 +119,7 @@ impl Claims {
         self.interval
     }
 
-    /// Whether this agent is the archive's writer, or one of several on the same timeline.
+    /// Whether this agent is the archive's writer.
     pub fn is_writer(&self) -> bool {
         let held = self.held.borrow();
         held.claim.is_some() && held.fenced.is_none()

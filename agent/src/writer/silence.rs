@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Pulse, TimelineId, Writer};
+use highwater_format::{Pulse, Writer};
 use tokio::time::Instant;
 
 use super::claim::{ask, name, older_claim};
-use super::judge::{Sign, Watch};
+use super::judge::{Line, Sign, Watch};
 use super::{Claims, Told};
 use crate::error::{AgentError, Result};
 use crate::inventory;
@@ -32,27 +32,22 @@ impl Claims {
         Ok(pulses.iter().all(|(_, pulse)| pulse.instance == self.me.instance))
     }
 
-    /// Fails with who it is if a server on another timeline than `timeline` shows signs of life.
-    pub(super) async fn must_be_silent(
-        &self,
-        told: &Told,
-        timeline: TimelineId,
-        holder: &Writer,
-    ) -> Result<()> {
+    /// Fails with who it is if `holder`'s server, or one on another timeline than `line`, shows signs of life.
+    pub(super) async fn must_be_silent(&self, told: &Told, line: Line, holder: &Writer) -> Result<()> {
         tracing::info!(
-            holder = %name(holder), ours = %timeline,
-            "the newest writer is on another timeline: making sure that it is silent"
+            holder = %name(holder), ours = %line.timeline,
+            "another process is the newest writer: making sure that it is silent"
         );
         let (mut changed, mut watch) = (
             Instant::now(),
-            Watch::new(&self.me.instance, timeline, &holder.instance),
+            Watch::new(&self.me.instance, line.timeline, &holder.instance),
         );
         loop {
             for (region, pulse) in self.pulses(told).await? {
                 match watch.observe(region.index, &pulse, self.interval) {
                     Sign::None => {}
                     Sign::Changed => changed = Instant::now(),
-                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, timeline).await),
+                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, line).await),
                 }
             }
             let interval = watch.interval(self.interval);
@@ -67,28 +62,36 @@ impl Claims {
         }
     }
 
-    async fn in_use(
-        &self,
-        region: &Region,
-        pulse: &Pulse,
-        newest: &Writer,
-        timeline: TimelineId,
-    ) -> AgentError {
+    async fn in_use(&self, region: &Region, pulse: &Pulse, newest: &Writer, line: Line) -> AgentError {
         let holder = match older_claim(&*region.quick, &self.layout, &pulse.instance).await {
             Ok(Some(claim)) => name(&claim),
             _ if pulse.instance == newest.instance => name(newest),
             _ => format!("instance {}", pulse.instance),
         };
-        let other = if pulse.timeline == timeline {
-            ", begun elsewhere"
+        let timeline = line.timeline;
+        let (place, reason) = match (pulse.timeline == timeline, line.is_of(newest)) {
+            (true, true) => (
+                "too",
+                "It is a copy of that one, or the same, which then has two agents",
+            ),
+            (true, false) => (
+                "begun elsewhere",
+                "It is a restored copy, or was promoted beside a primary that lives",
+            ),
+            (false, _) => (
+                "",
+                "It is a restored copy, was promoted beside a primary that lives, or is a standby of such a server",
+            ),
+        };
+        let place = if place.is_empty() {
+            String::new()
         } else {
-            ""
+            format!(", {place}")
         };
         AgentError::InUse {
             what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
-                 {timeline}{other}. It is a restored copy, was promoted beside a primary that lives, or is a standby of such a \
-                 server. Nothing was written",
+                 {timeline}{place}. {reason}. Nothing was written",
                 pulse.wal_end, pulse.timeline
             ),
             next: "Give this server a cluster name or prefix of its own. If it really takes the other one's place, stop that \

@@ -40,6 +40,10 @@ struct Rig {
 impl Rig {
     /// How `agent` is refused timeline 2 while production's pulse on timeline 1 goes on.
     async fn refused_while_production_lives(&self, agent: &Claims, standby: bool) -> AgentError {
+        self.refused_on(line(2), agent, standby).await
+    }
+
+    async fn refused_on(&self, line: Line, agent: &Claims, standby: bool) -> AgentError {
         let beat = async {
             for moment in 2.. {
                 tokio::time::sleep(INTERVAL).await;
@@ -48,7 +52,7 @@ impl Rig {
         };
         tokio::select! {
             () = beat => unreachable!(),
-            result = agent.enter(line(2), standby) => result.unwrap_err(),
+            result = agent.enter(line, standby) => result.unwrap_err(),
         }
     }
 
@@ -76,10 +80,16 @@ impl Rig {
     }
 
     fn agent(&self, instance: &str, take_over: bool) -> Claims {
+        self.agent_on(None, instance, take_over)
+    }
+
+    /// On a machine that is known, the one that has the number has the heir's place.
+    fn agent_on(&self, machine: Option<&str>, instance: &str, take_over: bool) -> Claims {
         let me = Me {
             instance: instance.to_owned(),
             host: format!("host-of-{instance}"),
             pid: 17,
+            machine: machine.map(str::to_owned),
         };
         let state = State::new(["north".to_owned(), "south".to_owned()]);
         let clock = Clock::held_at(Time::from_unix_micros(1));
@@ -126,14 +136,15 @@ fn kind(result: Result<()>) -> Kind {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_and_every_companion_claim_at_once() {
+async fn the_first_claims_at_once_and_a_successor_when_it_is_silent() {
     let rig = Rig::new();
     let began = Instant::now();
     let (a, b) = (rig.agent("a", false), rig.agent("b", false));
     a.enter(line(1), false).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
     rig.pulse("a", 1, 1).await;
     b.enter(line(1), false).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(began.elapsed() >= INTERVAL * SILENT_FOR, "a may live");
     for region in [0, 1] {
         assert_eq!(rig.newest(region).await, Some((2, "b".to_owned())));
     }
@@ -143,6 +154,60 @@ async fn the_first_and_every_companion_claim_at_once() {
     // A new connection to the same server claims nothing anew.
     a.enter(line(1), false).await.unwrap();
     assert_eq!(rig.newest(0).await, Some((2, "b".to_owned())));
+}
+
+/// A copy of the primary's disk is on the same timeline, and goes on differently: a primary has one agent.
+#[tokio::test(start_paused = true)]
+async fn a_copy_on_the_same_timeline_is_refused_while_the_holder_lives() {
+    let rig = Rig::new();
+    let production = rig.agent("production", false);
+    production.enter(line(1), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    let refused = rig
+        .refused_on(line(1), &rig.agent("copy", false), false)
+        .await
+        .to_string();
+    assert!(
+        refused.contains("host-of-production") && refused.contains("copy"),
+        "{refused}"
+    );
+    assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
+    assert!(production.look(&rig.archive.regions[0]).await.unwrap());
+}
+
+/// An agent that is started again where it ran need not wait for the silence of the process that it replaces.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_gone_is_followed_at_once() {
+    let rig = Rig::new();
+    let first = rig.agent_on(Some("here"), "first", false);
+    first.enter(line(1), false).await.unwrap();
+    rig.pulse("first", 1, 1).await;
+    let began = Instant::now();
+    let second = rig.agent_on(Some("here"), "second", false);
+    second.enter(line(1), false).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let elsewhere = rig.agent_on(Some("there"), "third", false);
+    elsewhere.enter(line(1), false).await.unwrap();
+    assert!(began.elapsed() >= INTERVAL * SILENT_FOR);
+}
+
+/// It was silent for a while, or another was told to take its place: once that one lives, only that one goes on.
+#[tokio::test(start_paused = true)]
+async fn a_living_successor_on_the_same_timeline_fences() {
+    let rig = Rig::new();
+    let (old, new) = (rig.agent("old", false), rig.agent("new", true));
+    old.enter(line(1), false).await.unwrap();
+    new.enter(line(1), false).await.unwrap();
+    let region = &rig.archive.regions[0];
+    for moment in 1..=2 {
+        rig.pulse("new", 1, moment).await;
+        assert!(old.look(region).await.unwrap(), "one change proves nothing");
+        rig.pulse("old", 1, moment).await;
+        assert!(new.look(region).await.unwrap());
+    }
+    rig.pulse("new", 1, 3).await;
+    assert!(!old.look(region).await.unwrap() && !old.is_writer());
+    assert!(new.look(region).await.unwrap() && new.is_writer());
 }
 
 /// A writer that beats more slowly than we do is not taken for silent between two beats, and one that beats faster is not
@@ -404,7 +469,8 @@ async fn a_lost_answer_is_no_rival() {
 #[tokio::test]
 async fn i8_an_epoch_is_claimed_once() {
     let rig = Rig::new();
-    let agents: Vec<_> = (0..12).map(|n| rig.agent(&format!("a{n}"), false)).collect();
+    let agent = |n| rig.agent_on(Some("here"), &format!("a{n}"), false);
+    let agents: Vec<_> = (0..12).map(agent).collect();
     let claims = agents.iter().map(|agent| agent.enter(line(1), false));
     for result in futures::future::join_all(claims).await {
         result.unwrap();

@@ -141,6 +141,9 @@ pub struct Writer {
     /// tells them apart. Claims of early agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begins: Option<Lsn>,
+    /// Where `pid` means that process: one boot of one machine, and one namespace. Claims of early agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
 }
 
 impl Document for Writer {

@@ -553,6 +553,7 @@ async fn refusals() {
         assert!(held.len() < 10);
     };
     assert!(full.is_too_many_connections(), "{full}");
+    assert_eq!(full.walsender_limit(), Some(2), "{full}");
     assert_eq!(full.kind(), PgErrorKind::Retry);
 }
 

@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// Seconds of faults in each schedule; starting and restoring come on top
-    #[arg(long, default_value_t = 45)]
+    #[arg(long, default_value_t = 60)]
     length: u64,
     /// Schedules at the same time
     #[arg(long, default_value_t = 1)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::skip;
+
 /// A supported PostgreSQL major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PgVersion {
@@ -44,6 +46,21 @@ impl PgVersion {
         [distribution, unpacked]
             .into_iter()
             .find(|bin| bin.join("postgres").exists() && bin.join("initdb").exists())
+    }
+
+    /// Those that are installed, oldest first, for tests of every major.
+    ///
+    /// # Errors
+    /// Where `CI` is set and one is missing; elsewhere that is only said.
+    pub fn installed() -> anyhow::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for version in Self::ALL {
+            match version.available() {
+                Some(_) => found.push(version),
+                None => skip::not_installed(&version.to_string())?,
+            }
+        }
+        Ok(found)
     }
 
     /// The directory of its programs, for tests that cannot do without.

@@ -11,7 +11,7 @@ mod serve;
 mod state;
 mod tls;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,6 +31,23 @@ use state::{Condition, Shared};
 const ACCESS_KEY: &str = "HIGHWATERTEST";
 /// Its secret.
 const SECRET_KEY: &str = "secret-of-the-tests";
+/// A free port of the loopback interface.
+const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// One pair with each kind of rights.
+fn usual_keys() -> Vec<KeyPair> {
+    let pair = |access: &str, secret: &str, rights| KeyPair {
+        access_key: access.to_owned(),
+        secret_key: secret.to_owned(),
+        rights,
+    };
+    vec![
+        pair(ACCESS_KEY, SECRET_KEY, Rights::All),
+        pair("NODELETE", "secret-without-delete", Rights::NoDelete),
+        pair("READONLY", "secret-to-read-only", Rights::ReadOnly),
+        pair("DENIED", "secret-of-the-denied", Rights::Nothing),
+    ]
+}
 
 /// A running endpoint. It stops when dropped.
 pub struct S3Server {
@@ -68,18 +85,17 @@ impl S3Server {
     /// # Errors
     /// When no port can be had.
     pub async fn serve(snapshot: S3Snapshot) -> anyhow::Result<Self> {
-        let pair = |access: &str, secret: &str, rights| KeyPair {
-            access_key: access.to_owned(),
-            secret_key: secret.to_owned(),
-            rights,
-        };
-        let keys = vec![
-            pair(ACCESS_KEY, SECRET_KEY, Rights::All),
-            pair("NODELETE", "secret-without-delete", Rights::NoDelete),
-            pair("READONLY", "secret-to-read-only", Rights::ReadOnly),
-            pair("DENIED", "secret-of-the-denied", Rights::Nothing),
-        ];
-        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0)), keys, snapshot).await
+        Self::listen(ANYWHERE, usual_keys(), snapshot).await
+    }
+
+    /// An empty endpoint on a free port of the loopback interface that speaks TLS with a certificate for `names`, which
+    /// need not be its own.
+    ///
+    /// # Errors
+    /// When no port can be had or no certificate can be made.
+    pub async fn start_tls(names: &[&str]) -> anyhow::Result<Self> {
+        let tls = tls::acceptor(names)?;
+        Self::accept(ANYWHERE, usual_keys(), S3Snapshot::default(), Some(tls)).await
     }
 
     /// An endpoint at `address` with the given key pairs, the first of which is the main one.
@@ -103,7 +119,7 @@ impl S3Server {
         keys: Vec<KeyPair>,
         snapshot: S3Snapshot,
     ) -> anyhow::Result<Self> {
-        Self::accept(address, keys, snapshot, Some(tls::acceptor()?)).await
+        Self::accept(address, keys, snapshot, Some(tls::acceptor(tls::HERE)?)).await
     }
 
     async fn accept(

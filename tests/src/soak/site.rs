@@ -16,6 +16,8 @@ use crate::program::Running;
 use crate::site::{BUCKET, REGIONS, Site};
 use crate::witness::{Rules, Seen, Witness};
 
+use super::troubles::Troubles;
+
 /// How long a server may take to answer something in the middle of faults.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -26,6 +28,7 @@ pub(super) struct Soaked {
     /// In how many regions what is reported must be.
     pub(super) needed: usize,
     pub(super) agent: Running,
+    pub(super) troubles: Troubles,
     standby: Option<PgCluster>,
     witness: Witness,
     ledger: Option<Ledger>,
@@ -85,6 +88,7 @@ impl Soaked {
             site,
             needed,
             agent,
+            troubles: Troubles::default(),
             standby,
             witness,
             ledger: Some(ledger),
@@ -103,6 +107,31 @@ impl Soaked {
     pub(super) fn agent_starts(&mut self) -> Result<()> {
         self.agent = self.site.agent()?.arg("run").start()?;
         Ok(())
+    }
+
+    /// Nothing that happens here is a reason for the agent to end.
+    pub(super) fn agent_lives(&mut self) -> Result<()> {
+        let lives = self.agent.is_running();
+        ensure!(
+            lives,
+            "the agent has ended by itself:\n{}",
+            self.agent.last_words()
+        );
+        Ok(())
+    }
+
+    /// The troubles are over: everything gets into both regions and is reported, without help and under load.
+    pub(super) async fn settles(&mut self) -> Result<()> {
+        self.recovers_from_all();
+        let settled = async {
+            let end = self.site.all_durable().await?;
+            let name = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
+            let timeline = u32::from_str_radix(&self.site.primary.value(name).await?, 16)?;
+            self.site.archived(timeline, end).await
+        };
+        let settled = settled.await;
+        settled.with_context(|| format!("after the troubles; the agent:\n{}", self.agent.last_words()))?;
+        self.agent_lives()
     }
 
     /// A base backup that goes on beside whatever comes next. It may fail; what is visible must restore.

@@ -2,6 +2,7 @@
 //! that were sent, once.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -27,6 +28,30 @@ async fn killed_at(mut agent: Running, at: &S3Server, strike: Strike) -> Result<
     agent.kill9();
     at.faults().clear();
     Ok(())
+}
+
+/// Freezes the connection to PostgreSQL when both regions hold more than was reported over it.
+async fn stored_and_not_reported(site: &Site, ledger: &Ledger) -> Result<()> {
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        site.tap.freeze(true);
+        let stored = || async {
+            let ends = site.stored_ends();
+            ends.iter()
+                .all(|end| *end > site.tap.highest_flush())
+                .then_some(())
+        };
+        // What was received before the freeze may be all reported already: then nothing more comes.
+        if eventually("more than was reported", Duration::from_secs(2), stored)
+            .await
+            .is_ok()
+        {
+            return Ok(());
+        }
+        site.tap.freeze(false);
+        ledger.grow(20).await?;
+    }
+    anyhow::bail!("the regions never held more than was reported")
 }
 
 /// Every byte of the WAL objects of one region equals what went over the wire.
@@ -82,18 +107,7 @@ async fn fault_07_killed_at_every_step_of_an_object_nothing_is_lost_or_stored_tw
 
     // In both, but PostgreSQL has not been told.
     ledger.grow(20).await?;
-    let reported = site.tap.highest_flush();
-    site.tap.freeze(true);
-    let stored = || async { site.stored_ends().iter().all(|end| *end > reported).then_some(()) };
-    // What was received before the freeze may be all reported already: then nothing more comes, which is as good.
-    drop(
-        eventually(
-            "more than was reported",
-            std::time::Duration::from_secs(2),
-            stored,
-        )
-        .await,
-    );
+    stored_and_not_reported(&site, &ledger).await?;
     agent.kill9();
     site.tap.sever();
     site.tap.freeze(false);

@@ -6,11 +6,12 @@ use anyhow::{Context, Result, ensure};
 use highwater_format::Time;
 use highwater_tests::clock::{self, eventually};
 use highwater_tests::ledger::{Expect, LedgerLog};
+use highwater_tests::process;
 use highwater_tests::s3::{Operation, Strike};
 use highwater_tests::site::{BUCKET, PATIENCE, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, SmallDisk, TestDir, archive, lsn};
+use highwater_tests::{Ledger, PgCluster, SmallDisk, TestDir, archive, lsn, skip};
 
-use crate::support::{VERSION, answers, from_both, from_region, leave, skipped};
+use crate::support::{VERSION, answers, from_both, from_region, leave};
 
 /// Whole segments of WAL after a backup, so that one in the middle can be lost; 1 MB each.
 pub(crate) async fn with_segments() -> Result<(Site, LedgerLog)> {
@@ -252,7 +253,7 @@ async fn fault_63_limits_raised_after_the_backup_do_not_stop_recovery() -> Resul
 #[tokio::test]
 async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later() -> Result<()> {
     let Some(disk) = SmallDisk::new(400)? else {
-        return skipped("nobody may mount a file system on this machine");
+        return skip::not_allowed("nobody may mount a file system on this machine");
     };
     let site = Site::start(PgCluster::builder(VERSION), 16).await?;
     let agent = site.start_agent().await?;
@@ -267,7 +268,7 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     packs.delay(Some(Duration::from_secs(3)));
     let into = disk.inner_path().join("data");
     let Some(restore) = disk.inside(place.program()?.args(["run", "--into"]).arg(into)) else {
-        return skipped("users may have no namespaces on this machine");
+        return skip::not_allowed("users may have no namespaces on this machine");
     };
     let first = restore.start()?;
     // The directory is made when the check of free room is done; the disk is full before the first pack is there.
@@ -284,5 +285,64 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     packs.clear();
     restore.output().await?.expect_code(0)?;
     ensure!(data.join("global/pg_control").exists(), "it is not complete");
+    Ok(())
+}
+
+/// Configuration files of PostgreSQL, in the order in which they are named.
+const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+/// The port is only part of the socket's name: the server listens on no network.
+const PORT: u16 = 5432;
+
+/// The configuration lies outside the data directory, as on Debian: the backup cannot have it. The restore says which files
+/// are missing and leaves them to the operator, or writes minimal ones where it starts the server itself.
+#[tokio::test]
+async fn fault_72_configuration_outside_the_data_directory_is_named() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    // The running server has read them; a base backup finds the directory as it would be on Debian.
+    for name in CONFIGURATION {
+        std::fs::rename(site.primary.data_dir().join(name), site.primary.dir().join(name))?;
+    }
+    let agent = site.start_agent().await?;
+    site.primary.sql("CREATE TABLE t AS SELECT 7 AS i").await?;
+    site.backup().await?;
+    site.all_durable().await?;
+    leave(agent).await?;
+    let place = from_region(&site, 0)?;
+
+    let said = place.run("left", &[]).await?;
+    let all = CONFIGURATION.join(", ");
+    answers(&said, 0, &[&all, "outside the data directory", "provide them"])?;
+    let left = place.data("left");
+    for name in CONFIGURATION {
+        ensure!(!left.join(name).exists(), "{name} was made up");
+    }
+    for name in CONFIGURATION {
+        let path = left.join(name);
+        std::fs::copy(site.primary.dir().join(name), &path)?;
+        process::RunAs::own(&path)?;
+    }
+    ensure!(recovers(&place, "left").await?.value("SELECT i FROM t").await? == "7");
+
+    let run = place
+        .program()?
+        .args(["run", "--start", "--port", &PORT.to_string(), "--into"]);
+    let run = run.arg(place.data("started")).arg("--socket-directory");
+    let run = run.arg(place.dir()).arg("--bin").arg(VERSION.bin()?);
+    let said = run.output().await?;
+    let started = PgCluster::attach(VERSION, &place.data("started"), place.dir(), PORT)?;
+    answers(&said, 0, &[&all, "minimal ones were written"])?;
+    let hba = started.data_dir().join("pg_hba.conf");
+    ensure!(
+        !std::fs::read_to_string(&hba)?.contains("trust"),
+        "anybody may log in"
+    );
+    // Nobody but the server's own account is let in; the original's file changes that.
+    std::fs::copy(site.primary.dir().join("pg_hba.conf"), &hba)?;
+    let pid = std::fs::read_to_string(started.data_dir().join("postmaster.pid"))?;
+    let pid = pid.lines().next().context("no process id")?.parse()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP)?;
+    let read = || async { started.value("SELECT i FROM t").await.ok() };
+    let seen = eventually("the restored server to let us in", PATIENCE, read).await?;
+    ensure!(seen == "7", "{seen}");
     Ok(())
 }

@@ -10,9 +10,9 @@ use highwater_tests::process;
 use highwater_tests::s3::Operation;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, config};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, Program, SmallDisk, Witness, clock};
+use highwater_tests::{Ledger, PgCluster, Program, SmallDisk, Witness, clock, skip};
 
-use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave, skipped};
+use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave};
 
 /// One store answers 200 with an error inside, the other one 409 to conditional writes: neither is success, and
 /// neither is "exists already".
@@ -48,7 +48,7 @@ async fn fault_34_fault_36_errors_in_disguise_are_neither_success_nor_rivals() -
 #[tokio::test]
 async fn fault_02_a_directory_on_a_full_disk_is_named_and_filled_when_there_is_room() -> Result<()> {
     let Some(disk) = SmallDisk::new(128)? else {
-        return skipped("nobody may mount a file system on this machine");
+        return skip::not_allowed("nobody may mount a file system on this machine");
     };
     let site = Site::start(PgCluster::builder(VERSION), 1).await?;
     let directory = format!(

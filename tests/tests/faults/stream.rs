@@ -8,8 +8,9 @@ use highwater_tests::ledger::{Expect, Pace};
 use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, PgVersion, Witness};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Witness};
 
+use crate::security::ask;
 use crate::support::{VERSION, both_hold, copy_holds, from_region, leave};
 
 /// Both regions hang, the load goes on, the agent dies: the copies of the regions at that moment hold all that was
@@ -71,15 +72,43 @@ async fn fault_01_the_reported_position_never_passes_frozen_regions_on_postgresq
     nothing_ahead_of_frozen_regions(PgVersion::V18).await
 }
 
+/// What `status` says, and what it ends with.
+async fn status(site: &Site) -> Result<(i32, serde_json::Value)> {
+    let program = site.agent()?.args(["--output", "json", "status"]);
+    let said = program.output().await?;
+    let document = serde_json::from_str(&said.stdout).with_context(|| said.said())?;
+    Ok((said.code, document))
+}
+
+/// Waits until `status` has no complaint.
+async fn status_is_content(site: &Site) -> Result<()> {
+    let content = || async { (status(site).await.ok()?.0 == 0).then_some(()) };
+    eventually(
+        "`status` to say that the recovery point is kept",
+        PATIENCE,
+        content,
+    )
+    .await
+}
+
 /// One region refuses every connection for a while under the policy `all`.
 #[tokio::test]
 async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_filled() -> Result<()> {
     let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let toml = site
+        .config()
+        .replacen("listen = \"off\"", &format!("listen = \"127.0.0.1:{port}\""), 1);
+    let program = Program::agent()?.config(&toml)?;
     let witness = Witness::of(&site, Rules::all());
-    let agent = site.start_agent().await?;
+    let mut agent = program.clone().arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
     site.backup().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(40).await?;
+    status_is_content(&site).await?;
     site.regions[1].faults().refuse(true);
     ledger.grow(100).await?;
     site.primary.sql("SELECT pg_switch_wal()").await?;
@@ -90,27 +119,38 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
         site.tap.highest_flush() <= site.stored_ends()[1],
         "the policy was loosened"
     );
-    let status = site
-        .agent()?
-        .args(["--output", "json", "status"])
-        .output()
-        .await?;
-    let document: serde_json::Value = serde_json::from_str(&status.stdout).with_context(|| status.said())?;
+    let (code, document) = status(&site).await?;
+    let reasons = document["breached"].as_array().map_or(0, Vec::len);
+    ensure!(code == 1 && reasons > 0, "exit code {code}: {document:#}");
+    let told = program.args(["--output", "json", "status"]).output().await?;
+    let document: serde_json::Value = serde_json::from_str(&told.stdout).with_context(|| told.said())?;
     let away = &document["regions"][1];
     ensure!(
         away["name"] == REGIONS[1] && away["error"].is_string(),
         "{document:#}"
     );
-    let lag = document["lag_bytes"].as_u64();
+    // What cannot be read is not guessed at; the agent knows what it has reported.
     ensure!(
-        lag.is_none_or(|lag| lag > 0),
+        document["durable"].is_null() && document["agent"]["lag_seconds"].as_f64() > Some(0.0),
         "no lag while a region of the policy is away: {document:#}"
     );
+    let page = ask(port, "GET", "/metrics").await?;
+    for series in [
+        "highwater_lag_bytes ".to_owned(),
+        format!("highwater_region_lag_bytes{{region=\"{}\"}} ", REGIONS[1]),
+    ] {
+        let lag = page.lines().find_map(|line| line.strip_prefix(series.as_str()));
+        ensure!(
+            lag.is_some_and(|lag| lag.parse().is_ok_and(|lag: u64| lag > 0)),
+            "{series}is {lag:?} while a region of the policy is away"
+        );
+    }
 
     site.regions[1].faults().refuse(false);
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
+    status_is_content(&site).await?;
     witness.satisfied()?;
     leave(agent).await?;
     log.check(
@@ -151,7 +191,8 @@ async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
         (answered as u128) < took.as_millis() / 20 + 50,
         "{answered} answers to {asked} questions in {took:?}"
     );
-    ensure!(cpu < took, "{cpu:?} of processor time in {took:?}");
+    // Ten times what it takes, and what a loaded machine does not add to: time on the processor, not time that passes.
+    ensure!(cpu < took / 4, "{cpu:?} of processor time in {took:?}");
     site.regions.iter().for_each(|region| region.faults().thaw());
     Ok(())
 }
@@ -248,10 +289,7 @@ async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_o
         .config()
         .replace(site.regions[1].secret_key(), &denied.secret_key);
     let toml = toml.replace(site.regions[1].access_key(), &denied.access_key);
-    let mut agent = highwater_tests::Program::agent()?
-        .config(&toml)?
-        .arg("run")
-        .start()?;
+    let mut agent = Program::agent()?.config(&toml)?.arg("run").start()?;
     agent.says("AccessDenied", PATIENCE).await?;
     Ok(())
 }
@@ -283,7 +321,7 @@ async fn fault_29_an_accidental_synchronous_standby_is_named_and_commits_return(
     Ok(())
 }
 
-/// The load is paced, so that the agent's own pace decides: no feedback is lost in a hundred reconnects.
+/// Five times under load: each time the agent streams again from where it was, and nothing that was reported is lost.
 #[tokio::test]
 async fn fault_25_a_walsender_that_is_terminated_again_and_again_costs_nothing() -> Result<()> {
     let site = Site::start(PgCluster::builder(VERSION), 16).await?;

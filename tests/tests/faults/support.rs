@@ -95,13 +95,3 @@ pub(crate) fn backups(site: &Site, index: usize) -> Vec<String> {
     let id = |key: &String| Some(key.strip_suffix("/backup.json")?.rsplit('/').next()?.to_owned());
     keys.iter().filter_map(id).collect()
 }
-
-#[expect(
-    clippy::print_stderr,
-    clippy::unnecessary_wraps,
-    reason = "a test that could not run must not look like one that did"
-)]
-pub(crate) fn skipped(why: &str) -> Result<()> {
-    eprintln!("SKIPPED: {why}");
-    Ok(())
-}

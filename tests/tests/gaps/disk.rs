@@ -8,21 +8,14 @@ use highwater_tests::ledger::Expect;
 use highwater_tests::postgres::PgBuilder;
 use highwater_tests::program::Running;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgVersion, SmallDisk, lsn};
+use highwater_tests::{Ledger, PgVersion, SmallDisk, lsn, skip};
 
 use crate::support::{Agent, Loss, SLOW, backed_up, now, one_gap, restores_around, stop_taking, take_again};
 
 const MIB: u64 = 1 << 20;
 
-#[expect(
-    clippy::print_stderr,
-    clippy::unnecessary_wraps,
-    reason = "a test that could not run must not look like one that did"
-)]
-fn skipped() -> Result<()> {
-    eprintln!("SKIPPED: nobody may mount a file system on this machine");
-    Ok(())
-}
+/// Why a test of this module may be skipped.
+const NO_DISK: &str = "nobody may mount a file system on this machine";
 
 /// A server whose `pg_wal` is on the disk.
 fn on(disk: &SmallDisk) -> PgBuilder {
@@ -72,7 +65,7 @@ async fn seconds_until_full(agent: &Agent) -> Option<u64> {
 #[tokio::test]
 async fn fault_03_a_disk_that_fills_is_given_up_in_time_and_the_server_goes_on() -> Result<()> {
     let Some(disk) = SmallDisk::new(160)? else {
-        return skipped();
+        return skip::not_allowed(NO_DISK);
     };
     let mut site = Site::start(on(&disk), 1).await?;
     site.settings += &format!(
@@ -149,7 +142,7 @@ async fn restart(site: &Site) -> Result<u64> {
 async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() -> Result<()> {
     const SIZE: u32 = 96;
     let Some(disk) = SmallDisk::new(SIZE)? else {
-        return skipped();
+        return skip::not_allowed(NO_DISK);
     };
     let mut site = Site::start(on(&disk), 1).await?;
     site.settings += &format!(

@@ -101,6 +101,8 @@ impl Agent {
             instance: format!("{:016x}", self.names.next()),
             host: "simulated".into(),
             pid: 1,
+            // What had this number before has ended.
+            machine: Some("simulated".into()),
         };
         let surroundings = Surroundings {
             clock: self.clock.clone(),

@@ -341,8 +341,8 @@ proptest! {
 
     #[test]
     fn a_writer_is_read_back(epoch in 1..=u64::MAX, instance in ".+", host in ".*", pid in any::<u32>(), tli in any_timeline(), at in any_time(),
-        begins in proptest::option::of(any::<u64>().prop_map(Lsn))) {
-        let writer = Writer { epoch, instance, host, pid, timeline: tli, claimed_at: at, begins };
+        begins in proptest::option::of(any::<u64>().prop_map(Lsn)), machine in proptest::option::of(".*")) {
+        let writer = Writer { epoch, instance, host, pid, timeline: tli, claimed_at: at, begins, machine };
         prop_assert_eq!(decode::<Writer>(&encode(&writer).unwrap()).unwrap(), writer);
     }
 

@@ -162,6 +162,7 @@ pub(crate) fn writer() -> Writer {
         timeline: timeline(1),
         claimed_at: time("2026-11-20T14:00:00Z"),
         begins: None,
+        machine: None,
     }
 }
 

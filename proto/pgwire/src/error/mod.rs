@@ -247,6 +247,11 @@ impl PgError {
         self.has_state("53300")
     }
 
+    /// The server's `max_wal_senders`, where it refuses one more walsender (53300) and says so: 0 where they are switched off.
+    pub fn walsender_limit(&self) -> Option<u32> {
+        self.server().and_then(ServerError::walsender_limit)
+    }
+
     /// The replication slot does not exist (42704).
     pub fn is_slot_missing(&self) -> bool {
         self.has_state("42704")

@@ -130,7 +130,7 @@ impl ServerError {
                 "give the role REPLICATION, and pg_hba.conf a line for it: for streaming its database \
                  column must say replication"
             }
-            "53300" => "raise max_wal_senders or max_connections, or end connections that are not needed",
+            "53300" => self.room(),
             "42704" if self.request.contains("SLOT") => "create the slot, or correct its name",
             "55006" => "stop the other receiver of this slot, or wait for wal_sender_timeout to end it",
             "58P01" if self.request.starts_with("START_REPLICATION") => {
@@ -151,6 +151,30 @@ impl ServerError {
             _ => return None,
         };
         Some(text)
+    }
+
+    /// What to do about 53300. The limit 0 is no crowd: with `wal_level = minimal` PostgreSQL starts with no other.
+    fn room(&self) -> &'static str {
+        match self.walsender_limit() {
+            Some(0) => {
+                "walsenders are switched off on this server: set max_wal_senders = 10, and wal_level = replica where that is \
+                 minimal (otherwise it does not start), and restart it"
+            }
+            Some(_) => {
+                "every walsender is taken: end one that is not needed, or raise max_wal_senders and restart PostgreSQL"
+            }
+            None => {
+                "end connections that are not needed, or raise what limits them: max_connections, or the connection limit of \
+                 the role or the database"
+            }
+        }
+    }
+
+    /// "number of requested standby connections exceeds max_wal_senders (currently 10)", in any language: the limit. What
+    /// else is full says 53300 too, and does not name this setting in front of a number.
+    pub(super) fn walsender_limit(&self) -> Option<u32> {
+        let named = self.code == "53300" && self.message.contains("max_wal_senders");
+        named.then(|| self.last_number()).flatten()
     }
 
     /// 55000 is "not in the state that it has to be in" of anything: `wal_level`, a server that recovers, a sequence.

@@ -90,6 +90,59 @@ fn busy_slot_names_its_holder_and_not_a_number_in_the_slot_name() {
     assert_eq!(silent.slot_busy_pid(), None);
 }
 
+/// In the words of PostgreSQL 14 to 16, of 17 and 18, and of translations.
+#[test]
+fn the_limit_of_walsenders_is_read_in_any_language() {
+    let refused = |message: &str| server("connecting to x", "53300", message, "");
+    for (message, limit, advice) in [
+        (
+            "number of requested standby connections exceeds max_wal_senders (currently 0)",
+            0,
+            "wal_level = replica",
+        ),
+        (
+            "number of requested standby connections exceeds \"max_wal_senders\" (currently 10)",
+            10,
+            "every walsender is taken",
+        ),
+        (
+            "число запрошенных подключений резервных серверов превышает \"max_wal_senders\" (сейчас: 0)",
+            0,
+            "max_wal_senders = 10",
+        ),
+        (
+            "所要求的备用服务器连接数超过了参数max_wal_senders的值(当前设置为0)",
+            0,
+            "switched off",
+        ),
+        (
+            "대기 서버 연결 수가 max_wal_senders 설정값(현재 7)을 초과했습니다",
+            7,
+            "every walsender is taken",
+        ),
+    ] {
+        let error = refused(message);
+        assert_eq!(error.walsender_limit(), Some(limit), "{message}");
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+    for message in [
+        "sorry, too many clients already",
+        "too many connections for role \"max_wal_senders 0\"",
+    ] {
+        let error = refused(message);
+        assert_eq!(error.walsender_limit(), None, "{message}");
+        let text = error.to_string();
+        assert!(
+            text.contains("max_connections") && !text.contains("= 10"),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        server(START, "XX000", "max_wal_senders 0", "").walsender_limit(),
+        None
+    );
+}
+
 #[test]
 fn missing_history_file_is_not_a_removed_segment() {
     assert!(

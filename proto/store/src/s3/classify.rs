@@ -11,6 +11,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::{RequestId, RequestIdExt};
+use rustls::CertificateError;
 
 use crate::{ErrorKind, Operation, StoreError};
 
@@ -195,6 +196,19 @@ pub(super) fn by_code(status: u16, code: Option<&str>) -> (ErrorKind, Option<&'s
     }
 }
 
+/// Why a server is not believed to be itself.
+fn certificate(fault: &CertificateError) -> Verdict {
+    use CertificateError::{NotValidForName, NotValidForNameContext};
+    let next = match fault {
+        NotValidForName | NotValidForNameContext { .. } => {
+            "name the endpoint as its certificate does, or have it certified for the name that is used"
+        }
+        _ => "set ca_file to the authority that signed it, or renew it",
+    };
+    let what = format!("the server's certificate is not accepted: {fault}");
+    (ErrorKind::Operator, what, Some(next.to_owned()))
+}
+
 fn unanswered<E>(error: &SdkError<E, HttpResponse>) -> Verdict
 where
     E: Error + Send + Sync + 'static,
@@ -204,11 +218,7 @@ where
             return credentials(error);
         }
         if let Some(rustls::Error::InvalidCertificate(fault)) = cause.downcast_ref() {
-            return (
-                ErrorKind::Operator,
-                format!("the server's certificate is not accepted: {fault:?}"),
-                Some("set ca_file to the authority that signed it, or renew it".to_owned()),
-            );
+            return certificate(fault);
         }
     }
     let text = chain(error);
@@ -329,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_bad_certificate_is_found_inside_io_errors() {
-        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let tls = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let io = io::Error::new(io::ErrorKind::InvalidData, tls);
         let found = causes(&io).any(|cause| cause.downcast_ref::<rustls::Error>().is_some());
         assert!(found);
