@@ -8,6 +8,7 @@ mod damage;
 mod lost;
 mod odd;
 mod packs;
+mod straddle;
 
 use highwater_config::Exit;
 use highwater_format::{History, Kind, Lsn, LsnRange, TimelineId};
@@ -19,7 +20,7 @@ use crate::{
     list, locate,
     plan::{Plan, Reason},
     regions::Access,
-    target::{Request, Target},
+    target::{Action, Request, Target},
     verify,
 };
 
@@ -366,6 +367,24 @@ async fn a_lost_history_file_is_noticed() {
         error.to_string().contains("history file of timeline 2"),
         "{error}"
     );
+    // Nor can a server be promoted from the first one: it would ask for that file to find a free number.
+    let first = |target, action| Request {
+        timeline: Some(TimelineId::FIRST),
+        action,
+        ..Request::to(target)
+    };
+    for target in [Target::Latest, Target::Immediate, Target::Lsn(Lsn(0x71_6E78))] {
+        let error = archive.plan(&first(target, Action::Promote)).await.unwrap_err();
+        assert_eq!(error.exit(), Exit::Damage, "{error}");
+        assert!(
+            error.to_string().contains("history file of timeline 2"),
+            "{error}"
+        );
+    }
+    for action in [Action::Pause, Action::Shutdown] {
+        let look = first(Target::Lsn(Lsn(0x71_6E78)), action);
+        assert!(archive.plan(&look).await.is_ok());
+    }
     let found = verify::verify(&archive.catalog().await, &archive.regions(), 4).await;
     assert_eq!(found.exit(), Exit::No);
     assert_eq!(

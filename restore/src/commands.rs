@@ -37,25 +37,27 @@ const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG", "HIGHWATER_LOG_FORMAT"];
 #[must_use]
 pub fn main() -> ExitCode {
     // Before anything else, because not even a misspelt flag may look like the end of the archive to PostgreSQL.
-    let for_postgres = std::env::args_os()
-        .skip(1)
-        .any(|arg| arg == "wal-fetch" || arg == "wal-prefetch");
+    let is = |name: &str| std::env::args_os().skip(1).any(|arg| arg == name);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            let code = u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code());
-            return ExitCode::from(if for_postgres && error.use_stderr() {
-                STOP_RECOVERY
-            } else {
-                code
+            return ExitCode::from(match u8::try_from(error.exit_code()) {
+                Ok(code) if !error.use_stderr() => code,
+                _ if is("wal-fetch") => STOP_RECOVERY,
+                _ if is(walfeed::prefetch::COMMAND) => Exit::Done.code(),
+                code => code.unwrap_or(Exit::Usage.code()),
             });
         }
     };
     log_to_stderr();
     match &cli.command {
         Command::WalFetch(args) => for_recovery(|| fetch(args)),
-        Command::WalPrefetch(args) => for_recovery(|| walfeed::prefetch(&args.plan, &args.after)),
+        Command::WalPrefetch(args) => {
+            // 0 whatever happened: see there.
+            let _ = catch_unwind(|| walfeed::prefetch(&args.plan, &args.after));
+            Exit::Done.into()
+        }
         Command::RunAs(args) => {
             say(&format!(
                 "cannot start the server: {}",

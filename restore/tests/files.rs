@@ -295,6 +295,109 @@ async fn a_restore_over_a_link_starts_over_in_its_own_tablespace() {
     drop(datadir.begin().unwrap());
 }
 
+/// A location that is a link is followed before anything is compared or written.
+#[tokio::test]
+async fn fault_60_a_tablespace_behind_a_link_goes_where_the_link_leads() {
+    let a = memory("a");
+    let (backup, sources, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (into, real, link) = (
+        dir.path().join("data"),
+        dir.path().join("real"),
+        dir.path().join("link"),
+    );
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let error = prepare_with(&into, &link, &backup, &manifest).unwrap_err();
+    assert!(matches!(error, DataDirError::Unusable { .. }), "{error}");
+    fs::create_dir(&real).unwrap();
+    fs::write(real.join("occupied"), "").unwrap();
+    let error = prepare_with(&into, &link, &backup, &manifest).unwrap_err();
+    assert!(matches!(error, DataDirError::NotEmpty { .. }), "{error}");
+    fs::remove_file(real.join("occupied")).unwrap();
+    let datadir = prepare_with(&into, &link, &backup, &manifest).unwrap();
+    let _locks = datadir.begin().unwrap();
+    fill(&sources, &backup, &datadir, manifest).await.unwrap();
+    datadir.finish().unwrap();
+    assert_eq!(
+        fs::read(real.join("PG_15_202209061/5/77")).unwrap(),
+        b"in the tablespace"
+    );
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(!real.join("highwater.restore").exists());
+    // The server knows it by the name that was given, as the original did.
+    assert_eq!(fs::read_link(into.join("pg_tblspc/16384")).unwrap(), link);
+    let map = fs::read_to_string(into.join("tablespace_map")).unwrap();
+    assert_eq!(map, format!("16384 {}\n", link.display()));
+}
+
+#[tokio::test]
+async fn a_tablespace_is_not_put_into_the_data_directory_by_way_of_a_link() {
+    let a = memory("a");
+    let (backup, _, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    for (into, space) in [
+        (real.join("data"), link.join("data/space")),
+        (link.join("data"), link.join("data/space")),
+        (real.join("data/in"), link.join("data")),
+    ] {
+        let error = prepare_with(&into, &space, &backup, &manifest).unwrap_err();
+        assert!(error.to_string().contains("overlaps"), "{error}");
+    }
+    assert_eq!(fs::read_dir(&real).unwrap().count(), 0);
+}
+
+/// Killed after the tablespaces' marks were removed and before the data directory's.
+#[tokio::test]
+async fn fault_61_a_restore_that_lost_some_of_its_marks_starts_over() {
+    let a = memory("a");
+    let (backup, sources, manifest) = with_tablespace(&a).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (into, space) = (dir.path().join("data"), dir.path().join("space"));
+    let prepared = || prepare_with(&into, &space, &backup, &manifest);
+    let mark = into.join("highwater.restore");
+    let finished = async || {
+        let datadir = prepared().unwrap();
+        let _locks = datadir.begin().unwrap();
+        let begun = fs::read_to_string(&mark).unwrap();
+        fill(&sources, &backup, &datadir, manifest.clone()).await.unwrap();
+        datadir.finish().unwrap();
+        let control = fs::read(into.join("global/pg_control")).unwrap();
+        let crc = format!("\"{:08x}\"", crc32fast::hash(&control));
+        let last = begun.replace("\"control_crc32\": null", &format!("\"control_crc32\": {crc}"));
+        assert_ne!(begun, last);
+        fs::write(&mark, &last).unwrap();
+        (begun, last)
+    };
+    finished().await;
+    fs::write(space.join("PG_15_202209061/5/78"), "of the first").unwrap();
+    let (begun, last) = finished().await;
+    let left = space.join("PG_15_202209061/5/77");
+    assert!(left.exists() && !space.join("PG_15_202209061/5/78").exists());
+    // Not by a mark that does not prove it, and not with what no restore writes there.
+    let refused = || {
+        matches!(
+            prepared().unwrap_err(),
+            DataDirError::NotEmpty { .. } | DataDirError::Started { .. }
+        )
+    };
+    fs::write(&mark, begun).unwrap();
+    assert!(refused());
+    fs::write(&mark, last.replace(space.to_str().unwrap(), "/srv/elsewhere")).unwrap();
+    assert!(refused());
+    fs::write(&mark, &last).unwrap();
+    fs::write(space.join("notes.txt"), "somebody's").unwrap();
+    assert!(refused());
+    fs::remove_file(space.join("notes.txt")).unwrap();
+    // Killed again while it is cleared: the control file is the first to go, and the tablespace is known by its own mark.
+    drop(prepared().unwrap().begin().unwrap());
+    assert!(!left.exists());
+    finished().await;
+    assert!(left.exists());
+}
+
 #[tokio::test]
 async fn a_file_that_is_longer_than_its_content_is_cut() {
     let a = memory("a");

@@ -20,7 +20,7 @@ use highwater_restore::clock::Clock;
 use highwater_restore::recovery::facts::{Facts, TimelineFacts};
 use highwater_restore::walfeed::feed::{Answer, Feed, Region};
 use highwater_restore::walfeed::{self, answer};
-use highwater_store::{ErrorKind, Fault, FaultyStore, Rule, Store};
+use highwater_store::{ErrorKind, Fault, FaultyStore, Operation, Rule, Store};
 use support::*;
 use tokio::time::Instant;
 
@@ -447,4 +447,101 @@ fn fault_50_every_other_trouble_ends_above_125() {
     let reply = walfeed::fetch(&plan, "00000002.history", &to);
     assert_eq!(reply.code, 255, "a region that is not there: {reply:?}");
     assert!(!to.exists());
+}
+
+/// The `wal-fetch` of a killed server still runs when the new server's asks for the same path: each is slow in turn.
+#[tokio::test(start_paused = true)]
+async fn two_calls_for_one_path_give_what_they_wrote_themselves() {
+    let (a, b) = (memory("a"), memory("b"));
+    put_segment(&[&a, &b], segment(3)).await;
+    put_segment(&[&a, &b], segment(4)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("RECOVERYXLOG");
+    let call = |store: &Memory, number: u64, seconds: u64| {
+        let gate = Arc::new(FaultyStore::new(shared(store)));
+        gate.inject(Rule::once(Fault::Delay(Duration::from_secs(seconds))));
+        let feed = Feed::over(
+            facts(&[("a", true)], Some(10 * SIZE)),
+            vec![region("a", true, Ok(gate.clone()))],
+        );
+        let to = to.clone();
+        let asked = tokio::spawn(async move { feed.segment(segment(number), &to).await });
+        (gate, asked)
+    };
+    // The clock stands still while this looks, so neither has got anything yet.
+    let asking = async |gate: &FaultyStore| {
+        while gate.calls(Operation::Get) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (gate, first) = call(&a, 3, 10);
+    asking(&gate).await;
+    let (gate, second) = call(&b, 4, 20);
+    asking(&gate).await;
+    for (asked, number) in [(first, 3), (second, 4)] {
+        assert_eq!(asked.await.unwrap(), Answer::Done, "segment {number}");
+        let given = fs::read(&to).unwrap();
+        assert!(
+            given == wal(segment(number).range(size())),
+            "not segment {number}"
+        );
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// What killed calls left is removed by the next, under the name of today and that of earlier versions; what a call that
+/// lives is writing is not.
+#[tokio::test]
+async fn what_a_killed_call_left_is_removed_and_nothing_else() {
+    let a = memory("a");
+    put_segment(&[&a], segment(3)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for name in [
+        "RECOVERYXLOG.highwater",
+        "RECOVERYXLOG.highwater-77-0",
+        "RECOVERYXLOG.highwater-77-1",
+        "RECOVERYHISTORY",
+    ] {
+        fs::write(at(name), "left").unwrap();
+    }
+    let alive = fs::File::open(at("RECOVERYXLOG.highwater-77-1")).unwrap();
+    alive.lock().unwrap();
+    let feed = Feed::over(
+        facts(&[("a", true)], Some(10 * SIZE)),
+        vec![region("a", true, Ok(shared(&a)))],
+    );
+    assert_eq!(feed.segment(segment(3), &at("RECOVERYXLOG")).await, Answer::Done);
+    let mut left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(
+        left,
+        ["RECOVERYHISTORY", "RECOVERYXLOG", "RECOVERYXLOG.highwater-77-1"]
+    );
+}
+
+/// In a container PostgreSQL inherits it as process 1, and takes other codes of an unknown child for a crash of its own.
+#[test]
+fn a_prefetcher_that_cannot_work_ends_with_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("highwater-recovery.json");
+    let prefetch = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_highwater-restore"));
+        let ended = command.arg("wal-prefetch").args(arguments).output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {ended:?}");
+    };
+    let plan_text = plan.to_str().unwrap();
+    let three = name(3);
+    let after = ["--plan", plan_text, "--after", &three];
+    prefetch(&after);
+    let facts = facts(&[("a", true)], Some(10 * SIZE));
+    fs::write(&plan, serde_json::to_vec(&facts).unwrap()).unwrap();
+    // A file where the spool would be: not even root can write into it.
+    fs::write(dir.path().join("highwater-prefetch"), "in the way").unwrap();
+    prefetch(&after);
+    prefetch(&["--plan", plan_text, "--after", "rubbish"]);
+    prefetch(&["--of-another-version"]);
 }

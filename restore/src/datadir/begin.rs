@@ -36,9 +36,13 @@ impl DataDir {
         let mut dirty = Vec::new();
         for directory in self.directories().skip(1) {
             locks.push(self.take(directory)?);
-            if look_outside(directory, root, system_id)?.is_some() {
+            if look_outside(directory, root, system_id, leftover.as_ref())?.is_some() {
                 dirty.push(directory);
             }
+        }
+        // One that lost its mark in the end of a restore is known by the control file only, which goes now.
+        for directory in &dirty {
+            self.marker.write(directory)?;
         }
         // The data directory first: with its control file gone, no half-cleared restore can be started.
         if let Some(leftover) = leftover {
@@ -100,13 +104,22 @@ pub(super) fn look(directory: &Path, system_id: &str) -> Result<Option<Marker>, 
     Ok(Some(found))
 }
 
-/// Looks at a tablespace's directory; a leftover must not belong to another restore that still counts.
+/// Looks at a tablespace's directory; a leftover must not belong to another restore that still counts. `leftover` is what
+/// `root` holds.
 pub(super) fn look_outside(
     directory: &Path,
     root: &Path,
     system_id: &str,
+    leftover: Option<&Marker>,
 ) -> Result<Option<Marker>, DataDirError> {
-    let found = look(directory, system_id)?;
+    let found = match look(directory, system_id) {
+        Err(DataDirError::NotEmpty { .. })
+            if leftover.is_some_and(|mark| lost_its_mark(directory, root, mark)) =>
+        {
+            return Ok(leftover.cloned());
+        }
+        other => other?,
+    };
     let home = found.as_ref().and_then(|mark| mark.root.as_deref());
     let Some(home) = home.filter(|home| !same(home, root)) else {
         return Ok(found);
@@ -119,6 +132,32 @@ pub(super) fn look_outside(
             problem,
         }),
     }
+}
+
+/// Whether a tablespace without a mark belongs to the restore that `mark` in `root` tells of: [`DataDir::finish`] removes the
+/// marks last and those of tablespaces first. It had put the control file in place by then, nobody has started a server on
+/// it since (or `root` would have been refused), its link leads here, and here is nothing that it did not write.
+fn lost_its_mark(directory: &Path, root: &Path, mark: &Marker) -> bool {
+    let finished = mark.control_crc32.is_some() && root.join(CONTROL).exists();
+    let listed = mark.tablespaces.iter().any(|listed| same(listed, directory));
+    finished && listed && is_linked(directory, root) && holds_versions_only(directory)
+}
+
+fn is_linked(directory: &Path, root: &Path) -> bool {
+    let Ok(links) = fs::read_dir(root.join("pg_tblspc")) else {
+        return false;
+    };
+    links.flatten().any(|link| same(&link.path(), directory))
+}
+
+/// A server writes into a tablespace only in a directory of its version, as in `PG_15_202209061`.
+fn holds_versions_only(directory: &Path) -> bool {
+    let is_version = |entry: &fs::DirEntry| {
+        entry.file_name().to_string_lossy().starts_with("PG_")
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    };
+    fs::read_dir(directory)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| is_version(&entry))))
 }
 
 /// Whether two paths name one directory; links may have been made or followed in between.

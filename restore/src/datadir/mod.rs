@@ -105,7 +105,7 @@ impl DataDir {
         let owner = Owner::decide(&root, request.owner)?;
         let tablespaces = Tablespaces::place(&root, &request.backup.tablespaces, request.tablespaces)?;
         for placed in tablespaces.outside() {
-            begin::look_outside(&placed.directory, &root, &system_id)?;
+            begin::look_outside(&placed.directory, &root, &system_id, leftover.as_ref())?;
         }
         let marker = Marker::new(
             request.backup.id.to_string(),
@@ -129,7 +129,7 @@ impl DataDir {
         this.refuse_incomplete(&manifest.entries)?;
         for placed in this.paths.tablespaces().outside() {
             let link = this.paths.root().join("pg_tblspc").join(placed.oid.to_string());
-            this.tree.add_link(link, placed.directory.clone());
+            this.tree.add_link(link, placed.named.clone());
         }
         for entry in manifest.entries {
             this.add(entry)?;

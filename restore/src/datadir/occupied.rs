@@ -29,6 +29,12 @@ pub enum Found {
 pub fn look(directory: &Path) -> Result<Found, DataDirError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(directory).is_ok() => {
+            return Err(DataDirError::Unusable {
+                path: directory.to_owned(),
+                problem: "it is a link that leads to nothing; make the directory that it names".to_owned(),
+            });
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Empty),
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
             let problem = "it is not a directory; name an empty or a new one".to_owned();

@@ -138,6 +138,7 @@ mod tests {
             oid,
             original: "/was/here".to_owned(),
             directory: PathBuf::from(directory),
+            named: PathBuf::from(directory),
             in_place,
         };
         let spaces = Tablespaces::from_iter([

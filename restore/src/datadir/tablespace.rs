@@ -43,8 +43,10 @@ pub struct Placed {
     pub oid: u32,
     /// Where it was on the server the backup was taken from.
     pub original: String,
-    /// Where it is restored to; absolute.
+    /// Where it is restored to; absolute, and without links on the way.
     pub directory: PathBuf,
+    /// The same as it was asked for, by which the server will know it.
+    pub named: PathBuf,
     /// Inside the data directory (`allow_in_place_tablespaces`): a plain directory, no link.
     pub in_place: bool,
 }
@@ -119,7 +121,7 @@ impl Tablespaces {
         for placed in self.outside() {
             text.push_str(&placed.oid.to_string());
             text.push(' ');
-            for c in placed.directory.to_string_lossy().chars() {
+            for c in placed.named.to_string_lossy().chars() {
                 if matches!(c, '\n' | '\r' | '\\') {
                     text.push('\\');
                 }
@@ -161,10 +163,13 @@ fn place_one(root: &Path, space: &Tablespace, remaps: &[Remap]) -> Result<Placed
         None => PathBuf::from(&space.location),
     };
     check_location(space, &directory)?;
+    // As the data directory's: a link that stands for a tablespace is followed once, here, so that what is compared is
+    // where files will lie.
     Ok(Placed {
         oid: space.oid,
         original: space.location.clone(),
-        directory,
+        named: directory.clone(),
+        directory: super::resolved(&directory)?,
         in_place,
     })
 }

@@ -89,8 +89,8 @@ impl Locator<'_> {
                 continue;
             }
             let last_before = match kept {
-                Some(mark) => Some(mark),
-                None => self.last_commit_before(path, begin).await?,
+                None if begin > 0 => self.last_commit_up_to(path, place, stops).await?,
+                kept => kept,
             };
             return Ok((last_before, left));
         }
@@ -121,28 +121,41 @@ impl Locator<'_> {
         Ok((kept.map(|seen| seen.mark()), left.map(|seen| seen.mark())))
     }
 
-    /// The last transaction end in the objects before `end`.
-    async fn last_commit_before(&self, path: &Path, end: usize) -> Result<Option<Mark>, Unanswered> {
-        for index in (0..end).rev() {
+    /// The last transaction end before the first that stops, in the objects up to the one at `place`. Also in those that
+    /// were scanned: a scan that begins with a segment does not see what began in the one before it, and a transaction end
+    /// counts where it ends.
+    async fn last_commit_up_to(
+        &self,
+        path: &Path,
+        place: usize,
+        stops: &impl Fn(Time) -> bool,
+    ) -> Result<Option<Mark>, Unanswered> {
+        for index in (0..=place).rev() {
             let Some(source) = path.sources.get(index) else {
                 continue;
             };
             if self.header(source).await?.last_commit.is_none() {
                 continue;
             }
-            let mut last: Option<Seen> = None;
-            let until = source.used.end;
-            self.scan(path, index.saturating_sub(1), until, |seen| {
-                if matches!(seen.event, WalEvent::Commit { .. }) {
-                    last = Some(seen);
-                }
-                Flow::Continue
-            })
-            .await?;
-            if let Some(seen) = last {
-                return Ok(Some(seen.mark()));
+            let (begin, until) = (segment_before(path, index), source.used.end);
+            let (found, _) = self.scan_commits(path, begin, until, stops).await?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
+}
+
+/// The object from which on a scan sees every record that ends in the object `index`: the last one of the segment before.
+fn segment_before(path: &Path, index: usize) -> usize {
+    let Some(source) = path.sources.get(index) else {
+        return 0;
+    };
+    let segment = path.chain.segment_size.segment_start(source.used.start);
+    let before = path
+        .sources
+        .iter()
+        .rposition(|source| source.used.start < segment);
+    before.unwrap_or(0)
 }

@@ -9,7 +9,7 @@ use highwater_format::{Lsn, Time, TimelineId};
 
 use crate::{
     catalog::{BrokenChain, Catalog},
-    target::{Request, Target},
+    target::{Action, Request, Target},
 };
 
 use super::{
@@ -71,13 +71,19 @@ impl Planner<'_> {
         self.refuse_newer_format()?;
         let line = self.line()?;
         let bases = self.bases(&line)?;
+        let plan = self.to_target(&line, &bases)?;
+        self.refuse_unnamed_successor(plan.timeline)?;
+        Ok(plan)
+    }
+
+    fn to_target(&self, line: &Line, bases: &[&Base]) -> Result<Plan, Halt> {
         match &self.request.target {
-            Target::Latest => self.latest(&line, &bases),
-            Target::Immediate => self.immediate(&line, &bases),
-            Target::Lsn(lsn) => self.lsn(&line, &bases, *lsn),
-            Target::Time(time) => self.time(&line, &bases, *time),
-            Target::Xid(xid) => self.search(&line, &bases, |span| Question::Xid { span, xid: *xid }),
-            Target::Name(name) => self.search(&line, &bases, |span| Question::Name {
+            Target::Latest => self.latest(line, bases),
+            Target::Immediate => self.immediate(line, bases),
+            Target::Lsn(lsn) => self.lsn(line, bases, *lsn),
+            Target::Time(time) => self.time(line, bases, *time),
+            Target::Xid(xid) => self.search(line, bases, |span| Question::Xid { span, xid: *xid }),
+            Target::Name(name) => self.search(line, bases, |span| Question::Name {
                 span,
                 name: name.clone(),
             }),
@@ -117,6 +123,24 @@ impl Planner<'_> {
             }
         }
         Ok(line)
+    }
+
+    /// PostgreSQL promotes to the first free number behind the target's timeline, and asks for one history file after
+    /// the other to find it (`findNewestTimeLine`). A timeline that is there but has lost its history is no free number,
+    /// and its file cannot be had: the server would end when all is replayed, however often it is started.
+    fn refuse_unnamed_successor(&self, timeline: TimelineId) -> Result<(), Halt> {
+        if self.request.action != Action::Promote {
+            return Ok(());
+        }
+        let known = self.catalog.timelines();
+        let next = |timeline: &TimelineId| TimelineId::new(timeline.get().checked_add(1)?);
+        let taken = std::iter::successors(next(&timeline), next).take_while(|number| known.contains(number));
+        for successor in taken {
+            if self.catalog.history(successor).is_none() {
+                return Err(say::unnamed_successor(self.catalog, timeline, successor).into());
+            }
+        }
+        Ok(())
     }
 
     fn broken_history(&self, timeline: TimelineId, broken: &BrokenChain) -> Refusal {

@@ -8,7 +8,7 @@ use super::{
     Plan, Reason,
     model::{Branch, Model, SEGMENT, SLOT, lsn, time, tli},
 };
-use crate::target::{Request, Target};
+use crate::target::{Action, Request, Target};
 
 /// One timeline of 40 slots with a commit in every third, and a backup from 4 to 6.
 fn simple() -> Model {
@@ -331,13 +331,24 @@ fn a_missing_history_is_not_a_shorter_history() {
     );
     let on_first = Request {
         timeline: Some(tli(1)),
-        ..Request::latest()
+        ..to(Target::Lsn(lsn(39)))
     };
+    // A server promoted from the first one would ask for that file too, to find a free number.
+    let refusal = model.plan(&on_first).unwrap_err();
     assert_eq!(
-        model.plan(&on_first).unwrap().target.stop.lsn,
-        lsn(40),
-        "what needs no history can be had"
+        (&refusal.reason, refusal.exit),
+        (&Reason::BrokenHistory { timeline: tli(2) }, Exit::Damage)
     );
+    let look = Request {
+        action: Action::Pause,
+        ..on_first.clone()
+    };
+    assert!(model.plan(&look).is_ok(), "what needs no history can be had");
+    // Numbers behind a free one are not asked for, nor those before the target's.
+    model.branches.remove(&2);
+    model.forgotten = [3].into();
+    model.branches.get_mut(&3).unwrap().parent = Some((1, 30));
+    assert_eq!(model.plan(&on_first).unwrap().timeline, tli(1));
 }
 
 #[test]

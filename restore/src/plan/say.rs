@@ -38,6 +38,24 @@ pub(super) fn unknown_timeline(timeline: TimelineId, known: &BTreeSet<TimelineId
     )
 }
 
+/// A timeline behind the one asked for has no history.
+pub(super) fn unnamed_successor(catalog: &Catalog, timeline: TimelineId, successor: TimelineId) -> Refusal {
+    let mut refusal = Refusal::no(
+        Reason::BrokenHistory { timeline: successor },
+        format!(
+            "the history file of timeline {successor} is in no region: a server that is promoted from timeline {timeline} asks for it \
+             to find a free number, and would end after all is replayed"
+        ),
+        format!(
+            "put {} back (every server that has been on that timeline has it in pg_wal); or look at the data with a target and \
+             --action pause",
+            catalog.layout.history(successor)
+        ),
+    );
+    refusal.exit = Exit::Damage;
+    refusal
+}
+
 /// Regions tell different descents of a timeline: one of them would replay WAL that is not part of it.
 pub(super) fn differing_histories(
     catalog: &Catalog,

@@ -1,4 +1,5 @@
-//! The limits of the original that a readable server must not go below while it recovers.
+//! The limits of the original that a server must not go below while it recovers: all of them if it is to be read
+//! meanwhile, and one in any case.
 //!
 //! Owns: which five settings these are and their values: the greater of what the original ran with when the backup was
 //! taken (its control file; a command line may have raised them) and what the restored configuration says. A limit that was
@@ -17,6 +18,12 @@ pub const NAMES: [&str; 5] = [
     "max_locks_per_transaction",
 ];
 
+/// The one that stops replay of a server that cannot be read, too: each prepared transaction in the WAL takes one of its
+/// places (`PrepareRedoAdd` in `twophase.c`).
+pub const PREPARED: &str = "max_prepared_transactions";
+/// Its place in [`NAMES`].
+pub const PREPARED_AT: usize = 3;
+
 /// The values for a server on `root`, where the original ran with `original`.
 ///
 /// # Errors
@@ -32,6 +39,11 @@ pub fn at_least(root: &Path, original: [u32; 5]) -> Result<Vec<(&'static str, u3
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_for_prepared_transactions_is_where_it_is_looked_for() {
+        assert_eq!(NAMES[PREPARED_AT], PREPARED);
+    }
 
     #[test]
     fn the_greater_of_original_and_configuration_counts() {

@@ -57,7 +57,7 @@ pub fn write(into: &DataDir, setup: &Setup<'_>) -> Result<(), DataDirError> {
     let path = auto_conf(root);
     let existing = read_if_there(&path)?;
     let text = settings::with_blocks(&existing, &settings::blocks(root, setup));
-    put(access, &path, text.as_bytes())?;
+    put(access, &path, &text)?;
     put(access, &root.join("recovery.signal"), b"")
 }
 
@@ -69,7 +69,7 @@ pub fn write(into: &DataDir, setup: &Setup<'_>) -> Result<(), DataDirError> {
 pub fn clear(root: &Path, access: &Access) -> Result<(), DataDirError> {
     let path = auto_conf(root);
     let existing = read_if_there(&path)?;
-    put(access, &path, settings::without_recovery(&existing).as_bytes())?;
+    put(access, &path, &settings::without_recovery(&existing))?;
     let facts = facts_path(root);
     fs::remove_file(&facts).map_err(DataDirError::io("remove", &facts))?;
     // A prefetcher that is just leaving removes its spool itself.
@@ -83,7 +83,9 @@ pub fn clear(root: &Path, access: &Access) -> Result<(), DataDirError> {
 /// A file cannot be read.
 pub fn configured(root: &Path, name: &str) -> Result<Option<String>, DataDirError> {
     for path in [auto_conf(root), root.join("postgresql.conf")] {
-        if let Some(value) = inherited::value_of(&read_if_there(&path)?, name) {
+        // What is asked for here is ASCII, whatever else the file holds.
+        let text = read_if_there(&path)?;
+        if let Some(value) = inherited::value_of(&String::from_utf8_lossy(&text), name) {
             return Ok(Some(value));
         }
     }
@@ -100,11 +102,10 @@ fn put(access: &Access, path: &Path, content: &[u8]) -> Result<(), DataDirError>
         .map_err(DataDirError::io("write", path))
 }
 
-fn read_if_there(path: &Path) -> Result<String, DataDirError> {
+fn read_if_there(path: &Path) -> Result<Vec<u8>, DataDirError> {
     match fs::read(path) {
-        // Values may be in any encoding; only lines of ours and of recovery are looked at.
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(DataDirError::io("read", path)(error)),
     }
 }

@@ -134,18 +134,24 @@ pub async fn run(input: Input<'_>, options: &Options) -> Result<Report, RestoreE
     Ok(report)
 }
 
-/// Only a server that is to be read while it recovers needs the original's limits.
+/// Only a server that is to be read while it recovers needs all of the original's limits; to any other a control file of
+/// unknown form is no hindrance.
 fn limits(into: &DataDir, action: Action) -> Result<Vec<(&'static str, u32)>, RestoreError> {
-    if action != Action::Pause {
-        return Ok(Vec::new());
-    }
     let path = into.pending_control();
-    let control = control::Control::read_file(&path).map_err(|source| RestoreError::Local {
-        action: "read",
-        path,
-        source,
-    })?;
-    Ok(recovery::limits::at_least(into.root(), control.limits)?)
+    let control = match control::Control::read_file(&path) {
+        Ok(control) => control,
+        Err(_) if action != Action::Pause => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(RestoreError::Local {
+                action: "read",
+                path,
+                source,
+            });
+        }
+    };
+    let mut limits = recovery::limits::at_least(into.root(), control.limits)?;
+    limits.retain(|(name, _)| action == Action::Pause || *name == recovery::limits::PREPARED);
+    Ok(limits)
 }
 
 fn find_postgres(identity: &Identity, start: &StartOptions) -> Result<Postgres, RestoreError> {

@@ -46,8 +46,8 @@ pub(super) fn of(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: 
     }
     notes.extend(configuration(into, options));
     notes.push(
-        "archive_mode is off and synchronous_standby_names empty in postgresql.auto.conf, so that a copy keeps to \
-         itself; remove those lines when it takes over"
+        "archive_mode is off, synchronous_standby_names empty and max_logical_replication_workers 0 in \
+         postgresql.auto.conf, so that a copy keeps to itself; remove those lines when it takes over"
             .to_owned(),
     );
     if options.start.is_some() {

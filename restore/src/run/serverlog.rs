@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 use highwater_format::{Lsn, TimelineId};
 
+use crate::recovery::limits::PREPARED;
+
 /// Lines kept to be shown when something goes wrong.
 const KEPT: usize = 12;
 
@@ -21,6 +23,8 @@ pub struct TooLow {
     pub name: String,
     /// The least that it must be.
     pub needed: u32,
+    /// The original's value is not told; it is not below `needed`.
+    pub or_more: bool,
 }
 
 impl TooLow {
@@ -32,6 +36,21 @@ impl TooLow {
         Some(Self {
             name: name.rsplit(' ').next()?.to_owned(),
             needed: number.parse().ok()?,
+            or_more: false,
+        })
+    }
+
+    /// From `HINT:  Increase max_prepared_transactions (currently 0).`, which follows `FATAL:  maximum number of prepared
+    /// transactions reached`; the name is quoted from 17 on.
+    fn parse_hint(text: &str) -> Option<Self> {
+        let (_, rest) = text.split_once("HINT:  Increase ")?;
+        let (name, now) = rest.split_once(" (currently ")?;
+        let now: u32 = now.strip_suffix(").")?.parse().ok()?;
+        let name = name.trim_matches('"');
+        (name == PREPARED).then(|| Self {
+            name: name.to_owned(),
+            needed: now.saturating_add(1),
+            or_more: true,
         })
     }
 }
@@ -89,7 +108,7 @@ impl ServerLog {
     }
 
     fn note(&mut self, line: &str) {
-        if let Some(too_low) = TooLow::parse(line) {
+        if let Some(too_low) = TooLow::parse(line).or_else(|| TooLow::parse_hint(line)) {
             self.too_low = Some(too_low);
         }
         if let Some((_, text)) = line.split_once("LOG:  ") {
@@ -176,6 +195,7 @@ mod tests {
         let too_low = TooLow {
             name: "max_connections".to_owned(),
             needed: 150,
+            or_more: false,
         };
         assert_eq!(
             (log.paused, log.halted, log.too_low.clone()),
@@ -183,6 +203,23 @@ mod tests {
         );
         log.feed("x [1] LOG:  pausing at the end of recovery\n");
         assert!(log.paused);
+    }
+
+    #[test]
+    fn too_few_places_for_prepared_transactions_are_a_limit_too() {
+        for name in ["max_prepared_transactions", "\"max_prepared_transactions\""] {
+            let mut log = ServerLog::default();
+            log.feed("x [1] FATAL:  maximum number of prepared transactions reached\n");
+            log.feed(&format!("x [1] HINT:  Increase {name} (currently 2).\n"));
+            let too_low = log.too_low.unwrap();
+            assert_eq!(
+                (too_low.name.as_str(), too_low.needed, too_low.or_more),
+                (PREPARED, 3, true)
+            );
+        }
+        let mut other = ServerLog::default();
+        other.feed("x [1] HINT:  Increase max_wal_size (currently 2).\n");
+        assert_eq!(other.too_low, None);
     }
 
     #[test]

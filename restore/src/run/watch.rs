@@ -13,10 +13,12 @@ use highwater_config::Exit;
 use highwater_format::{Lsn, SegmentSize, TimelineId};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::control::Control;
 use super::reached;
 use super::serverlog::ServerLog;
+use crate::recovery::limits::PREPARED_AT;
 use crate::target::{Action, Target};
-use crate::walfeed::DAMAGED;
+use crate::walfeed::{CANNOT_WRITE, DAMAGED};
 
 /// How often the log is read.
 const LOOK: Duration = Duration::from_millis(20);
@@ -94,6 +96,7 @@ pub async fn wait(
         }
         show(&log);
         if let Some(status) = ended {
+            complete(&mut log, root);
             return at_exit(status, &log, wanted);
         }
         match wanted.action {
@@ -150,6 +153,19 @@ fn interrupted(pid: u32, root: &Path, log: &Path, wanted: &Wanted<'_>) -> NotRea
         ),
         log: Vec::new(),
         exit: Exit::Trouble,
+    }
+}
+
+/// What the original's limit was, where the server does not say it: it has noted it in the control file.
+fn complete(log: &mut ServerLog, root: &Path) {
+    let Some(limit) = log.too_low.as_mut().filter(|limit| limit.or_more) else {
+        return;
+    };
+    let noted = Control::read(root)
+        .ok()
+        .and_then(|control| control.limits.get(PREPARED_AT).copied());
+    if let Some(noted) = noted.filter(|noted| *noted >= limit.needed) {
+        (limit.needed, limit.or_more) = (noted, false);
     }
 }
 
@@ -230,9 +246,10 @@ fn opened(log: &ServerLog, wanted: &Wanted<'_>) -> NotReached {
 fn raise(log: &ServerLog) -> Option<String> {
     let limit = log.too_low.as_ref()?;
     Some(format!(
-        "the original ran with {name} = {needed}: append that to postgresql.auto.conf in the data directory and start the server \
-         again (stop it first if it runs): recovery goes on where it stopped",
+        "the original ran with {name} = {needed}{or_more}: append that to postgresql.auto.conf in the data directory and start \
+         the server again (stop it first if it runs): recovery goes on where it stopped",
         name = limit.name,
+        or_more = if limit.or_more { " or more" } else { "" },
         needed = limit.needed
     ))
 }
@@ -281,6 +298,13 @@ fn known_advice(fatal: &str, log: &ServerLog) -> (Exit, &'static str) {
         .last_lines()
         .iter()
         .any(|line| line.contains("is not proven to lie past the end"));
+    if log.last_lines().iter().any(|line| line.contains(CANNOT_WRITE)) {
+        return (
+            Exit::Trouble,
+            "make room on its disk, or mend what keeps it from being written, and start the server again: recovery goes on \
+             where it stopped",
+        );
+    }
     if fetch_failed || fatal.starts_with("could not restore file") {
         return (
             Exit::Trouble,
@@ -422,6 +446,27 @@ mod tests {
     }
 
     #[test]
+    fn the_control_file_tells_how_many_places_prepared_transactions_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = ServerLog::default();
+        log.feed("x FATAL:  maximum number of prepared transactions reached\nx HINT:  Increase max_prepared_transactions (currently 2).\n");
+        complete(&mut log, dir.path());
+        let unknown = raise(&log).unwrap();
+        assert!(
+            unknown.contains("max_prepared_transactions = 3 or more"),
+            "{unknown}"
+        );
+        std::fs::create_dir(dir.path().join("global")).unwrap();
+        let mut control = vec![0; 8192];
+        control[8..12].copy_from_slice(&1300u32.to_le_bytes());
+        control[192..196].copy_from_slice(&9u32.to_le_bytes());
+        std::fs::write(dir.path().join("global/pg_control"), control).unwrap();
+        complete(&mut log, dir.path());
+        let known = raise(&log).unwrap();
+        assert!(known.contains("max_prepared_transactions = 9:"), "{known}");
+    }
+
+    #[test]
     fn dying_words_decide_the_exit_code() {
         let mut log = ServerLog::default();
         assert_eq!(
@@ -464,6 +509,14 @@ mod tests {
             exit == Exit::Damage && next.contains("[0/3000000, 0/4000000)"),
             "{next}"
         );
+        let mut full = ServerLog::default();
+        full.feed(&format!("highwater-restore: 000000010000000000000003 cannot be had, and is not proven to lie past the end: {CANNOT_WRITE} pg_wal/RECOVERYXLOG: No space left on device\n"));
+        let (exit, next) = advice(
+            "could not restore file \"000000010000000000000003\" from archive",
+            &full,
+            "",
+        );
+        assert!(exit == Exit::Trouble && next.contains("make room"), "{next}");
         log.feed("x cannot be had, and is not proven to lie past the end: time-out\n");
         assert_eq!(
             advice(

@@ -19,6 +19,7 @@ use highwater_format::timeline::TimelineId;
 use highwater_format::walname::SegmentName;
 use highwater_store::{RegionConfig, Store, StoreError};
 
+use super::CANNOT_WRITE;
 use super::look::Look;
 use super::place::{self, Offer, PlaceError};
 use super::prove::{Seen, Verdict, judge};
@@ -308,7 +309,7 @@ impl Feed {
         match read.await {
             Ok(had) => match place::whole_file(path, &had.value) {
                 Ok(()) => Answer::Done,
-                Err(error) => Answer::Failed(error.to_string()),
+                Err(error) => Answer::Failed(format!("{CANNOT_WRITE} {}: {error}", path.display())),
             },
             Err(ReadError::Nowhere(nowhere)) if nowhere.is_absent() => self.no_history(timeline).await,
             Err(ReadError::Nowhere(nowhere)) if nowhere.may_pass() => {

@@ -36,6 +36,9 @@ const STOP: u8 = 255;
 /// What is said of a segment that no patience brings back.
 pub(crate) const DAMAGED: &str = "is damaged in every region, and nothing else holds all of it";
 
+/// What begins the reason where this machine is the trouble, and no region.
+pub(crate) const CANNOT_WRITE: &str = "the file that PostgreSQL waits for cannot be written:";
+
 /// A segment that is being fetched is waited for this long before it is fetched a second time.
 const WAIT_FOR_PREFETCH: Duration = Duration::from_secs(60);
 /// How often the spool is looked at meanwhile.
@@ -211,18 +214,21 @@ fn credentials(path: Option<&Path>) -> Vec<RegionConfig> {
     }
 }
 
-/// The prefetcher's own process. Ends with 0 unless it could not work at all.
-#[must_use]
-pub fn prefetch(plan: &Path, after: &str) -> u8 {
+/// The prefetcher's own process. Why it could not work is told to nobody: every `wal-fetch` does without it. Nor may its
+/// exit code tell: in a container PostgreSQL can be process 1, inherits it, and takes every child that it does not know and
+/// that ends with another code than 0 or 1 for a crash of the whole server.
+pub fn prefetch(plan: &Path, after: &str) {
     let root: PathBuf = plan.parent().unwrap_or(Path::new(".")).to_owned();
     let (Some(asked), Ok(facts)) = (WalName::parse(after), Facts::read(plan)) else {
-        return STOP;
+        return;
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return STOP;
+        return;
     };
     let served =
         runtime.block_on(async { prefetch::serve(&root, open(facts, &Spool::of(&root)).await, asked).await });
+    if let Err(error) = served {
+        tracing::debug!(%error, "the spool cannot be used");
+    }
     runtime.shutdown_background();
-    if served.is_ok() { DONE } else { STOP }
 }

@@ -3,11 +3,14 @@
 //! Owns: writing a segment from its pieces. A file appears under the asked name only when it is whole (temporary name,
 //! then rename); PostgreSQL syncs it before it relies on it. Memory: one stored object and one frame.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use highwater_format::container::{Expect, FRAME_SIZE, Object};
@@ -17,9 +20,10 @@ use highwater_format::lsn::{Lsn, LsnRange, SegmentSize};
 use highwater_format::timeline::TimelineId;
 use highwater_format::walname::SegmentName;
 
+use super::CANNOT_WRITE;
 use crate::fetch::source::{Nowhere, ReadError, Reject, Sources};
 
-/// What the name of a file ends with until it is whole.
+/// What follows the name of a file until it is whole; then come the process and a number.
 pub(super) const TEMPORARY: &str = ".highwater";
 
 /// What a segment is written from and how far.
@@ -71,9 +75,9 @@ pub(crate) enum PlaceError {
 
 /// Writes the segment to `path`.
 pub(crate) async fn segment(work: &Work<'_>, offers: &[Offer], path: &Path) -> Result<(), PlaceError> {
-    let local = |error: io::Error| PlaceError::Local(format!("cannot write {}: {error}", path.display()));
-    let temporary = Temporary::beside(path);
-    let file = Arc::new(temporary.create().map_err(local)?);
+    let local = |error: io::Error| PlaceError::Local(format!("{CANNOT_WRITE} {}: {error}", path.display()));
+    let temporary = Temporary::beside(path).map_err(local)?;
+    let file = temporary.file.clone();
     file.set_len(work.segment.len()).map_err(local)?;
     for offer in offers {
         read_offer(work, offer, &file, path).await?;
@@ -113,7 +117,7 @@ async fn read_offer(work: &Work<'_>, offer: &Offer, file: &Arc<File>, path: &Pat
         Ok(_) => Ok(()),
         Err(ReadError::Nowhere(nowhere)) => Err(PlaceError::Offer(Box::new(*offer), nowhere)),
         Err(ReadError::Fatal(error)) => Err(PlaceError::Local(format!(
-            "cannot write {}: {error}",
+            "{CANNOT_WRITE} {}: {error}",
             path.display()
         ))),
     }
@@ -152,50 +156,104 @@ fn write_piece(
 
 /// Writes a small file whole.
 pub(crate) fn whole_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = Temporary::beside(path);
-    io::Write::write_all(&mut temporary.create()?, content)?;
+    let temporary = Temporary::beside(path)?;
+    io::Write::write_all(&mut &*temporary.file, content)?;
     temporary.keep_as(path)
 }
 
 /// Copies a file, for where it cannot be renamed.
 pub(super) fn copied(from: &Path, to: &Path) -> io::Result<()> {
-    let temporary = Temporary::beside(to);
-    io::copy(&mut File::open(from)?, &mut temporary.create()?)?;
+    let temporary = Temporary::beside(to)?;
+    io::copy(&mut File::open(from)?, &mut &*temporary.file)?;
     temporary.keep_as(to)
 }
 
-/// A file under another name, removed unless it is kept.
+/// A file under a name of its own, removed unless it is kept.
+///
+/// The `wal-fetch` of a killed server may still run when the new server's asks for the same path, and each of them must
+/// give what it wrote itself: so no two share a name, and none touches the file of another that lives. The lock on it,
+/// which ends with the process, tells what a dead one left.
 struct Temporary {
     path: PathBuf,
+    file: Arc<File>,
+    kept: bool,
 }
 
 impl Temporary {
-    /// The name is fixed, so that what a killed call left is overwritten by the next.
-    fn beside(path: &Path) -> Self {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(TEMPORARY);
-        Self {
-            path: path.with_file_name(name),
+    fn beside(path: &Path) -> io::Result<Self> {
+        let mut prefix = path.file_name().unwrap_or_default().to_owned();
+        prefix.push(TEMPORARY);
+        remove_abandoned(path, &prefix);
+        loop {
+            let mut name = prefix.clone();
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            name.push(format!("-{}-{number}", std::process::id()));
+            let path = path.with_file_name(name);
+            let opened = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path);
+            let file = match opened {
+                // Of a process of the same number in another container, or one that could not be locked.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                other => other?,
+            };
+            // Where a file system knows no locks, nothing is taken for abandoned either.
+            let _ = file.lock();
+            // Somebody who clears up may have had the lock first.
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Self {
+                    path,
+                    file: Arc::new(file),
+                    kept: false,
+                });
+            }
         }
     }
 
-    fn create(&self) -> io::Result<File> {
-        let _ = fs::remove_file(&self.path);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.path)
-    }
-
-    fn keep_as(self, path: &Path) -> io::Result<()> {
-        fs::rename(&self.path, path)
+    fn keep_as(mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.kept = true;
+        Ok(())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename there is nothing under this name.
-        let _ = fs::remove_file(&self.path);
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Tells the temporary files of one process apart.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Removes what killed calls for `path` left. It is only in the way, so that it cannot be removed is no trouble.
+fn remove_abandoned(path: &Path, prefix: &OsStr) {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let Ok(entries) = fs::read_dir(directory.unwrap_or(Path::new("."))) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
+            remove_if_abandoned(&entry.path());
+        }
+    }
+}
+
+fn remove_if_abandoned(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    if file.try_lock().is_err() {
+        return;
+    }
+    // Under the lock: the name is still that of the file that nobody holds.
+    let same =
+        |named: fs::Metadata, held: fs::Metadata| (named.dev(), named.ino()) == (held.dev(), held.ino());
+    if let (Ok(named), Ok(held)) = (fs::symlink_metadata(path), file.metadata())
+        && same(named, held)
+    {
+        let _ = fs::remove_file(path);
     }
 }

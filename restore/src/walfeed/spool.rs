@@ -10,7 +10,7 @@
 //!   never trusted.
 //! - `asked` holds the name that PostgreSQL asked for last: the prefetcher keeps the segments after it.
 //! - `<segment>.part` is being fetched: worth waiting for.
-//! - `<segment>.part.highwater` is what is being written; a prefetcher that was killed leaves it behind.
+//! - `<segment>.part.highwater-<process>-<n>` is what is being written; a prefetcher that was killed leaves it behind.
 //! - `<segment>` is ready.
 //! - `silent-<n>` notes that a region does not answer (see `watched`).
 //!
@@ -294,7 +294,7 @@ impl Claim {
 
 /// The segment that a file of the spool is, or was to become; `None` for the other files.
 fn segment_of(name: &str) -> Option<WalName> {
-    let name = name.strip_suffix(TEMPORARY).unwrap_or(name);
+    let name = name.split_once(TEMPORARY).map_or(name, |(name, _)| name);
     WalName::parse(name.strip_suffix(PART).unwrap_or(name))
 }
 
@@ -343,7 +343,9 @@ mod tests {
         let claim = spool.claim().unwrap().unwrap();
         claim.begin(name()).unwrap();
         claim.ready(name()).unwrap();
-        let half = spool.directory().join(format!("{}{PART}{TEMPORARY}", name()));
+        let half = spool
+            .directory()
+            .join(format!("{}{PART}{TEMPORARY}-77-0", name()));
         fs::write(&half, "wa").unwrap();
         drop(claim);
         assert!(!spool.is_served());

@@ -9,7 +9,7 @@ use highwater_tests::ledger::{Expect, LedgerLog};
 use highwater_tests::process;
 use highwater_tests::s3::{Operation, Strike};
 use highwater_tests::site::{BUCKET, PATIENCE, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, SmallDisk, archive, lsn, skip};
+use highwater_tests::{Ledger, PgCluster, SmallDisk, TestDir, archive, lsn, skip};
 
 use crate::support::{VERSION, answers, from_both, from_region, leave};
 
@@ -209,10 +209,15 @@ async fn fault_61_killed_at_every_pack_it_cannot_be_started_and_starts_over() ->
     Ok(())
 }
 
-/// The limits that a standby must not undercut were raised after the backup: the restored server starts.
+/// The limits that a standby must not undercut were raised after the backup: the restored server starts. And it has a place
+/// for what was prepared, though the setting lay in a file that is not in the backup: without one, replay ends.
 #[tokio::test]
 async fn fault_63_limits_raised_after_the_backup_do_not_stop_recovery() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let elsewhere = TestDir::new()?;
+    let settings = elsewhere.path().join("settings.conf");
+    std::fs::write(&settings, "max_prepared_transactions = 3\n")?;
+    let builder = PgCluster::builder(VERSION).conf("include_if_exists", &settings.display().to_string());
+    let mut site = Site::start(builder, 16).await?;
     let agent = site.start_agent().await?;
     site.backup().await?;
     for setting in [
@@ -225,11 +230,21 @@ async fn fault_63_limits_raised_after_the_backup_do_not_stop_recovery() -> Resul
     site.primary.stop(highwater_tests::Stop::Fast).await?;
     site.primary.start_again().await?;
     site.primary.sql("CREATE TABLE t AS SELECT 7 AS i").await?;
+    let client = site.primary.client().await?;
+    for statement in ["BEGIN", "INSERT INTO t VALUES (8)", "PREPARE TRANSACTION 'eight'"] {
+        client.batch_execute(statement).await?;
+    }
     site.all_durable().await?;
     leave(agent).await?;
+    std::fs::remove_file(&settings)?;
     let place = from_region(&site, 0)?;
-    let restored = place.recovered("data", &[]).await?;
+    let mut restored = place.recovered("data", &[]).await?;
     ensure!(restored.value("SELECT i FROM t").await? == "7");
+    // Recovery is over, and what is prepared still needs its place.
+    restored.stop(highwater_tests::Stop::Fast).await?;
+    restored.start_again().await?;
+    restored.sql("COMMIT PREPARED 'eight'").await?;
+    ensure!(restored.value("SELECT sum(i) FROM t").await? == "15");
     Ok(())
 }
 
