@@ -90,6 +90,7 @@ async fn verify_reads_the_claims_of_writers() {
         timeline: TimelineId::FIRST,
         claimed_at: at("2026-11-20T15:22:40Z"),
         begins: None,
+        machine: None,
     };
     let key = layout().writer(1);
     put(&archive.a, &key, encode(&writer(1)).unwrap()).await;
