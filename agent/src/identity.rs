@@ -3,7 +3,7 @@
 use highwater_format::{Beginning, ClusterName, Identity, Layout, SystemId, records};
 use highwater_store::{Object, Store, list_parts};
 
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::region::{Archive, get_optional, write_once};
 
 /// Makes sure, before anything is stored, that the region belongs to this lineage and never replaces an
@@ -80,8 +80,15 @@ pub(crate) async fn successor(
 ) -> Result<Option<SystemId>> {
     for theirs in other_lineages(store, cluster).await? {
         let key = Layout::new(cluster.clone(), theirs).identity();
-        let Some(bytes) = get_optional(store, &key).await? else {
-            continue;
+        let bytes = match get_optional(store, &key).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => continue,
+            Err(error) if error.kind() == Kind::Retry => return Err(error),
+            // In an archive tier, say, where an old lineage may lie.
+            Err(error) => {
+                tracing::warn!(region = store.region(), key, %error, "what came before that lineage is not known");
+                continue;
+            }
         };
         match records::decode::<Beginning>(&bytes) {
             Ok(beginning) if beginning.succeeds.contains(&ours) => return Ok(Some(theirs)),

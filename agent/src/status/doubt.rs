@@ -31,7 +31,10 @@ pub(super) async fn settled(config: &Config, clock: &Clock, first: Status) -> Re
     let mut status = None;
     for _ in 0..LOOKS {
         tokio::time::sleep(pause.min(LONGEST)).await;
-        let mut again = gather::gather(config, clock.now()).await?;
+        // The first answer is better than none.
+        let Ok(mut again) = gather::gather(config, clock.now()).await else {
+            break;
+        };
         let settled = !is_doubtful(&again, config.pulse.interval) || is_durable(first.server.end, &again);
         if !settled {
             again.elsewhere = another_server(&first, &again);

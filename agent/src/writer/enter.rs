@@ -23,6 +23,11 @@ impl Claims {
             self.hold(None);
             self.follow(line).await?;
         } else {
+            let held = self.held.borrow().clone();
+            // Somebody who lives has claimed this very timeline: he is asked for like anybody's claim, or we would take it back.
+            if held.fenced.is_some_and(|holder| line.is_of(&holder)) {
+                self.hold(None);
+            }
             let own = self.held.borrow().claim.clone();
             match own.filter(|own| line.is_of(own)) {
                 None => self.claim(line).await?,
@@ -93,7 +98,7 @@ impl Claims {
             me: &self.me.instance,
             standby,
             alone: self.is_alone(told, newest).await?,
-            gone: newest.is_some_and(|newest| self.me.knows_to_be_gone(newest)),
+            gone: self.is_gone(told, newest).await?,
         };
         let holder = match entry(asking, line, newest) {
             Entry::Ask(holder) if silent.as_ref() != Some(&holder) => holder,
@@ -102,7 +107,7 @@ impl Claims {
         if self.take_over.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        self.must_be_silent(told, line, &holder).await?;
+        self.must_be_silent(told, line, standby, &holder).await?;
         *silent = Some(holder);
         Ok(false)
     }

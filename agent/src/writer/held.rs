@@ -74,14 +74,14 @@ impl Claims {
         let pulse = inventory::pulse(&*region.quick, &self.layout).await?;
         let alive = {
             let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-            if beside.as_ref().is_none_or(|(known, _)| *known != rival) {
-                let watch = Watch::new(&own.instance, own.timeline, &rival.instance);
-                *beside = Some((rival.clone(), watch));
+            let fresh = || (rival.clone(), Watch::new(&own.instance, None, &rival.instance));
+            let (known, watch) = beside.entry(region.index).or_insert_with(fresh);
+            if *known != rival {
+                (*known, *watch) = fresh();
             }
-            let watched = pulse.as_ref().zip(beside.as_mut());
-            watched.is_some_and(|(pulse, (_, watch))| {
+            pulse.is_some_and(|pulse| {
                 pulse.instance == rival.instance
-                    && watch.observe(region.index, pulse, self.interval) == Sign::Alive
+                    && watch.observe(region.index, &pulse, self.interval) == Sign::Alive
             })
         };
         if alive {

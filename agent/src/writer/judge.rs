@@ -120,14 +120,14 @@ pub fn standing(own: &Writer, newest: &Writer) -> Standing {
     }
 }
 
-/// Watches pulses for signs of life from other timelines than one, and from one rival.
+/// Watches pulses for signs of life from one rival, and from everybody else who is no companion.
 ///
 /// A sign of life is what the *server* says in a pulse: an agent whose server is gone goes on writing pulses, with
 /// the same time and place in them. One change proves nothing: in a failover the last words of the dead primary
 /// are still on their way. Two do.
 #[derive(Debug)]
 pub struct Watch {
-    timeline: TimelineId,
+    companions: Option<TimelineId>,
     me: String,
     rival: String,
     /// The longest that anybody who is watched lets pass between two pulses, as they say.
@@ -159,10 +159,11 @@ const INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 const PROOF: u32 = 2;
 
 impl Watch {
-    /// Watches for others than `me` that write another timeline than `timeline`, and for `rival` on any.
-    pub fn new(me: &str, timeline: TimelineId, rival: &str) -> Self {
+    /// Watches for others than `me`. Who writes the timeline `companions` is none of them, unless it is `rival`: beside a standby
+    /// those are its primary's. Beside a primary there are no companions.
+    pub fn new(me: &str, companions: Option<TimelineId>, rival: &str) -> Self {
         Self {
-            timeline,
+            companions,
             me: me.to_owned(),
             rival: rival.to_owned(),
             longest: None,
@@ -177,7 +178,7 @@ impl Watch {
 
     /// Takes the pulse as it is in a region now. `otherwise` is the interval of a writer that does not say.
     pub fn observe(&mut self, region: usize, pulse: &Pulse, otherwise: Duration) -> Sign {
-        let companion = pulse.timeline == self.timeline && pulse.instance != self.rival;
+        let companion = Some(pulse.timeline) == self.companions && pulse.instance != self.rival;
         if pulse.instance == self.me || companion {
             return Sign::None;
         }

@@ -146,7 +146,7 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
     assert_eq!(standing(&claim(1, "x", 2), &theirs(0x200)), Standing::Holds);
     assert_eq!(standing(&there(1, 0x200), &claim(2, "x", 2)), Standing::Holds);
     // Such a rival's pulses are on our own timeline.
-    let mut watch = Watch::new("me", id(2), "rival");
+    let mut watch = Watch::new("me", Some(id(2)), "rival");
     let mut sign = |instance, micros| watch.observe(0, &pulse(instance, 2, micros), OWN);
     let signs = [1, 2, 3].map(|micros| (sign("rival", micros), sign("companion", micros)));
     let last = (Sign::Alive, Sign::None);
@@ -158,7 +158,7 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
 
 #[test]
 fn life_is_a_pulse_of_another_timeline_that_changes() {
-    let mut watch = Watch::new("me", id(2), "a");
+    let mut watch = Watch::new("me", Some(id(2)), "a");
     let mut sign =
         |region, instance, timeline, micros| watch.observe(region, &pulse(instance, timeline, micros), OWN);
     assert_eq!(sign(0, "a", 1, 5), Sign::None, "the first look says nothing");
@@ -267,7 +267,7 @@ proptest! {
 
 #[test]
 fn the_slowest_of_those_who_are_watched_sets_the_pace() {
-    let mut watch = Watch::new("me", id(1), "rival");
+    let mut watch = Watch::new("me", Some(id(1)), "rival");
     let declared = |instance: &str, interval_ms| Pulse {
         interval_ms,
         ..pulse(instance, 2, 1)
@@ -284,7 +284,7 @@ fn the_slowest_of_those_who_are_watched_sets_the_pace() {
         "more is not believed"
     );
     // Companions and our own are not watched.
-    let mut watch = Watch::new("me", id(1), "rival");
+    let mut watch = Watch::new("me", Some(id(1)), "rival");
     for (instance, timeline) in [("me", 2), ("companion", 1)] {
         let other = Pulse {
             timeline: id(timeline),

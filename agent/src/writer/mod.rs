@@ -17,7 +17,7 @@ pub mod judge;
 mod process;
 mod silence;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,8 +62,8 @@ pub struct Claims {
     held: watch::Sender<Held>,
     /// Regions that did not answer at the start and have not since: nobody waits for them.
     away: Mutex<BTreeSet<usize>>,
-    /// Whether the newest claim on our timeline, which is not ours, is of somebody who lives.
-    beside: Mutex<Option<(Writer, Watch)>>,
+    /// Whether the newest claim of a region, on our timeline and not ours, is of somebody who lives.
+    beside: Mutex<BTreeMap<usize, (Writer, Watch)>>,
 }
 
 /// The newest claim of each region that answered.

@@ -32,15 +32,44 @@ impl Claims {
         Ok(pulses.iter().all(|(_, pulse)| pulse.instance == self.me.instance))
     }
 
-    /// Fails with who it is if `holder`'s server, or one on another timeline than `line`, shows signs of life.
-    pub(super) async fn must_be_silent(&self, told: &Told, line: Line, holder: &Writer) -> Result<()> {
+    /// Whether the process of the newest claim has ended, and so has whoever else was heard last: one whose place was taken for
+    /// a moment may have gone on.
+    pub(super) async fn is_gone(&self, told: &Told, newest: Option<&Writer>) -> Result<bool> {
+        let Some(newest) = newest.filter(|newest| self.me.knows_to_be_gone(newest)) else {
+            return Ok(false);
+        };
+        for (region, pulse) in self.pulses(told).await? {
+            if pulse.instance == self.me.instance || pulse.instance == newest.instance {
+                continue;
+            }
+            let claim = older_claim(&*region.quick, &self.layout, &pulse.instance).await?;
+            if !claim.is_some_and(|claim| self.me.knows_to_be_gone(&claim)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Fails with who it is if `holder`'s server, or another one than that on `line`, shows signs of life. Beside a standby the
+    /// pulses of its own timeline are those of its primary.
+    pub(super) async fn must_be_silent(
+        &self,
+        told: &Told,
+        line: Line,
+        standby: bool,
+        holder: &Writer,
+    ) -> Result<()> {
         tracing::info!(
             holder = %name(holder), ours = %line.timeline,
             "another process is the newest writer: making sure that it is silent"
         );
         let (mut changed, mut watch) = (
             Instant::now(),
-            Watch::new(&self.me.instance, line.timeline, &holder.instance),
+            Watch::new(
+                &self.me.instance,
+                standby.then_some(line.timeline),
+                &holder.instance,
+            ),
         );
         loop {
             for (region, pulse) in self.pulses(told).await? {

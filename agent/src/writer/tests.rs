@@ -208,6 +208,37 @@ async fn a_living_successor_on_the_same_timeline_fences() {
     rig.pulse("new", 1, 3).await;
     assert!(!old.look(region).await.unwrap() && !old.is_writer());
     assert!(new.look(region).await.unwrap() && new.is_writer());
+    // Nor does a new connection give it back what it has lost.
+    let beat = async {
+        for moment in 4.. {
+            tokio::time::sleep(INTERVAL).await;
+            rig.pulse("new", 1, moment).await;
+        }
+    };
+    let again = tokio::select! {
+        () = beat => unreachable!(),
+        again = old.enter(line(1), false) => again,
+    };
+    assert!(kind(again) == Kind::Refused && !old.is_writer());
+    old.enter(line(1), false).await.unwrap();
+    assert!(old.is_writer(), "it is silent now");
+}
+
+/// Somebody took production's place for a moment, and production has gone on: the next one does not see the newest claim only.
+#[tokio::test(start_paused = true)]
+async fn who_lives_behind_a_dead_claim_is_asked_too() {
+    let rig = Rig::new();
+    let production = rig.agent_on(Some("there"), "production", false);
+    production.enter(line(1), false).await.unwrap();
+    let gone = rig.agent_on(Some("here"), "gone", true);
+    gone.enter(line(1), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    for machine in ["here", "elsewhere"] {
+        let copy = rig.agent_on(Some(machine), "copy", false);
+        let refused = rig.refused_on(line(1), &copy, false).await;
+        assert!(refused.to_string().contains("host-of-production"), "{refused}");
+    }
+    assert!(production.look(&rig.archive.regions[0]).await.unwrap());
 }
 
 /// A writer that beats more slowly than we do is not taken for silent between two beats, and one that beats faster is not
