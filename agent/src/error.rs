@@ -86,11 +86,13 @@ pub enum AgentError {
         /// What was compared.
         range: LsnRange,
     },
-    /// Another agent has claimed the archive for a timeline that this agent's server is not on.
+    /// Another agent has claimed the archive: for a timeline that this agent's server is not on, or for this very one from
+    /// another server.
     #[error(
-        "this agent wrote timeline {timeline}, and another one has taken its place: {holder}. This server is not on timeline \
-         {theirs}: it is an old primary that was started again, or a copy. Nothing was replaced, and nothing more is stored \
-         or acknowledged. Stop this server, or make it a standby of the new primary (pg_rewind) before its agent starts again"
+        "this agent wrote timeline {timeline}, and another one has taken its place: {holder}. {} Nothing was replaced, and \
+         nothing more is stored or acknowledged. Stop this server, or make it a standby of the new primary (pg_rewind) before \
+         its agent starts again",
+        why_fenced(*timeline, *theirs)
     )]
     Fenced {
         /// The timeline that was written.
@@ -166,6 +168,15 @@ pub enum AgentError {
     /// An impossible state: a mistake in Highwater.
     #[error("internal error: {0}; please report this")]
     Bug(String),
+}
+
+fn why_fenced(ours: TimelineId, theirs: TimelineId) -> String {
+    match ours == theirs {
+        true => format!("Two servers are on timeline {ours}, of which one is a copy: only one may go on."),
+        false => format!(
+            "This server is not on timeline {theirs}: it is an old primary that was started again, or a copy."
+        ),
+    }
 }
 
 impl AgentError {
