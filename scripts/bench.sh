@@ -5,6 +5,7 @@
 #   scripts/bench.sh wal | backup | restore | replay [--scale N] [--segments N] [--runs N] [--only TEXT] [--tls] [--with-pgbackrest]
 #   scripts/bench.sh lag [--samples N]       from a commit to its durability in both regions
 #   scripts/bench.sh drain [--segments N]    memory while a backlog drains and a region is frozen
+#   scripts/bench.sh stop [--runs N]         how long PostgreSQL takes to stop under the agent
 #   scripts/bench.sh sync [--samples N]      commits that wait for both regions, beside pg_receivewal --synchronous
 #
 # --with-pgbackrest installs the Debian package first; --tls lets it use S3 too. The full size needs about 30 GB in

@@ -108,7 +108,7 @@ pub enum Command {
         /// Begin a new lineage under a cluster name that holds another system identifier (after pg_upgrade)
         #[arg(long)]
         new_lineage: bool,
-        /// Take the place of another agent although its server, on another timeline, shows signs of life
+        /// Take the place of another agent although its server shows signs of life; counts for nothing beside a standby
         #[arg(long)]
         take_over: bool,
     },

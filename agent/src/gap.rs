@@ -205,6 +205,7 @@ fn unreadable(timeline: TimelineId, range: LsnRange, error: &AgentError) -> Gap 
         end: range.end,
         reason: format!("the record cannot be read: {error}"),
         recorded_at: Time::UNIX_EPOCH,
+        unreplayable: false,
     }
 }
 

@@ -136,6 +136,7 @@ fn gap(start: u64, end: u64, reason: &str) -> Gap {
         end: Lsn(end),
         reason: reason.into(),
         recorded_at: Time::from_unix_micros(7),
+        unreplayable: false,
     }
 }
 

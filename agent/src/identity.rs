@@ -1,6 +1,6 @@
 //! Whose archive it is: fixed at the first write, checked before every other one.
 
-use highwater_format::{Beginning, ClusterName, Identity, Layout, SystemId, records};
+use highwater_format::{Beginning, ClusterName, Document, Identity, Layout, SystemId, records};
 use highwater_store::{Object, Store, list_parts};
 
 use crate::error::{AgentError, Kind, Result};
@@ -80,19 +80,11 @@ pub(crate) async fn successor(
 ) -> Result<Option<SystemId>> {
     for theirs in other_lineages(store, cluster).await? {
         let key = Layout::new(cluster.clone(), theirs).identity();
-        let bytes = match get_optional(store, &key).await {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => continue,
-            Err(error) if error.kind() == Kind::Retry => return Err(error),
-            // In an archive tier, say, where an old lineage may lie.
-            Err(error) => {
-                tracing::warn!(region = store.region(), key, %error, "what came before that lineage is not known");
-                continue;
-            }
-        };
-        match records::decode::<Beginning>(&bytes) {
-            Ok(beginning) if beginning.succeeds.contains(&ours) => return Ok(Some(theirs)),
+        match document::<Beginning>(store, &key).await {
+            Ok(Some(beginning)) if beginning.succeeds.contains(&ours) => return Ok(Some(theirs)),
             Ok(_) => {}
+            Err(error) if error.kind() == Kind::Retry => return Err(error),
+            // Damaged, or in an archive tier, where an old lineage may lie.
             Err(error) => {
                 tracing::warn!(region = store.region(), key, %error, "what came before that lineage is not known");
             }
@@ -103,14 +95,17 @@ pub(crate) async fn successor(
 
 /// The identity that a region holds for this lineage; none if the lineage has not begun there.
 pub async fn read(store: &dyn Store, layout: &Layout) -> Result<Option<Identity>> {
-    let key = layout.identity();
-    let Some(bytes) = get_optional(store, &key).await? else {
+    document(store, &layout.identity()).await
+}
+
+async fn document<T: Document>(store: &dyn Store, key: &str) -> Result<Option<T>> {
+    let Some(bytes) = get_optional(store, key).await? else {
         return Ok(None);
     };
     let decoded = records::decode(&bytes);
     decoded.map(Some).map_err(|source| AgentError::Object {
         region: store.region().to_owned(),
-        key,
+        key: key.to_owned(),
         source,
     })
 }

@@ -43,6 +43,7 @@ impl Archive {
             end: Lsn(end * MIB),
             reason: "slot lost".into(),
             recorded_at: Time::UNIX_EPOCH,
+            unreplayable: false,
         };
         let (key, object) = crate::gap::encode(&self.layout, &gap).unwrap();
         self.put(key, object).await;
@@ -61,6 +62,7 @@ impl Archive {
             quorum: None,
             interval_ms: None,
             waiting_ms: None,
+            answered_at: None,
         };
         self.put(self.layout.pulse(), Object::new(records::encode(&pulse).unwrap()))
             .await;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    keep_memory_private();
     let cli = Cli::parse();
     log_to_stderr(cli.global.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -28,6 +29,14 @@ fn main() -> ExitCode {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => fail(&error),
     }
+}
+
+/// Memory holds keys, passwords and WAL: the kernel writes none of it to a disk when the process dies, and shows it to no
+/// other process of the same user. A limit on the size of core dumps would not do: the kernel passes it over where a
+/// program takes them. What this process starts has its own way again.
+fn keep_memory_private() {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
 }
 
 /// Runs the command where the sockets' events arrive. On the thread that only waits for the runtime every message of

@@ -46,6 +46,7 @@ fn gaps_of_one() -> Gaps {
         end: Lsn(0x300_0000),
         reason: "slot lost".into(),
         recorded_at: at("2026-11-20T11:30:00Z"),
+        unreplayable: false,
     };
     Gaps {
         recorded: 1,

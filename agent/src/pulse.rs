@@ -108,6 +108,7 @@ fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> O
         quorum: quorum(snapshot),
         interval_ms: u64::try_from(claims.interval().as_millis()).ok(),
         waiting_ms: waiting(snapshot, claims.now()),
+        answered_at: snapshot.answered_at,
     })
 }
 
@@ -137,7 +138,7 @@ mod tests {
 
     fn claims(shared: &Shared, now: Time) -> Claims {
         Claims::new(
-            Me::this_process(),
+            Me::beside(""),
             &shared.archive,
             shared.state.clone(),
             Clock::held_at(now),

@@ -15,6 +15,7 @@ fn gap(start: u64, end: u64) -> Gap {
         end: Lsn(end),
         reason: "slot lost".into(),
         recorded_at: at("2026-11-20T01:00:00Z"),
+        unreplayable: false,
     }
 }
 

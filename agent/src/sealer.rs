@@ -76,6 +76,13 @@ pub enum Work {
     },
     /// The record of WAL that can no longer be had, to be stored before anything behind it.
     Gap(Gap),
+    /// The record of WAL that is there and cannot be replayed, to be stored before it.
+    Unreplayable {
+        /// The record.
+        gap: Gap,
+        /// Where the stream was sealed.
+        after: Lsn,
+    },
     /// Answers when everything before it is in the window.
     Settle(oneshot::Sender<()>),
 }
@@ -194,6 +201,19 @@ impl Sealer {
                         timeline: gap.timeline,
                         range: gap.range(),
                     },
+                    charge: None,
+                });
+            }
+            Work::Unreplayable { gap, after } => {
+                let (key, object) = gap::encode(&self.layout, &gap)?;
+                let after = Position {
+                    timeline: gap.timeline,
+                    lsn: after,
+                };
+                self.window.push(Item {
+                    key,
+                    object,
+                    what: What::Unreplayable { after },
                     charge: None,
                 });
             }

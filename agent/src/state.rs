@@ -178,6 +178,8 @@ pub struct Snapshot {
     pub server_end: Lsn,
     /// The server's clock in its last message.
     pub server_time: Option<Time>,
+    /// The agent's clock when its server, no standby, last answered a question beside the stream, which may not get on meanwhile.
+    pub answered_at: Option<Time>,
     /// End of what was sealed into objects.
     pub sealed: Lsn,
     /// The high-water mark: nothing before it can be lost any more.

@@ -42,12 +42,13 @@ impl Surroundings {
         );
         let conninfo = run::connection(config)?;
         let regions = region::open(config, &state).await?;
+        let me = Me::beside(&conninfo.describe());
         Ok(Self {
             clock,
             state,
             conninfo,
             regions,
-            me: Me::this_process(),
+            me,
         })
     }
 }

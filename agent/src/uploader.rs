@@ -317,7 +317,9 @@ impl Uploader {
             strays.agree(&shared, &region, &item).await?;
             let (store, layout) = (&*region.store, &shared.archive.layout);
             match item.what {
-                What::Gap { .. } => gap::write(store, layout, &item.key, item.object.clone()).await?,
+                What::Gap { .. } | What::Unreplayable { .. } => {
+                    gap::write(store, layout, &item.key, item.object.clone()).await?;
+                }
                 What::Wal { .. } | What::History { .. } => {
                     write_once(store, &item.key, item.object.clone()).await?;
                 }

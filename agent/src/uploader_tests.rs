@@ -79,6 +79,7 @@ fn gap(shared: &Shared, range: LsnRange) -> Item {
         end: range.end,
         reason: "slot lost".into(),
         recorded_at: Time::UNIX_EPOCH,
+        unreplayable: false,
     };
     let (key, object) = gap::encode(&shared.archive.layout, &gap).unwrap();
     Item {

@@ -73,6 +73,12 @@ pub enum What {
         /// What is missing.
         range: LsnRange,
     },
+    /// The record of WAL that cannot be replayed: what follows may not be stored before it. It moves no position. A region that is
+    /// filled beyond it from another one gets it when the archive is compared.
+    Unreplayable {
+        /// Everything that was streamed before it.
+        after: Position,
+    },
 }
 
 impl What {
@@ -80,7 +86,7 @@ impl What {
     pub fn is_barrier(self) -> bool {
         match self {
             Self::Wal { .. } => false,
-            Self::History { .. } | Self::Gap { .. } => true,
+            Self::History { .. } | Self::Gap { .. } | Self::Unreplayable { .. } => true,
         }
     }
 
@@ -95,6 +101,7 @@ impl What {
                 timeline,
                 lsn: begins,
             },
+            Self::Unreplayable { after } => after,
         }
     }
 
@@ -105,7 +112,15 @@ impl What {
                 timeline,
                 lsn: range.start,
             },
-            Self::History { after, .. } => after,
+            Self::History { after, .. } | Self::Unreplayable { after } => after,
+        }
+    }
+
+    /// Whether a region that holds everything before `at` has this. What moves no position may be lacking right there.
+    fn is_done_at(self, at: Position) -> bool {
+        match self {
+            Self::Unreplayable { after } => after < at,
+            _ => self.end() <= at,
         }
     }
 
@@ -222,7 +237,8 @@ impl Window {
         inner.forget(self.share);
     }
 
-    /// What comes at or after `number` for a region, leaving out what a later item covers.
+    /// What comes at or after `number` for a region, leaving out what a later item covers, unless something stands between the
+    /// two that may only follow the first.
     pub fn next(&self, number: u64) -> Next {
         let inner = self.lock();
         if number < inner.first {
@@ -236,6 +252,7 @@ impl Window {
                 .items
                 .iter()
                 .skip(index + 1)
+                .take_while(|later| !later.what.is_barrier())
                 .any(|later| later.what.covers(item.what))
             {
                 return Next::Item(inner.first + index as u64, item.clone());
@@ -262,7 +279,7 @@ impl Window {
                 range: covered,
                 ..
             } => of == timeline && covered.start < range.end && range.start < covered.end,
-            What::History { .. } | What::Gap { .. } => false,
+            What::History { .. } | What::Gap { .. } | What::Unreplayable { .. } => false,
         };
         self.lock().items.iter().filter(reaches).cloned().collect()
     }
@@ -289,7 +306,11 @@ impl Inner {
         if !reaches_back {
             return None;
         }
-        let done = self.items.iter().take_while(|item| item.what.end() <= at).count();
+        let done = self
+            .items
+            .iter()
+            .take_while(|item| item.what.is_done_at(at))
+            .count();
         Some(self.first + done as u64)
     }
 

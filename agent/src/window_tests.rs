@@ -136,6 +136,37 @@ fn a_history_file_comes_before_what_follows_it() {
     );
 }
 
+fn unreplayable(after: u64) -> Item {
+    Item {
+        key: "unreplayable".into(),
+        object: Object::new(Bytes::from_static(b"gap")),
+        what: What::Unreplayable { after: at(after) },
+        charge: None,
+    }
+}
+
+/// It stands in the middle of an object, and a region that has everything before it may still lack it.
+#[test]
+fn what_cannot_be_replayed_is_on_record_before_what_follows() {
+    let window = Window::new(1, 1000, at(0));
+    window.push(wal(0, 10, 1));
+    window.push(unreplayable(10));
+    window.push(wal(0, 30, 1));
+    assert_eq!(window.attach(0, at(0)), Some(0));
+    assert_eq!(
+        key(&window.next(0)),
+        "0 0-10",
+        "the object that covers it comes behind the record"
+    );
+    assert_eq!(key(&window.next(1)), "1 unreplayable");
+    assert_eq!(
+        window.attach(0, at(10)),
+        Some(1),
+        "nobody knows that it has the record"
+    );
+    assert_eq!(window.attach(0, at(11)), Some(2));
+}
+
 #[test]
 fn a_region_that_lags_at_the_start_is_behind_before_the_first_item() {
     let window = Window::new(2, 1000, at(100));

@@ -249,25 +249,38 @@ impl Catalog {
         if same { Vec::new() } else { copies }
     }
 
-    /// The recorded gaps of a timeline, from all of the given regions, each once.
+    /// The recorded gaps of a timeline, from all of the given regions, each once; that WAL cannot be replayed is true whichever
+    /// region says so.
     #[must_use]
     pub fn gaps(&self, timeline: TimelineId, regions: &[usize]) -> Vec<Gap> {
-        let views = regions
+        let views = self
+            .regions
             .iter()
-            .filter_map(|index| self.regions.get(*index)?.timelines.get(&timeline));
-        let mut gaps: Vec<Gap> = views.flat_map(|view| view.gaps.iter().cloned()).collect();
+            .enumerate()
+            .filter_map(|(index, region)| Some((index, region.timelines.get(&timeline)?)));
+        let counts = |index, gap: &Gap| gap.unreplayable || regions.contains(&index);
+        let mut gaps: Vec<Gap> = views
+            .flat_map(|(index, view)| view.gaps.iter().filter(move |gap| counts(index, gap)).cloned())
+            .collect();
         gaps.sort_by_key(|gap| (gap.start, gap.end));
         gaps.dedup_by_key(|gap| (gap.start, gap.end));
         gaps
     }
 
-    /// What the given regions together cover of one timeline.
+    /// What the given regions together cover of one timeline, without what any region has on record as unreplayable.
     #[must_use]
     pub fn coverage(&self, timeline: TimelineId, regions: &[usize]) -> Coverage {
         let views = regions
             .iter()
             .filter_map(|index| self.regions.get(*index)?.timelines.get(&timeline));
-        views.flat_map(|view| view.coverage.pieces().copied()).collect()
+        let mut coverage: Coverage = views.flat_map(|view| view.coverage.pieces().copied()).collect();
+        let all = self
+            .regions
+            .iter()
+            .filter_map(|region| region.timelines.get(&timeline));
+        let gaps = all.flat_map(|view| &view.gaps).filter(|gap| gap.unreplayable);
+        gaps.for_each(|gap| coverage.exclude(gap.range()));
+        coverage
     }
 
     /// The furthest that any of the given regions' pulses claims of a timeline: what it says is stored there. Listings

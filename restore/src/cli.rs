@@ -16,6 +16,8 @@ EXAMPLES
   Just before a mistake at 14:56:53 UTC, shown first and then done:
     highwater-restore --config /etc/highwater.toml plan --to-time 2026-11-20T14:56:53Z --exclusive
     highwater-restore --config /etc/highwater.toml run --to-time 2026-11-20T14:56:53Z --exclusive --into /srv/pg/restored --start --port 5433
+  After somebody deleted the archive at 03:10:20 UTC from buckets that keep versions:
+    highwater-restore --config /etc/highwater.toml --as-of 2026-11-20T03:10:00Z run --into /srv/pg/restored
   Everything, without a configuration file:
     highwater-restore --archive s3://orders-archive/prod --archive s3://orders-archive-dr/prod --cluster orders \\
         run --into /srv/pg/restored
@@ -61,6 +63,10 @@ pub struct Common {
     /// Do without this region, knowing that what only it holds is given up
     #[arg(long, global = true, value_name = "NAME")]
     pub without_region: Vec<String>,
+    /// Read the buckets as they were at this moment, RFC 3339 with zone: what was deleted or overwritten since counts as it
+    /// was. The buckets must keep versions; directories keep none
+    #[arg(long, global = true, value_name = "TIME")]
+    pub as_of: Option<String>,
     /// The lineage, where the cluster's name has had several (after pg_upgrade or initdb)
     #[arg(long, global = true, value_name = "SYSTEM_ID")]
     pub system_id: Option<String>,

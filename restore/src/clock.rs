@@ -41,10 +41,19 @@ impl Clock {
     reason = "this module is where wall-clock time comes from"
 )]
 fn system_now() -> Time {
-    let since_epoch = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Time::UNIX_EPOCH.saturating_add(since_epoch)
+    from_system(SystemTime::now())
+}
+
+/// A moment as the operating system counts; nothing before 1970.
+#[must_use]
+pub fn to_system(time: Time) -> SystemTime {
+    SystemTime::UNIX_EPOCH + time.since(Time::UNIX_EPOCH)
+}
+
+/// Back from it, to the microsecond.
+#[must_use]
+pub fn from_system(time: SystemTime) -> Time {
+    Time::UNIX_EPOCH.saturating_add(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 /// Measures how long something takes, unmoved by changes of the clock.

@@ -23,7 +23,7 @@ use crate::{
     regions::{self, Region},
     report::{self, Answer},
     run::{self, server::StartOptions},
-    target::{Asked, Request},
+    target::{Asked, Request, parse_as_of},
     verify, walfeed,
 };
 
@@ -36,6 +36,7 @@ const OWN_VARIABLES: &[&str] = &["HIGHWATER_LOG", "HIGHWATER_LOG_FORMAT"];
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
+    keep_memory_private();
     // Before anything else, because not even a misspelt flag may look like the end of the archive to PostgreSQL.
     let is = |name: &str| std::env::args_os().skip(1).any(|arg| arg == name);
     let cli = match Cli::try_parse() {
@@ -70,6 +71,14 @@ pub fn main() -> ExitCode {
             answer(&cli).into()
         }
     }
+}
+
+/// Memory holds keys, and what is restored: the kernel writes none of it to a disk when the process dies, and shows it to
+/// no other process of the same user. A limit on the size of core dumps would not do: the kernel passes it over where a
+/// program takes them, and PostgreSQL would inherit it. What this process starts has its own way again.
+fn keep_memory_private() {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
 }
 
 /// A panic ends a program with 101, which PostgreSQL would take for the end of the archive.
@@ -161,7 +170,7 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
     let clock = Clock::default();
     match &cli.command {
         Command::List => {
-            let mut archive = Archive::open(&cli.common).await?;
+            let mut archive = Archive::open(&cli.common, &clock).await?;
             Ok(Answer::new(
                 "list",
                 Exit::Done,
@@ -170,7 +179,7 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
         }
         Command::Plan(target) => {
             let request = request(target, &clock)?;
-            let mut archive = Archive::open(&cli.common).await?;
+            let mut archive = Archive::open(&cli.common, &clock).await?;
             let plan = locate::resolve(&mut archive.catalog, &archive.regions, &request).await?;
             run::inspect::inspect(&archive.catalog, &archive.regions, &plan).await?;
             Ok(Answer::new(
@@ -181,7 +190,7 @@ async fn perform(cli: &Cli) -> Result<Answer, RestoreError> {
         }
         Command::Run(args) => restore(&cli.common, args, clock).await,
         Command::Verify => {
-            let archive = Archive::open(&cli.common).await?;
+            let archive = Archive::open(&cli.common, &clock).await?;
             let found = verify::verify(
                 &archive.catalog,
                 &archive.regions,
@@ -203,7 +212,7 @@ fn request(args: &TargetArgs, clock: &Clock) -> Result<Request, RestoreError> {
 
 async fn restore(common: &Common, args: &RunArgs, clock: Clock) -> Result<Answer, RestoreError> {
     let request = request(&args.target, &clock)?;
-    let mut archive = Archive::open(common).await?;
+    let mut archive = Archive::open(common, &clock).await?;
     let plan = locate::resolve(&mut archive.catalog, &archive.regions, &request).await?;
     if common.output == Output::Text {
         let _ = write!(io::stderr(), "{}", report::plan(&archive.catalog, &plan));
@@ -239,10 +248,15 @@ struct Archive {
 }
 
 impl Archive {
-    async fn open(common: &Common) -> Result<Self, RestoreError> {
+    async fn open(common: &Common, clock: &Clock) -> Result<Self, RestoreError> {
+        let as_of = common.as_of.as_deref().map(|text| parse_as_of(text, clock));
+        let as_of = as_of.transpose()?;
         let env = |name: &str| std::env::var(name).ok();
-        let config = Config::load(common.config.as_deref(), env, &common.overrides())?;
+        let mut config = Config::load(common.config.as_deref(), env, &common.overrides())?;
         let system_id = common.system_id.as_deref().map(parse_system_id).transpose()?;
+        if let Some(time) = as_of {
+            regions::read_as_of(&mut config, time, &common.without_region)?;
+        }
         let regions = regions::open(&config, common.region.as_deref(), &common.without_region).await?;
         let catalog = read::read(&regions, &config.cluster.name, system_id).await?;
         Ok(Self {

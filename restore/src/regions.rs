@@ -6,10 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use highwater_config::{Config, Exit};
-use highwater_format::FormatErrorKind;
+use highwater_format::{FormatErrorKind, Time};
 use highwater_store::{ErrorKind, NoObserver, RegionConfig, RetryPolicy, Retrying, Store, StoreError};
 
-use crate::error::RestoreError;
+use crate::{clock, error::RestoreError};
 
 /// One region, by the index that the catalog uses for it.
 #[derive(Debug, Clone)]
@@ -62,6 +62,27 @@ impl Region {
 /// Passing failures of one call are retried for this long: a region that was lost for good must not cost the person
 /// who waits for a restore half a minute, and another region is asked next.
 const RETRY_BUDGET: Duration = Duration::from_secs(10);
+
+/// Has every region but those in `without` read as it was at `time`.
+///
+/// # Errors
+///
+/// A region is a directory, which has no past: the others alone may have less than the operator thinks, so he says so.
+pub fn read_as_of(config: &mut Config, time: Time, without: &[String]) -> Result<(), RestoreError> {
+    let asked = |region: &&mut RegionConfig| !without.contains(&region.name);
+    for region in config.regions.iter_mut().filter(asked) {
+        if region.url.starts_with("file:") {
+            let message = format!(
+                "region {} is a directory, which keeps no versions and cannot be read as of {time}; leave it out with \
+                 --without-region {}",
+                region.name, region.name
+            );
+            return Err(RestoreError::failed(Exit::Usage, message));
+        }
+        region.as_of = Some(clock::to_system(time));
+    }
+    Ok(())
+}
 
 /// Opens all regions of the configuration, the preferred one first.
 ///

@@ -230,8 +230,24 @@ impl Asked {
     }
 }
 
-fn parse_time(text: &str, clock: &Clock) -> Result<Time, TargetError> {
-    let time: Time = text.parse().map_err(|_| {
+/// The moment as of which the buckets are read.
+///
+/// # Errors
+///
+/// What is no time with a zone, and what lies in the future.
+pub fn parse_as_of(text: &str, clock: &Clock) -> Result<Time, TargetError> {
+    let time = parse_zoned(text)?;
+    let now = clock.now();
+    if time > now.saturating_add(CLOCK_TOLERANCE) {
+        return Err(TargetError::new(format!(
+            "--as-of {time} lies in the future (it is {now} now); leave it out to read the archive as it is"
+        )));
+    }
+    Ok(time)
+}
+
+fn parse_zoned(text: &str) -> Result<Time, TargetError> {
+    text.parse().map_err(|_| {
         let text = text.trim();
         let zoned = format!("{}Z", text.replacen(' ', "T", 1));
         if zoned.parse::<Time>().is_ok() {
@@ -245,7 +261,11 @@ fn parse_time(text: &str, clock: &Clock) -> Result<Time, TargetError> {
             "`{text}` is not a time; write it in RFC 3339 with its zone, \
              as in 2026-11-20T14:56:53Z or 2026-11-20T15:56:53.25+01:00"
         ))
-    })?;
+    })
+}
+
+fn parse_time(text: &str, clock: &Clock) -> Result<Time, TargetError> {
+    let time = parse_zoned(text)?;
     let now = clock.now();
     if time > now.saturating_add(CLOCK_TOLERANCE) {
         return Err(TargetError::new(format!(

@@ -2,7 +2,7 @@
 
 use highwater_format::{Lsn, Time, TimelineId};
 
-use super::{Action, Asked, Request, Target};
+use super::{Action, Asked, Request, Target, parse_as_of};
 use crate::clock::Clock;
 
 fn clock() -> Clock {
@@ -46,6 +46,21 @@ fn times_are_read_with_any_zone() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn the_moment_of_the_buckets_has_a_zone_and_has_been() {
+    let of = |text: &str| parse_as_of(text, &clock()).map_err(|error| error.to_string());
+    assert_eq!(
+        of("2026-11-20T10:30:00+01:00"),
+        Ok("2026-11-20T09:30:00Z".parse().unwrap())
+    );
+    assert!(of("2026-11-20 10:30:00").unwrap_err().contains("has no zone"));
+    assert!(
+        of("2026-11-20T13:00:00Z")
+            .unwrap_err()
+            .contains("lies in the future")
+    );
 }
 
 #[test]

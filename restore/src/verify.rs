@@ -96,11 +96,15 @@ impl Verified {
 
     /// Notes an object that the store did not deliver.
     pub(crate) fn failed(&mut self, region: &str, key: &str, error: &highwater_store::StoreError) {
-        let problem = Problem::new(region, key, error.message());
+        let problem = |what: String| Problem::new(region, key, what);
         match meaning(error) {
-            Meaning::Absent => self.missing.push(problem),
-            Meaning::Bad => self.damage.push(problem),
-            Meaning::Silent => self.unreadable.push(problem),
+            Meaning::Absent => self.missing.push(problem(error.message().to_owned())),
+            Meaning::Bad => self.damage.push(problem(error.message().to_owned())),
+            // The object may be whole: what has to be done first is not `verify`'s to know.
+            Meaning::Silent => {
+                let told = format!("{} ({})", error.message(), error.next_step());
+                self.unreadable.push(problem(told));
+            }
         }
     }
 }

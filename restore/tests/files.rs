@@ -252,6 +252,14 @@ fn prepare_with(
     DataDir::prepare(&request, manifest.clone())
 }
 
+/// A directory, and a link that leads to it.
+fn linked(dir: &Path) -> (PathBuf, PathBuf) {
+    let (real, link) = (dir.join("real"), dir.join("link"));
+    fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    (real, link)
+}
+
 #[tokio::test]
 async fn what_an_interrupted_restore_left_in_a_tablespace_is_cleared() {
     let a = memory("a");
@@ -278,9 +286,7 @@ async fn a_restore_over_a_link_starts_over_in_its_own_tablespace() {
     let a = memory("a");
     let (backup, _, manifest) = with_tablespace(&a).await;
     let dir = tempfile::tempdir().unwrap();
-    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
-    fs::create_dir(&real).unwrap();
-    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let (real, link) = linked(dir.path());
     let space = dir.path().join("space");
     for into in [link.join("data"), link.join("data"), real.join("data")] {
         let datadir = prepare_with(&into, &space, &backup, &manifest).unwrap();
@@ -335,9 +341,7 @@ async fn a_tablespace_is_not_put_into_the_data_directory_by_way_of_a_link() {
     let a = memory("a");
     let (backup, _, manifest) = with_tablespace(&a).await;
     let dir = tempfile::tempdir().unwrap();
-    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
-    fs::create_dir(&real).unwrap();
-    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let (real, link) = linked(dir.path());
     for (into, space) in [
         (real.join("data"), link.join("data/space")),
         (link.join("data"), link.join("data/space")),

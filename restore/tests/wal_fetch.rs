@@ -173,6 +173,99 @@ async fn fault_53_a_hole_is_never_the_end() {
     }
 }
 
+/// The segments of a small archive, of which the newest consists of three chunks.
+const POSITIONS: std::ops::RangeInclusive<u64> = 2..=9;
+const NEWEST: u64 = 9 * SIZE;
+const CHUNKS: [(u64, u64); 3] = [
+    (NEWEST, NEWEST + 3000),
+    (NEWEST + 3000, NEWEST + 9000),
+    (NEWEST + 9000, NEWEST + 9500),
+];
+const END: u64 = CHUNKS[2].1;
+
+/// All of the archive but one segment, or but one chunk of the newest.
+async fn archive_without(segment_gone: Option<u64>, chunk_gone: Option<usize>) -> Memory {
+    let store = memory("a");
+    for number in POSITIONS.filter(|number| Some(*number) != segment_gone) {
+        if number * SIZE != NEWEST {
+            put_segment(&[&store], segment(number)).await;
+            continue;
+        }
+        for (index, (start, end)) in CHUNKS.into_iter().enumerate() {
+            if chunk_gone != Some(index) {
+                put_tail(&[&store], 1, range(start, end)).await;
+            }
+        }
+    }
+    store
+}
+
+/// Asks for every position and one more: all but `gone` are served byte for byte, and that one stops recovery.
+async fn asked_everywhere(regions: &[&Memory], end: Option<u64>, gone: Option<u64>) {
+    for number in POSITIONS {
+        let (answer, file) = Case::new(regions).ask_with(end, &name(number)).await;
+        let what = format!("segment {number} without {gone:?}, the end at {end:?}");
+        if gone == Some(number) {
+            assert!(matches!(answer, Answer::Failed(_)), "{what}: {answer:?}");
+            assert_eq!(file, None, "{what}");
+            continue;
+        }
+        assert_eq!(answer, Answer::Done, "{what}");
+        let mut expected = wal(range(number * SIZE, END.min((number + 1) * SIZE)));
+        expected.resize(SIZE as usize, 0);
+        assert!(file.unwrap() == expected, "{what}");
+    }
+    let (answer, file) = Case::new(regions).ask_with(end, &name(POSITIONS.end() + 1)).await;
+    assert!(matches!(answer, Answer::PastEnd(_)), "{answer:?}");
+    assert_eq!(file, None);
+}
+
+#[tokio::test]
+async fn i12_every_position_is_served_and_a_hole_at_none_of_them_is_the_end() {
+    let whole = archive_without(None, None).await;
+    for end in [Some(END), None] {
+        asked_everywhere(&[&whole], end, None).await;
+        for gone in POSITIONS {
+            let holed = archive_without(Some(gone), None).await;
+            // Nobody but the plan knows of what followed on all that is there.
+            if end.is_some() || gone * SIZE != NEWEST {
+                asked_everywhere(&[&holed], end, Some(gone)).await;
+            }
+            asked_everywhere(&[&holed, &whole], end, None).await;
+        }
+        for chunk in 0..CHUNKS.len() {
+            let holed = archive_without(None, Some(chunk)).await;
+            // Of a timeline that no plan knows the newest segment is served up to its first hole: beside a running agent
+            // chunks come out of order, and a standby asks again.
+            if end.is_some() || chunk == 0 {
+                asked_everywhere(&[&holed], end, Some(*POSITIONS.end())).await;
+            }
+            asked_everywhere(&[&holed, &whole], end, None).await;
+        }
+    }
+}
+
+/// Nor is damage, whichever object it strikes.
+#[tokio::test]
+async fn i12_damage_at_no_position_is_the_end() {
+    for number in POSITIONS {
+        let a = archive_without(None, None).await;
+        let key = match number * SIZE {
+            NEWEST => layout().tail(timeline(1), range(CHUNKS[1].0, CHUNKS[1].1)),
+            _ => layout().segment(segment(number), size()),
+        };
+        a.corrupt(&key, |bytes| bytes[200] ^= 1);
+        for end in [Some(END), None] {
+            if end.is_none() && number * SIZE == NEWEST {
+                continue;
+            }
+            let (answer, file) = Case::new(&[&a]).ask_with(end, &name(number)).await;
+            assert!(matches!(answer, Answer::Damaged { .. }), "{number}: {answer:?}");
+            assert_eq!(file, None, "{number}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_ragged_end_that_the_plan_accepted_is_the_end() {
     let a = memory("a");

@@ -25,6 +25,7 @@ class Cost:
     cpu: float
     peak: int  # bytes of the largest process; 0 when that was not more than this program has itself
     server: float = 0.0  # CPU seconds of PostgreSQL and of the S3 endpoints meanwhile
+    stolen: float = 0.0  # share of the processors' time that the machine's host gave to others meanwhile
     stored: int = 0  # bytes in one region or directory afterwards
     notes: dict = field(default_factory=dict)
 
@@ -102,6 +103,12 @@ def measure(command, account, log, environment, directory, until=None, accept=(0
 
 
 TICK = os.sysconf("SC_CLK_TCK")
+
+
+def stolen_seconds():
+    """Seconds that the host has given to others although a processor of this machine had something to do: proc_stat(5)."""
+    with open("/proc/stat") as stat:
+        return int(stat.readline().split()[8]) / TICK
 
 
 def _times(pid):

@@ -63,8 +63,9 @@ class Site:
     def measured(self, *command, until=None, accept=(0,)):
         """Runs a command under the meter, with the CPU that PostgreSQL and the endpoints spent meanwhile."""
         os.sync()  # nobody pays for what others left to be written
-        before = meter.cpu_of(self.servers())
+        before, stolen, began = meter.cpu_of(self.servers()), meter.stolen_seconds(), time.monotonic()
         cost = meter.measure(command, self.account, self.log, self.environment, self.work, until, accept)
+        cost.stolen = (meter.stolen_seconds() - stolen) / (time.monotonic() - began) / os.cpu_count()
         time.sleep(0.2)  # a walsender outlives its client by a moment
         cost.server = meter.cpu_of(self.servers()) - before
         return cost
@@ -102,19 +103,32 @@ class Site:
         with open(self.data / "postgresql.conf", "a") as conf:
             for name, value in {**fixed, **settings}.items():
                 conf.write(f"{name} = '{value}'\n")
-        self.run(self.pg_bin / "pg_ctl", "-D", self.data, "-l", self.work / "log" / "primary", "-w", "start")
+        self.start_server()
         self.sql("CREATE ROLE highwater LOGIN REPLICATION; GRANT pg_monitor TO highwater")
+
+    def start_server(self):
+        self.run(self.pg_bin / "pg_ctl", "-D", self.data, "-l", self.work / "log" / "primary", "-w", "start")
+
+    def client(self, name):
+        """A client program; there are packages of a server without them, and those of another version do as well."""
+        own = self.pg_bin / name
+        return own if own.exists() else shutil.which(name)
+
+    def load(self, clients, seconds):
+        """pgbench, running."""
+        return self.spawn("load", self.client("pgbench"), "-h", self.socket, "-U", "postgres", "-n", "-c", str(clients), "-j", "2",
+                          "-T", str(seconds), "postgres")
 
     def stop_cluster(self):
         if (self.data / "postmaster.pid").exists():
             self.run(self.pg_bin / "pg_ctl", "-D", self.data, "-w", "-m", "fast", "stop")
 
     def sql(self, text):
-        return self.run(self.pg_bin / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket, "-U", "postgres",
+        return self.run(self.client("psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket, "-U", "postgres",
                         "-d", "postgres", "-c", text).strip()
 
     def pgbench(self, *options):
-        self.run(self.pg_bin / "pgbench", "-h", self.socket, "-U", "postgres", *options, "postgres")
+        self.run(self.client("pgbench"), "-h", self.socket, "-U", "postgres", *options, "postgres")
 
     def wal_end(self):
         return int(self.sql("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))

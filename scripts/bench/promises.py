@@ -1,5 +1,5 @@
-"""The figures that are promised rather than compared: how old the newest durable commit is, and how much memory a backlog
-takes while a region does not answer.
+"""The figures that are promised rather than compared: how old the newest durable commit is, how much memory a backlog
+takes while a region does not answer, and how long PostgreSQL takes to stop.
 
 Owns: measuring them from outside, with a client's clock and the agent's metrics. Prints figures, judges nothing.
 """
@@ -29,9 +29,8 @@ class Lag:
         agent = site.spawn("agent", *site.agent(config, "run"))
         wait(lambda: metric(port, "highwater_lag_bytes") == 0, 60, "the agent is current")
         self.show("one small commit a second", self.delays(port))
-        seconds = str(self.samples * 3)
-        load = site.spawn("load", site.pg_bin / "pgbench", "-h", site.socket, "-U", "postgres", "-n", "-c", "8", "-j", "2",
-                          "-T", seconds, "postgres")
+        seconds = self.samples * 3
+        load = site.load(8, seconds)
         time.sleep(2)
         self.show("beside pgbench with 8 clients", self.delays(port))
         site.end(load)
@@ -94,4 +93,47 @@ class Drain:
         return next(int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-PROMISES = {"lag": Lag, "drain": Drain}
+class Stop:
+    """How long `pg_ctl stop -m fast` takes under the agent, and without one, idle and under load."""
+
+    def __init__(self, site, options):
+        self.site, self.runs = site, options.runs
+
+    def run(self):
+        site = self.site
+        site.start_cluster()
+        site.pgbench("-i", "-q", "-s", "20")
+        self.series("no agent")
+        config, self.port = site.configure("s3")
+        agent = site.spawn("agent", *site.agent(config, "run"))
+        self.current()
+        self.series("agent", self.current)
+        site.end(agent)
+
+    def current(self):
+        streams = 'highwater_connection{state="streaming"}'
+        wait(lambda: metric(self.port, streams) == 1 and metric(self.port, "highwater_lag_bytes") == 0, 60, "the agent is current")
+
+    def series(self, beside, ready=lambda: None):
+        for load in (False, True):
+            took = []
+            for _ in range(self.runs):
+                ready()
+                took.append(self.stop(load))
+            print(f"{beside}, {'pgbench with 8 clients' if load else 'idle'}: "
+                  f"{', '.join(f'{seconds:.2f}' for seconds in took)} s", flush=True)
+
+    def stop(self, loaded):
+        site = self.site
+        load = site.load(8, 600) if loaded else None
+        time.sleep(3)
+        began = time.monotonic()
+        site.stop_cluster()
+        took = time.monotonic() - began
+        if load:
+            site.end(load)
+        site.start_server()
+        return took
+
+
+PROMISES = {"lag": Lag, "drain": Drain, "stop": Stop}

@@ -28,6 +28,9 @@ class Work:
         site.sql("CHECKPOINT")
         self.plain = size_of(site.data / "base") + size_of(site.data / "global")
 
+    def warm(self):
+        """Before each tool: nobody pays for what another one has pushed out of the page cache."""
+
     def has_pgbackrest(self):
         return shutil.which("pgbackrest") is not None
 
@@ -154,6 +157,9 @@ class Backup(Work):
     def prepare(self):
         self.database()
 
+    def warm(self):
+        self.site.run("sh", "-c", f"find {self.site.data} -type f -exec cat {{}} + > /dev/null")
+
     def basebackup(self, *options):
         site, to = self.site, self.site.fresh("taken")
         cost = site.measured(site.pg_bin / "pg_basebackup", "-D", to, "-Ft", "-X", "none", "-c", "fast", *options, "-h",
@@ -245,6 +251,9 @@ class Restore(Backup):
             if site.tls:
                 self.rest(True, measured=False, s3=True)
         site.sql("CHECKPOINT")
+
+    def warm(self):
+        """What is restored comes from as many places as there are tools."""
 
     def into(self, *command, sync=False, accept=(0,)):
         """A tool that fills an empty target; with `sync` one that leaves the disk to the kernel."""

@@ -20,6 +20,17 @@ pub fn unix_micros(time: SystemTime) -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// The present moment, returned when its second is over: what is done from then on is later also for a store that dates its
+/// versions to the second.
+///
+/// # Errors
+/// When the clock stands still.
+pub async fn second_over() -> anyhow::Result<SystemTime> {
+    let (moment, second) = (now(), |time| unix_micros(time) / 1_000_000);
+    let over = || async { (second(now()) > second(moment)).then_some(moment) };
+    eventually("the next second", Duration::from_secs(60), over).await
+}
+
 /// Waits until `probe` gives a value, asking every 20 ms, at most for `limit`.
 ///
 /// # Errors

@@ -115,7 +115,7 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
         }
         let (log, seen) = soaked.lose_the_machine(&mut dice).await?;
         passed.commits = log.entries.len();
-        passed.promised = promised(&log, &seen);
+        passed.promised = promised(&log, &seen).len();
         verdict(&soaked, &log, &seen, &mut dice).await
     }
     .await;
@@ -132,12 +132,10 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
     }
 }
 
-fn promised(log: &LedgerLog, seen: &Seen) -> usize {
-    let promised = log
-        .entries
-        .iter()
-        .filter(|entry| entry.after.is_some_and(|after| after <= seen.flush));
-    promised.count()
+/// The acknowledged commits that were reported as stored.
+fn promised(log: &LedgerLog, seen: &Seen) -> Vec<Entry> {
+    let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= seen.flush);
+    log.entries.iter().filter(is_promised).copied().collect()
 }
 
 /// One fault. What lasts goes on beside the next ones.
@@ -259,8 +257,7 @@ async fn in_time<T>(what: &str, restore: impl Future<Output = Result<T>>) -> Res
 
 /// Any promised commit but the last ones: a time needs a commit behind it to be known.
 fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry> {
-    let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= seen.flush);
-    let promised: Vec<Entry> = log.entries.iter().filter(is_promised).copied().collect();
+    let promised = promised(log, seen);
     let most = promised.len() * 9 / 10;
     (most > 0).then(|| promised[usize::try_from(dice.below(most as u64)).unwrap_or(0)])
 }

@@ -9,11 +9,12 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -71,6 +72,7 @@ struct Shared {
     hook: Mutex<Option<Hook>>,
     frozen: watch::Sender<bool>,
     refuse: AtomicBool,
+    late: AtomicBool,
     sever: Mutex<CancellationToken>,
     upstream: Mutex<Upstream>,
 }
@@ -150,6 +152,7 @@ impl FeedbackTap {
             hook: Mutex::default(),
             frozen: watch::Sender::new(false),
             refuse: AtomicBool::new(false),
+            late: AtomicBool::new(false),
             sever: Mutex::new(CancellationToken::new()),
             upstream: Mutex::new(upstream),
         });
@@ -270,6 +273,12 @@ impl FeedbackTap {
         self.shared.frozen.send_replace(frozen);
     }
 
+    /// When the server ends a connection, its last bytes arrive late, and nothing is taken from the client any more before that.
+    /// For clients on the Unix socket.
+    pub fn end_late(&self, late: bool) {
+        self.shared.late.store(late, Ordering::SeqCst);
+    }
+
     /// New connections are closed at once, until called with `false`.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
@@ -294,10 +303,13 @@ async fn accept(unix: UnixListener, tcp: TcpListener, shared: Arc<Shared>, stop:
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = unix.accept() => accepted.map(|(stream, _)| halves(stream)),
-            accepted = tcp.accept() => accepted.map(|(stream, _)| halves(stream)),
+            accepted = unix.accept() => accepted.and_then(|(stream, _)| {
+                let ear = std::os::unix::net::UnixStream::from(stream.as_fd().try_clone_to_owned()?);
+                Ok((halves(stream), Some(ear)))
+            }),
+            accepted = tcp.accept() => accepted.map(|(stream, _)| (halves(stream), None)),
         };
-        let Ok(client) = accepted else { continue };
+        let Ok((client, ear)) = accepted else { continue };
         if shared.refuse.load(Ordering::SeqCst) {
             continue;
         }
@@ -306,7 +318,7 @@ async fn accept(unix: UnixListener, tcp: TcpListener, shared: Arc<Shared>, stop:
         tokio::spawn(async move {
             tokio::select! {
                 () = sever.cancelled() => {}
-                () = forward(client, &upstream, &shared) => {}
+                () = forward(client, ear, &upstream, &shared) => {}
             }
         });
     }
@@ -319,7 +331,12 @@ async fn connect(upstream: &Upstream) -> std::io::Result<(Reading, Writing)> {
     }
 }
 
-async fn forward(client: (Reading, Writing), upstream: &Upstream, shared: &Shared) {
+async fn forward(
+    client: (Reading, Writing),
+    ear: Option<std::os::unix::net::UnixStream>,
+    upstream: &Upstream,
+    shared: &Shared,
+) {
     let Ok(server) = connect(upstream).await else {
         return;
     };
@@ -331,7 +348,7 @@ async fn forward(client: (Reading, Writing), upstream: &Upstream, shared: &Share
     let encryption = wire::Encryption::default();
     let mut from_client = wire::Frontend::new(encryption.clone());
     let mut from_server = wire::Backend::new(encryption);
-    let requests = pump(client.0, server.1, shared, |bytes| {
+    let requests = pump(client.0, server.1, None, shared, |bytes| {
         for status in from_client.feed(bytes) {
             let wire::Status {
                 write,
@@ -349,14 +366,25 @@ async fn forward(client: (Reading, Writing), upstream: &Upstream, shared: &Share
             });
         }
     });
-    let replies = pump(server.0, client.1, shared, |bytes| {
+    let replies = pump(server.0, client.1, ear, shared, |bytes| {
         from_server.feed(bytes, &mut shared.log())
     });
     // Each direction closes its own half, as PostgreSQL's clean shutdown does; the connection ends with both.
     tokio::join!(requests, replies);
 }
 
-async fn pump(mut from: Reading, mut to: Writing, shared: &Shared, mut look: impl FnMut(&Bytes)) {
+/// So long nothing follows the last bytes of a connection that is still open.
+const NOTHING_FOLLOWS: Duration = Duration::from_millis(300);
+/// So late the last bytes arrive: a client that writes every second has noticed by then.
+const LATE: Duration = Duration::from_millis(1500);
+
+async fn pump(
+    mut from: Reading,
+    mut to: Writing,
+    ear: Option<std::os::unix::net::UnixStream>,
+    shared: &Shared,
+    mut look: impl FnMut(&Bytes),
+) {
     let mut frozen = shared.frozen.subscribe();
     let mut buffer = bytes::BytesMut::new();
     loop {
@@ -364,6 +392,19 @@ async fn pump(mut from: Reading, mut to: Writing, shared: &Shared, mut look: imp
         match from.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
+        }
+        if let Some(ear) = ear.as_ref().filter(|_| shared.late.load(Ordering::SeqCst)) {
+            let ended = loop {
+                match tokio::time::timeout(NOTHING_FOLLOWS, from.read_buf(&mut buffer)).await {
+                    Ok(Ok(0) | Err(_)) => break true,
+                    Ok(Ok(_)) => buffer.reserve(256 * 1024),
+                    Err(_) => break false,
+                }
+            };
+            if ended {
+                drop(ear.shutdown(std::net::Shutdown::Read));
+                tokio::time::sleep(LATE).await;
+            }
         }
         drop(frozen.wait_for(|frozen| !frozen).await);
         let chunk = buffer.split().freeze();

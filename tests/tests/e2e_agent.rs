@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
-use highwater_tests::s3::Rights;
+use highwater_tests::s3::{Operation, Rights};
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, region_config};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Stop, lsn};
 
@@ -68,6 +68,13 @@ async fn fault_97_least_rights_suffice_and_secrets_stay_secret() -> Result<()> {
     ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
     said += &agent.stderr();
 
+    for region in &site.regions {
+        let asked = region.counters().requests(Operation::Delete);
+        ensure!(
+            asked == 0,
+            "{asked} requests to delete: a lock on objects would be in the way"
+        );
+    }
     let place = RestoreSite::with_config(
         PgVersion::V15,
         &format!(

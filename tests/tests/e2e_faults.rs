@@ -14,6 +14,9 @@ use highwater_tests::{Ledger, PgCluster, PgVersion, TestDir, lsn};
 /// `wal_sender_timeout` where it matters: short, and still far above what a loaded machine takes for an answer.
 const SENDER_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// An agent in a storm keeps what it cannot store, and no more than `memory.limit` of that.
+const STORM_MEMORY: u64 = 200 << 20;
+
 async fn site(policy: &str) -> Result<Site> {
     let mut site = Site::start(
         PgCluster::builder(PgVersion::V15).conf("wal_sender_timeout", "6s"),
@@ -149,7 +152,8 @@ async fn fault_02_with_policy_any_a_region_that_is_down_is_filled_afterwards() -
 
 #[tokio::test]
 async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
-    let site = site("all").await?;
+    let mut site = site("all").await?;
+    site.settings += "[memory]\nlimit = \"64MiB\"\n";
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     site.regions[0].faults().fail_every(6, 503);
@@ -167,6 +171,8 @@ async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
         region.faults().clear();
     }
     both_hold(&site, end).await?;
+    let peak = agent.peak_memory()?;
+    ensure!(peak < STORM_MEMORY, "{} MiB resident", peak >> 20);
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
     for (name, region) in REGIONS.iter().zip(&site.regions) {

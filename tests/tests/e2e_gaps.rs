@@ -18,8 +18,8 @@ use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Stop, archive, lsn};
 
 use support::{
-    Loss, SLOW, Story, backed_up, now, one_gap, range_of, records, recycle, restores_around, stop,
-    until_wal_is_lost,
+    Loss, SLOW, Story, archived_for_a_while, backed_up, now, one_gap, range_of, records, recycle,
+    restores_around, stop, until_wal_is_lost,
 };
 
 async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
@@ -61,6 +61,12 @@ async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
 #[tokio::test]
 async fn fault_09_slot_missing_and_wal_recycled_on_postgresql_15() -> Result<()> {
     a_gap_is_bridged(PgVersion::V15, Loss::Dropped).await
+}
+
+/// A slot of the same name stands there and looks as if nothing had happened.
+#[tokio::test]
+async fn fault_09_slot_dropped_and_made_again_is_a_gap_on_postgresql_15() -> Result<()> {
+    a_gap_is_bridged(PgVersion::V15, Loss::Recreated).await
 }
 
 #[tokio::test]
@@ -111,6 +117,127 @@ async fn fault_09_a_missing_slot_is_no_gap_while_the_wal_is_there() -> Result<()
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await?;
     Ok(())
+}
+
+/// For a while the server writes what no recovery gets past; all of it is there.
+async fn a_spell_of_minimal_wal_is_a_gap(version: PgVersion) -> Result<()> {
+    let builder = PgCluster::builder(version).conf("wal_keep_size", "256MB");
+    let mut site = Site::start(builder, 1).await?;
+    let (ledger, before) = archived_for_a_while(&site).await?;
+    let log = ledger.stop().await;
+    spell_of_minimal_wal(&mut site).await?;
+    let inside = now(&site).await?;
+
+    let agent = site.start_agent().await?;
+    backed_up(&site, 2, &agent).await?;
+    site.primary.sql("INSERT INTO bare VALUES (0)").await?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    ensure!(agent.last_words().contains("NO RECOVERY GETS PAST THIS WAL"));
+    let status = site.agent()?.arg("status").output().await?.expect_code(0)?;
+    ensure!(status.stdout.contains("wal_level = minimal"), "{}", status.said());
+    drop(agent);
+    let records = records(&site)?;
+    ensure!(
+        records[0].len() == 1 && records[0] == records[1],
+        "not one record: {records:?}"
+    );
+    let place = RestoreSite::new(version, &[(REGIONS[1], site.regions[1].as_ref())])?;
+    for target in [
+        ["--to-lsn", &lsn::show(inside.lsn)],
+        ["--to-time", &inside.time()],
+    ] {
+        let said = place.run("never", &target).await?.expect_code(1)?;
+        ensure!(
+            said.said().contains("wal_level = minimal"),
+            "{target:?}: {}",
+            said.said()
+        );
+    }
+    place.program()?.arg("verify").output().await?.expect_code(0)?;
+    let restored = place
+        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
+        .await?;
+    log.check(&restored, Expect::at_lsn(before.lsn)).await?;
+    drop(restored);
+    let latest = place.recovered("latest", &[]).await?;
+    log.check(&latest, Expect::everything()).await?;
+    ensure!(latest.value("SELECT count(*) FROM bare").await? == "1001");
+    Ok(())
+}
+
+/// A record that is damaged on the server's disk: PostgreSQL would take it for the end of the WAL and open there, without a word of
+/// what follows.
+#[tokio::test]
+async fn a_damaged_record_on_the_server_is_a_gap() -> Result<()> {
+    let builder = PgCluster::builder(PgVersion::V15).conf("wal_keep_size", "256MB");
+    let site = Site::start(builder, 1).await?;
+    let (ledger, before) = archived_for_a_while(&site).await?;
+    site.primary.sql("SELECT pg_switch_wal()").await?;
+    ledger.grow(5).await?;
+    let segment = site
+        .primary
+        .value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        .await?;
+    let damaged = site.position().await?;
+    ledger.grow(20).await?;
+    let log = ledger.stop().await;
+    let inside = now(&site).await?;
+    site.primary.sql("SELECT pg_switch_wal()").await?;
+    let path = site.primary.data_dir().join("pg_wal").join(segment);
+    let place = usize::try_from(damaged % site.segment_size())? + 30;
+    let mut bytes = std::fs::read(&path)?;
+    bytes[place] ^= 0xFF;
+    std::fs::write(&path, bytes)?;
+
+    let agent = site.start_agent().await?;
+    backed_up(&site, 2, &agent).await?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    drop(agent);
+    let records = records(&site)?;
+    ensure!(
+        records[0].len() == 1 && records[0] == records[1] && records[0][0].1.contains("damaged WAL"),
+        "not one record: {records:?}"
+    );
+    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    let said = place.run("never", &["--to-lsn", &lsn::show(inside.lsn)]).await?;
+    ensure!(said.expect_code(1)?.said().contains("damaged WAL"));
+    let restored = place
+        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
+        .await?;
+    log.check(&restored, Expect::at_lsn(before.lsn)).await?;
+    drop(restored);
+    log.check(&place.recovered("latest", &[]).await?, Expect::everything())
+        .await?;
+    Ok(())
+}
+
+/// Replication is not to be had meanwhile, and a table is filled past the WAL.
+async fn spell_of_minimal_wal(site: &mut Site) -> Result<()> {
+    for setting in ["wal_level = minimal", "max_wal_senders = 0"] {
+        site.primary.sql(&format!("ALTER SYSTEM SET {setting}")).await?;
+    }
+    let drop_slot = "SELECT pg_drop_replication_slot('highwater')";
+    site.primary.sql(drop_slot).await?;
+    restart(site).await?;
+    let rows = "CREATE TABLE bare AS SELECT generate_series(1, 1000) AS row";
+    site.primary.sql(rows).await?;
+    site.primary.sql("ALTER SYSTEM RESET ALL").await?;
+    restart(site).await
+}
+
+async fn restart(site: &mut Site) -> Result<()> {
+    site.primary.stop(Stop::Fast).await?;
+    site.primary.start_again().await
+}
+
+#[tokio::test]
+async fn a_spell_of_minimal_wal_is_a_gap_on_postgresql_15() -> Result<()> {
+    a_spell_of_minimal_wal_is_a_gap(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn a_spell_of_minimal_wal_is_a_gap_on_postgresql_18() -> Result<()> {
+    a_spell_of_minimal_wal_is_a_gap(PgVersion::V18).await
 }
 
 /// A slot that never reserved any WAL would lose what is written during the first outage.

@@ -11,7 +11,7 @@ use highwater_pgwire::{ConnInfo, Connection, Mode};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, process};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, lsn, process};
 
 /// The write-once objects of both regions: all but the pulse, which is rewritten, and the notes of writers.
 fn archived(site: &Site) -> [Vec<String>; 2] {
@@ -39,6 +39,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     .map(drop)
 }
 
+/// The place from which on an agent says that the server's WAL is another one.
+fn place_named_in(said: &str) -> Result<u64> {
+    let place = said.split("differs from the archive's from ").nth(1);
+    let place = place.and_then(|rest| rest.split(' ').next());
+    lsn::parse(place.with_context(|| format!("no place is named: {said}"))?)
+}
+
 #[tokio::test]
 async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
@@ -49,6 +56,9 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     let kept = site.primary.dir().join("kept");
     copy(site.primary.data_dir(), &kept)?;
     site.primary.start_again().await?;
+    // The last record that both histories have.
+    let shutdown = "SELECT checkpoint_lsn FROM pg_control_checkpoint()";
+    let common = lsn::parse(&site.primary.value(shutdown).await?)?;
     site.primary
         .sql("INSERT INTO story SELECT 'what was archived ' || g FROM generate_series(1, 2000) g")
         .await?;
@@ -72,13 +82,25 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
         "{}",
         backup.stderr
     );
+    let reported = site.tap.highest_flush();
+    let (code, said) = gives_up(&site).await?;
+    ensure!(code == 4, "exit code {code} while it is behind:\n{said}");
+    let (end, place) = (site.position().await?, place_named_in(&said)?);
+    ensure!(common < place && place <= end && end < reported, "{said}");
+    ensure!(site.tap.highest_flush() == reported && archived(&site) == before);
+
     site.primary
         .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 9000) g")
         .await?;
-    let reported = site.tap.highest_flush();
     let (code, said) = gives_up(&site).await?;
     ensure!(code == 4, "exit code {code}:\n{said}");
-    ensure!(said.contains("differs from the archive"), "{said}");
+    // The first records behind that are another's.
+    let place = place_named_in(&said)?;
+    ensure!(
+        common < place && place < common + (64 << 10) && place < reported,
+        "the histories part behind {}: {said}",
+        lsn::show(common)
+    );
     ensure!(
         site.tap.highest_flush() == reported,
         "something of the other history was acknowledged"

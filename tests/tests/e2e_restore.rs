@@ -151,6 +151,26 @@ async fn restores_postgresql_18() -> Result<()> {
     restores(PgVersion::V18, 16).await
 }
 
+#[tokio::test]
+async fn fault_20_restores_postgresql_14_with_segments_of_1_mb() -> Result<()> {
+    restores(PgVersion::V14, 1).await
+}
+
+#[tokio::test]
+async fn fault_20_restores_postgresql_16_with_segments_of_1_mb() -> Result<()> {
+    restores(PgVersion::V16, 1).await
+}
+
+#[tokio::test]
+async fn fault_20_restores_postgresql_18_with_segments_of_1_mb() -> Result<()> {
+    restores(PgVersion::V18, 1).await
+}
+
+#[tokio::test]
+async fn restores_postgresql_17() -> Result<()> {
+    restores(PgVersion::V17, 16).await
+}
+
 /// The size of the file that a relation has at its server; nothing is said of rows that are in memory only.
 async fn size_on_disk(cluster: &PgCluster, relation: &str) -> Result<u64> {
     let path = cluster

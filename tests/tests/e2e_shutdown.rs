@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Stop};
@@ -49,6 +49,23 @@ async fn stops(version: PgVersion) -> Result<()> {
     let place = RestoreSite::new(version, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let restored = place.recovered("data", &[]).await?;
     log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
+/// The server has gone while a status message was on its way, and its good-bye is read after that.
+#[tokio::test]
+async fn a_good_bye_behind_a_status_message_that_nobody_took_is_heard() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.all_durable().await?;
+    site.tap.end_late(true);
+    for _ in 0..3 {
+        site.primary.stop(Stop::Fast).await?;
+        site.primary.start_again().await?;
+        site.primary.sql("CREATE TABLE IF NOT EXISTS again ()").await?;
+        site.all_durable().await.with_context(|| agent.last_words())?;
+        ensure!(agent.is_running(), "{}", agent.last_words());
+    }
     Ok(())
 }
 

@@ -180,6 +180,7 @@ mod tests {
             quorum: None,
             interval_ms: None,
             waiting_ms: None,
+            answered_at: None,
         };
         let object = Object::new(records::encode(&pulse).unwrap());
         store

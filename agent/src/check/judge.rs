@@ -51,17 +51,14 @@ fn sql(facts: &Facts) -> Option<Finding> {
     let (Ok(_), Err(refusal)) = (&facts.replication, &facts.sql) else {
         return None;
     };
-    let user = &facts.user;
     let seen = format!(
         "refused, so that slots, walsenders, the backlog and the room that is left are not seen, here, by `status` and in \
          metrics: {}",
         refusal.message
     );
     let mend = format!(
-        "let the role connect to a database; for \"postgres\", which is taken where the connection names none, in pg_hba.conf:\n\
-         local  postgres     {user}                 scram-sha-256\n\
-         host   postgres     {user}  samenet        scram-sha-256\n\
-         then: SELECT pg_reload_conf();"
+        "let the role connect to a database; for \"postgres\", which is taken where the connection names none, in pg_hba.conf:\n{}",
+        login::hba("postgres", &facts.user)
     );
     Some(Finding {
         mend: Some(mend),

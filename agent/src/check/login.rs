@@ -27,12 +27,12 @@ pub(super) fn refused(facts: &Facts, refusal: &Refusal) -> Finding {
                 "put the role's password into ~/.pgpass or PGPASSFILE, or change it:\nALTER ROLE {user} PASSWORD '...';"
             ),
         ),
-        Some("28000") if sql_works => ("pg_hba.conf", hba(plain)),
+        Some("28000") if sql_works => ("pg_hba.conf", hba("replication", plain)),
         Some("28000") => (
             "login",
             format!(
                 "CREATE ROLE {user} LOGIN REPLICATION PASSWORD '...';\nand in pg_hba.conf:\n{}",
-                hba(plain)
+                hba("replication", plain)
             ),
         ),
         Some("42501") => ("replication right", format!("ALTER ROLE {user} REPLICATION;")),
@@ -94,10 +94,11 @@ pub(super) fn more_walsenders(facts: &Facts, limit: u32) -> String {
     format!("{level}ALTER SYSTEM SET max_wal_senders = {enough};\nthen restart PostgreSQL")
 }
 
-fn hba(user: &str) -> String {
+/// The lines that let the role into `database`.
+pub(super) fn hba(database: &str, user: &str) -> String {
     format!(
-        "local  replication  {user}                 scram-sha-256\n\
-         host   replication  {user}  samenet        scram-sha-256\n\
+        "local  {database:<11}  {user}                 scram-sha-256\n\
+         host   {database:<11}  {user}  samenet        scram-sha-256\n\
          then: SELECT pg_reload_conf();"
     )
 }

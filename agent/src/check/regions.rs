@@ -32,10 +32,7 @@ pub(super) async fn look(config: &Config, system_id: Option<SystemId>) -> Vec<Fi
 
 /// Fails when two regions are the same place; one that fails now was looked at a moment ago.
 async fn same_place(config: &Config, regions: &[&RegionConfig]) -> Result<(), AgentError> {
-    let places = Places::new(
-        &Layout::cluster_dir(&config.cluster.name),
-        &Me::this_process().instance,
-    );
+    let places = Places::new(&Layout::cluster_dir(&config.cluster.name), &Me::new_instance());
     let mut marked = Vec::with_capacity(regions.len());
     for region in regions {
         let store = open(region).await?;

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{GiveUp, Judge, Look, Outlook};
+use crate::clock::Clock;
 use crate::error::{AgentError, Result};
 use crate::server;
 use crate::sql::{self, Rows};
@@ -91,6 +92,8 @@ pub(crate) struct Watcher {
     manner: Manner,
     /// Where it is shown.
     state: State,
+    /// When.
+    clock: Clock,
     /// Where the wish goes.
     give_up: GiveUp,
     /// Ends the task.
@@ -114,6 +117,7 @@ impl Watcher {
             config: config.outage.clone(),
             manner: Manner::from(&config.wal),
             state: surroundings.state.clone(),
+            clock: surroundings.clock.clone(),
             give_up: give_up.clone(),
             cancel: cancel.clone(),
         }
@@ -165,30 +169,29 @@ impl Watcher {
 
     async fn look(&self) -> Result<Option<Row>> {
         let mut sql = sql::connect(&self.conninfo).await?;
+        let standby = server::in_recovery(&mut sql).await?;
+        if !standby {
+            let now = Some(self.clock.now());
+            self.state.update_quietly(|snapshot| snapshot.answered_at = now);
+        }
         let mut row = ask(&mut sql, &self.slot).await;
         if let Ok(Some(row)) = &mut row
             && self.config.policy == OutagePolicy::GiveUp
         {
             row.gain = ask_gain(&mut sql, &self.slot).await;
         }
-        self.look_who_waits(&mut sql).await;
+        self.look_who_waits(&mut sql, standby).await;
         sql.close().await;
         row
     }
 
     /// The server's list of synchronous standbys may be changed at any moment.
-    async fn look_who_waits(&self, sql: &mut Connection) {
+    async fn look_who_waits(&self, sql: &mut Connection, standby: bool) {
         let setting = synchronous::SETTING;
         let Ok(answer) = sql.simple_query(&format!("SHOW {setting}")).await else {
             return;
         };
         if let Some(names) = Rows(answer).text(0, setting) {
-            // Before the start has found out what the server is, only the server knows.
-            let standby = match self.state.snapshot().standby {
-                true => Ok(true),
-                false => server::in_recovery(sql).await,
-            };
-            let Ok(standby) = standby else { return };
             synchronous::notice(&self.state, self.manner, &names, standby);
         }
     }
@@ -297,6 +300,7 @@ mod tests {
                 acknowledge: Acknowledge::Stream,
             },
             state: State::new([]),
+            clock: Clock::system(),
             give_up: GiveUp::default(),
             cancel: CancellationToken::new(),
         }

@@ -69,6 +69,7 @@ impl Receiver {
             end: span.range.end,
             reason: self.reason(&view),
             recorded_at: self.context.clock.now(),
+            unreplayable: false,
         };
         self.record(gap).await
     }

@@ -1,14 +1,15 @@
 //! WAL bytes in, work for the sealer out: one stream on one timeline.
 //!
-//! Owns the segmenter and the reading of WAL records on the way. A damaged record is noticed here; the
-//! bytes are kept all the same (they are what the server has), the damage is reported loudly, and records
-//! are read again from the next object on.
+//! Owns the segmenter and the reading of WAL records on the way. What no recovery gets past is noticed here: a damaged
+//! record, and what the server writes after it ran with `wal_level = minimal`. The bytes are kept all the same (they are what
+//! the server has), but that they are a dead end is reported loudly and goes on record before what follows is stored.
+//! Behind damage records are read again from the next object on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::walscan::{WalEvent, WalScanner};
-use highwater_format::{Identity, Lsn, Time, TimelineId};
+use highwater_format::walscan::{WalDamage, WalEvent, WalScanner};
+use highwater_format::{Gap, Identity, Lsn, LsnRange, Time, TimelineId};
 use tokio::sync::mpsc;
 
 use crate::budget::Budget;
@@ -20,11 +21,44 @@ use crate::sealer::{Stamp, Work};
 use crate::segmenter::{Cut, Rules, Segmenter, object_start};
 use crate::state::State;
 
+/// `WAL_LEVEL_MINIMAL`, `access/xlog.h`.
+const WAL_LEVEL_MINIMAL: i32 = 0;
+/// Records begin and end at multiples of this; as many bytes are enough to say where recovery ends.
+const ALIGNED: u64 = 8;
+
+/// Before `range` everything can be reached, and what comes later from a base backup that was taken later.
+#[derive(Debug)]
+struct DeadEnd {
+    range: LsnRange,
+    reason: String,
+}
+
+impl DeadEnd {
+    /// The record that ends there is the last one that a recovery reads.
+    fn minimal_wal(end: Lsn) -> Self {
+        Self {
+            range: LsnRange::new(end.saturating_sub(ALIGNED), end),
+            reason: "the server ran with wal_level = minimal, and PostgreSQL stops every recovery here"
+                .into(),
+        }
+    }
+
+    /// Without the first byte: what is stored ends right there when this goes on record, and must not seem to go on.
+    fn damage(damage: &WalDamage) -> Self {
+        Self {
+            range: LsnRange::new(damage.lsn + 1, damage.lsn.saturating_add(ALIGNED)),
+            reason: format!("the server sent damaged WAL, check its storage: {damage}"),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Intake {
     segmenter: Segmenter,
     scanner: Option<WalScanner>,
+    /// Where it began.
+    scans_from: Lsn,
     timeline: TimelineId,
     identity: Identity,
     encoder: Encoder,
@@ -33,6 +67,10 @@ pub(super) struct Intake {
     state: State,
     stamp: Stamp,
     newest_commit: Option<Time>,
+    /// Where recovery ends although the WAL goes on.
+    dead_ends: Vec<DeadEnd>,
+    /// The end of the last one of which the record is on its way.
+    on_record: Option<Lsn>,
     cuts: Vec<Cut>,
 }
 
@@ -53,6 +91,7 @@ impl Intake {
         Self {
             segmenter: Segmenter::new(tools.rules, size, resume.start, resume.sealed, now),
             scanner: Some(scanner(&tools.identity, resume.timeline, resume.start)),
+            scans_from: resume.start,
             timeline: resume.timeline,
             identity: tools.identity.clone(),
             encoder: tools.encoder.clone(),
@@ -64,6 +103,8 @@ impl Intake {
                 end: Lsn::ZERO,
             },
             newest_commit: None,
+            dead_ends: Vec::new(),
+            on_record: None,
             cuts: Vec::new(),
         }
     }
@@ -102,11 +143,42 @@ impl Intake {
         while !data.is_empty() {
             let (head, rest) = data.split_at(data.len().min(self.segmenter.room()));
             let commits = self.scan(head);
+            for dead_end in std::mem::take(&mut self.dead_ends) {
+                self.record(dead_end).await?;
+            }
             self.segmenter.push(head, commits, now, &mut self.cuts);
             self.hand_over().await?;
             data = rest;
         }
         Ok(())
+    }
+
+    async fn record(&mut self, dead_end: DeadEnd) -> Result<()> {
+        let DeadEnd { range, reason } = dead_end;
+        tracing::error!(
+            timeline = %self.timeline, at = %range.start, reason,
+            "NO RECOVERY GETS PAST THIS WAL. That goes on record like a gap, and a new base backup is taken at once; moments \
+             between the two cannot be restored"
+        );
+        self.seal().await?;
+        let gap = Gap {
+            timeline: self.timeline,
+            start: range.start,
+            end: range.end,
+            reason,
+            recorded_at: self.stamp.time,
+            unreplayable: true,
+        };
+        let after = self.segmenter.sealed();
+        let work = Work::Unreplayable { gap, after };
+        self.queue.send(work).await.map_err(|_| AgentError::Cancelled)?;
+        self.on_record = Some(range.end);
+        Ok(())
+    }
+
+    /// The end of WAL that no recovery gets past, once its record is on its way; told once.
+    pub(super) fn take_recorded(&mut self) -> Option<Lsn> {
+        self.on_record.take()
     }
 
     /// Cuts what is due.
@@ -132,23 +204,42 @@ impl Intake {
         let at = self.segmenter.received();
         if self.scanner.is_none() && object_start(self.identity.segment_size, at) == at {
             self.scanner = Some(scanner(&self.identity, self.timeline, at));
+            self.scans_from = at;
         }
         let Some(scanner) = &mut self.scanner else {
             return commits;
         };
-        let result = scanner.feed(data, &mut |event| {
-            if let WalEvent::Commit { time, .. } = event {
-                commits.add(time);
-            }
+        let dead_ends = &mut self.dead_ends;
+        let result = scanner.feed(data, &mut |event| match event {
+            WalEvent::Commit { time, .. } => commits.add(time),
+            WalEvent::ParameterChange {
+                end,
+                wal_level: WAL_LEVEL_MINIMAL,
+                ..
+            } => dead_ends.push(DeadEnd::minimal_wal(end)),
+            _ => {}
         });
         self.newest_commit = commits.last.max(self.newest_commit);
+        let (is_first, size) = (
+            scanner.last_record_end() == self.scans_from,
+            self.identity.segment_size,
+        );
         if let Err(damage) = result {
-            tracing::error!(timeline = %self.timeline, %damage, "the server sends damaged WAL: replay will stop there. \
-                 The bytes are archived as they are; take a base backup now and check the server's storage");
+            self.scanner = None;
+            // Behind a switch the rest of the segment is zeros, page headers and all. Who begins to read there cannot tell.
+            if damage.is_end_of_wal() && is_first && size.segment_start(damage.lsn) != damage.lsn {
+                return commits;
+            }
+            // A standby's copy may be damaged where its primary's is not; what of it is stored first meets the other.
+            match self.state.snapshot().standby {
+                true => {
+                    tracing::error!(timeline = %self.timeline, %damage, "the standby sends damaged WAL: check its storage")
+                }
+                false => self.dead_ends.push(DeadEnd::damage(&damage)),
+            }
             self.state.update(|snapshot| {
                 snapshot.wal_damage = Some(format!("timeline {}: {damage}", self.timeline));
             });
-            self.scanner = None;
         }
         commits
     }
@@ -208,15 +299,47 @@ fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner 
 mod tests {
     use futures::FutureExt as _;
     use highwater_config::Policy;
-    use highwater_format::{Codec, LsnRange, SegmentSize};
+    use highwater_format::walpage::page_magic;
+    use highwater_format::{Codec, SegmentSize};
 
     use super::*;
-    use crate::test_world::{MIB, world};
+    use crate::test_world::{MIB, World, world};
 
-    /// Waits for more than the queue takes, is dropped, and seals what was received: everything that was handed over.
-    async fn dropped_half_way(size: SegmentSize, received: u64) -> Vec<Work> {
-        let world = world(Policy::All);
-        let (queue, mut taken) = mpsc::channel(1);
+    /// The beginning of a record that is longer, from the second segment on.
+    fn one_record(identity: &Identity, size: SegmentSize, length: u64) -> Vec<u8> {
+        const LENGTH: u32 = 1 << 29;
+        let (start, page) = (size.bytes(), u64::from(identity.wal_block_size));
+        let mut wal = Vec::new();
+        let mut left = LENGTH;
+        while (wal.len() as u64) < length {
+            let at = start + wal.len() as u64;
+            let (first, long) = (wal.is_empty(), at.is_multiple_of(start));
+            wal.extend(page_magic(identity.major()).unwrap().to_le_bytes());
+            wal.extend((u16::from(!first) | u16::from(long) << 1).to_le_bytes());
+            wal.extend(1_u32.to_le_bytes());
+            wal.extend(at.to_le_bytes());
+            wal.extend((if first { 0 } else { left }).to_le_bytes());
+            wal.extend([0; 4]);
+            if long {
+                wal.extend(identity.system_id.0.to_le_bytes());
+                wal.extend(u32::try_from(start).unwrap().to_le_bytes());
+                wal.extend(identity.wal_block_size.to_le_bytes());
+            }
+            let body = page - (wal.len() as u64) % page;
+            let mut body = vec![0; usize::try_from(body).unwrap()];
+            if first {
+                body[..4].copy_from_slice(&LENGTH.to_le_bytes());
+                body[8..16].copy_from_slice(&(start - 32).to_le_bytes());
+            }
+            left -= u32::try_from(body.len()).unwrap();
+            wal.extend(body);
+        }
+        wal
+    }
+
+    /// On an empty archive with segments of that size, before a queue with that much room.
+    fn intake(world: &World, size: SegmentSize, start: Lsn, room: usize) -> (Intake, mpsc::Receiver<Work>) {
+        let (queue, taken) = mpsc::channel(room);
         let tools = Tools {
             rules: Rules {
                 interval: Duration::from_secs(1),
@@ -231,16 +354,21 @@ mod tests {
             queue,
             state: world.shared.state.clone(),
         };
-        let start = Lsn(size.bytes());
         let resume = Resume {
             timeline: TimelineId::FIRST,
             start,
             sealed: start,
             after: None,
         };
-        let mut intake = Intake::new(&tools, &resume, Duration::ZERO);
-        drop(tools);
-        let data = vec![0; usize::try_from(3 * MIB).unwrap()];
+        (Intake::new(&tools, &resume, Duration::ZERO), taken)
+    }
+
+    /// Waits for more than the queue takes, is dropped, and seals what was received: everything that was handed over.
+    async fn dropped_half_way(size: SegmentSize, received: u64) -> Vec<Work> {
+        let world = world(Policy::All);
+        let start = Lsn(size.bytes());
+        let (mut intake, mut taken) = intake(&world, size, start, 1);
+        let data = one_record(&world.shared.archive.identity, size, 3 * MIB);
         let waits = intake.push(&data, Duration::ZERO).now_or_never();
         assert!(waits.is_none(), "the queue has no room");
         assert_eq!(intake.received(), start + received);
@@ -256,6 +384,30 @@ mod tests {
             all
         };
         tokio::join!(rest, all).1
+    }
+
+    /// Whether zeros that a stream begins with go on record.
+    async fn are_zeros_a_dead_end(start: Lsn) -> bool {
+        let world = world(Policy::All);
+        let size = SegmentSize::new(256 * MIB).unwrap();
+        let (mut intake, mut taken) = intake(&world, size, start, 64);
+        let zeros = vec![0; usize::try_from(MIB).unwrap()];
+        intake.push(&zeros, Duration::ZERO).await.unwrap();
+        let is_damage = world.shared.state.snapshot().wal_damage.is_some();
+        let work = taken.try_recv();
+        assert_eq!(
+            matches!(work, Ok(Work::Unreplayable { .. })),
+            is_damage,
+            "{work:?}"
+        );
+        is_damage
+    }
+
+    /// A switch leaves zeros up to the segment's end, and a large segment is streamed again from the middle.
+    #[tokio::test]
+    async fn zeros_behind_a_switch_are_no_damage_to_who_begins_there() {
+        assert!(!are_zeros_a_dead_end(Lsn(256 * MIB + 192 * MIB)).await);
+        assert!(are_zeros_a_dead_end(Lsn(256 * MIB)).await, "no segment begins so");
     }
 
     #[tokio::test]

@@ -223,7 +223,7 @@ fn in_window(shared: &Shared, timeline: TimelineId, range: LsnRange) -> Vec<(Lsn
     let items = shared.window.overlapping(timeline, range).into_iter();
     let covers = |item: Arc<Item>| match item.what {
         What::Wal { range, .. } => Some((range, item)),
-        What::History { .. } | What::Gap { .. } => None,
+        What::History { .. } | What::Gap { .. } | What::Unreplayable { .. } => None,
     };
     items.filter_map(covers).collect()
 }

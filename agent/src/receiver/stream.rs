@@ -19,7 +19,7 @@ use super::overlap::Overlap;
 use super::words::Words;
 use super::{Context, GRACE};
 use crate::error::{AgentError, Result};
-use crate::frontier::DurableLsn;
+use crate::frontier::{DurableLsn, Position};
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::server;
@@ -121,17 +121,18 @@ impl<'a> Stream<'a> {
     ) -> Result<Ended> {
         let (signals, feedback) = self.feedback(writer, floor);
         let mut feedback = AbortOnDropHandle::new(tokio::spawn(feedback.run()));
-        let end = {
+        // The status messages end before the stream where one could not be sent any more.
+        let (end, told) = {
             let read = self.read(&mut reader, &signals);
             tokio::pin!(read);
             tokio::select! {
                 biased;
                 // A stream that has ended says more than the status message that could not be sent any more.
-                end = &mut read => end,
+                end = &mut read => (end, None),
                 // What the server sent before the connection broke can still be read, its good-bye among it.
-                failed = &mut feedback => match tokio::time::timeout(LAST_WORDS, &mut read).await {
-                    Ok(Ok(end)) => Ok(end),
-                    _ => Err(feedback_error(failed)),
+                told = &mut feedback => match tokio::time::timeout(LAST_WORDS, &mut read).await {
+                    Ok(Ok(end)) => (Ok(end), Some(told)),
+                    _ => (Err(feedback_error(told)), None),
                 },
             }
         };
@@ -144,12 +145,16 @@ impl<'a> Stream<'a> {
         signals.done.cancel();
         let Some(StreamEnd::Timeline(next)) = end else {
             // The last word: it is lost if the server is gone already, or does not listen.
-            drop(tokio::time::timeout(LAST_WORDS, feedback).await);
+            if told.is_none() {
+                drop(tokio::time::timeout(LAST_WORDS, feedback).await);
+            }
             return Ok(Ended::Closed);
         };
-        let writer = feedback
-            .await
-            .map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
+        let told = match told {
+            Some(told) => told,
+            None => feedback.await,
+        };
+        let writer = told.map_err(|error| AgentError::Bug(format!("status messages: {error}")))??;
         Ok(Ended::Timeline(Box::new(reader.into_connection(writer)?), next))
     }
 
@@ -246,6 +251,9 @@ impl<'a> Stream<'a> {
                         self.intake.open(opening).await?;
                     }
                     self.intake.push(&cleared, self.context.now()).await?;
+                }
+                if let Some(end) = self.intake.take_recorded() {
+                    self.reanchor_behind(end);
                 }
                 signals.received.send_replace(self.intake.received());
                 let received = self.intake.received();
@@ -363,6 +371,21 @@ impl<'a> Stream<'a> {
         if !waited {
             tracing::warn!(%sealed, "stopping before the last bytes are durable: PostgreSQL keeps them for the slot");
         }
+    }
+
+    /// Has a base backup taken once WAL that no recovery gets past is durable, and with it the record that says so; whatever becomes of
+    /// the stream meanwhile.
+    fn reanchor_behind(&self, end: Lsn) {
+        let timeline = self.resume.timeline;
+        let behind = Position { timeline, lsn: end };
+        let (mut durable, reanchor) = (self.durable.clone(), self.context.reanchor.clone());
+        let ring = async move {
+            let reached = |at: &Option<DurableLsn>| at.is_some_and(|at| at.position() >= behind);
+            if durable.wait_for(reached).await.is_ok() {
+                reanchor.notify_one();
+            }
+        };
+        tokio::spawn(self.context.cancel.clone().run_until_cancelled_owned(ring));
     }
 
     /// Shows others where the stream stands.

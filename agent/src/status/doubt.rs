@@ -9,27 +9,25 @@
 use std::time::Duration;
 
 use highwater_config::Config;
-use highwater_format::Pulse;
 
 use super::judge::newest_pulse;
 use super::{Place, Status, gather};
 use crate::clock::Clock;
 use crate::error::Result;
-
-/// After so many pulse intervals without one an agent counts as silent, as with the writers' claims.
-const LOOKS: u32 = 3;
+use crate::writer::SILENT_FOR;
+use crate::writer::judge::interval;
 
 /// The longest pause between two looks: whoever asks for the status waits.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// Looks again until it is certain whose pulses they are, or nobody writes any.
 pub(super) async fn settled(config: &Config, clock: &Clock, first: Status) -> Result<Status> {
-    if !is_doubtful(&first, config.pulse.interval) {
+    if !is_behind(&first) && !is_doubtful(&first, config.pulse.interval) {
         return Ok(first);
     }
     let pause = newest_pulse(&first).map_or(LONGEST, |pulse| interval(pulse, config.pulse.interval));
     let mut status = None;
-    for _ in 0..LOOKS {
+    for _ in 0..SILENT_FOR {
         tokio::time::sleep(pause.min(LONGEST)).await;
         // The first answer is better than none.
         let Ok(mut again) = gather::gather(config, clock.now()).await else {
@@ -38,6 +36,8 @@ pub(super) async fn settled(config: &Config, clock: &Clock, first: Status) -> Re
         let settled = !is_doubtful(&again, config.pulse.interval) || is_durable(first.server.end, &again);
         if !settled {
             again.elsewhere = another_server(&first, &again);
+        } else if let Some(durable) = first.durable.filter(|_| is_behind(&first)) {
+            again.elsewhere = lacks(&again, durable);
         }
         if settled || again.elsewhere.is_some() {
             return Ok(again);
@@ -53,25 +53,45 @@ fn is_durable(end: Option<Place>, again: &Status) -> bool {
     end.is_some_and(|end| again.durable.is_some_and(|durable| of(durable) >= of(end)))
 }
 
-fn interval(pulse: &Pulse, ours: Duration) -> Duration {
-    pulse.interval_ms.map_or(ours, Duration::from_millis)
-}
-
 /// Somebody lives who is not seen to read from this server, and this server has WAL that is not durable.
 fn is_doubtful(status: &Status, pulse_interval: Duration) -> bool {
     let (Some(end), Some(durable), Some(pulse)) = (status.server.end, status.durable, newest_pulse(status))
     else {
         return false;
     };
-    let in_use = status.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
     let behind = status.lag_bytes.is_some_and(|lag| lag > 0) || end.timeline > durable.timeline;
-    let lives = status.now.since(pulse.server_time) <= interval(pulse, pulse_interval) * LOOKS;
+    let lives = status.now.since(pulse.server_time) <= interval(pulse, pulse_interval) * SILENT_FOR;
     !status.agent.running
         && !status.server.standby
-        && !in_use
+        && !is_in_use(status)
         && behind
         && lives
         && pulse.timeline <= end.timeline
+}
+
+/// More is durable than the server had that nobody is seen to read from. It was asked before the regions were: it may have it by now.
+fn is_behind(status: &Status) -> bool {
+    let (Some(end), Some(durable)) = (status.server.end, status.durable) else {
+        return false;
+    };
+    let unattended = !status.agent.running && !status.server.standby && !is_in_use(status);
+    unattended && end.timeline == durable.timeline && end.lsn < durable.lsn
+}
+
+fn is_in_use(status: &Status) -> bool {
+    status.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some())
+}
+
+/// Why the archive is another server's: what was durable before this one was asked once more is not in it.
+fn lacks(again: &Status, durable: Place) -> Option<String> {
+    let end = again.server.end?;
+    (end.timeline == durable.timeline && end.lsn < durable.lsn).then(|| {
+        format!(
+            "nobody archives the server that was asked: it is at {} on timeline {}, and {} of that timeline was durable before. It was \
+             rolled back, or is a copy of the server whose WAL this is",
+            end.lsn, end.timeline, durable.lsn
+        )
+    })
 }
 
 /// Why the pulses are another server's; nothing where that is not certain.
@@ -95,7 +115,7 @@ fn another_server(first: &Status, again: &Status) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use highwater_format::{Lsn, TimelineId};
+    use highwater_format::{Lsn, Pulse, TimelineId};
 
     use super::*;
     use crate::status::Slot;
@@ -143,6 +163,33 @@ mod tests {
         assert!(!doubtful(&|status| status.lag_bytes = Some(0)));
         assert!(!doubtful(&|status| status.server.end = None));
         assert!(!doubtful(&|status| status.now = at("2026-11-20T12:00:16Z")));
+    }
+
+    /// The regions are asked after the server, which goes on meanwhile: one look does not tell.
+    #[test]
+    fn a_server_that_lacks_what_was_durable_before_it_was_asked_is_another_one() {
+        let durable = |lsn| {
+            let mut status = look("2026-11-20T12:00:00Z", 12, 1);
+            status.durable = Some(Place {
+                timeline: TimelineId::FIRST,
+                lsn: Lsn(lsn),
+            });
+            status
+        };
+        assert!(is_behind(&durable(13)) && !is_behind(&durable(12)));
+        let mut in_use = durable(13);
+        in_use.slot = Some(slot(Some(7)));
+        let mut standby = durable(13);
+        standby.server.standby = true;
+        assert!(!is_behind(&in_use) && !is_behind(&standby));
+        let then = durable(13).durable.unwrap();
+        for (end, lacking) in [(12, true), (13, false), (15, false)] {
+            let again = look("2026-11-20T12:00:05Z", end, 2);
+            assert_eq!(lacks(&again, then).is_some(), lacking, "{end}");
+        }
+        let mut promoted = look("2026-11-20T12:00:05Z", 12, 2);
+        promoted.server.end.as_mut().unwrap().timeline = TimelineId::new(2).unwrap();
+        assert_eq!(lacks(&promoted, then), None);
     }
 
     #[test]

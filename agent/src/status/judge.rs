@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use highwater_format::Pulse;
 
-use super::{Place, Status};
+use super::{Place, RegionStatus, Status};
 use crate::admin::BREACHED_AFTER;
 
 /// Every reason. `needed` regions must hold WAL for it to be durable.
@@ -43,9 +43,7 @@ pub(super) fn breaches(status: &Status, needed: usize, pulse_interval: Duration)
 
 fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Option<String> {
     if status.durable.is_none() {
-        return Some(
-            "no agent of this cluster answers and the archive holds no WAL in as many regions as the policy asks for".into(),
-        );
+        return Some(nothing_durable(status));
     }
     // Another machine may run the agent: fresh pulses speak for it, if as many regions as the policy asks for take them.
     let mut times: Vec<_> = status
@@ -59,7 +57,7 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
     let silent = newest.map(|time| status.now.since(*time));
     let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
     match (status.lag_bytes, fresh) {
-        (Some(0), _) if !is_on_newer_timeline(status) => None,
+        (Some(0), _) if !is_on_newer_timeline(status) => status.elsewhere.clone(),
         (_, true) => on_older_timeline(status)
             .or_else(|| status.elsewhere.clone())
             .or_else(|| told_late(status)),
@@ -74,6 +72,19 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
             ),
             None => "neither agent nor server answers, and there is no pulse in as many regions as the policy asks for".into(),
         }),
+    }
+}
+
+/// A region that does not answer may hold all of it.
+fn nothing_durable(status: &Status) -> String {
+    let failing = |region: &RegionStatus| Some(format!("{}: {}", region.name, region.error.as_ref()?));
+    let failing: Vec<String> = status.regions.iter().filter_map(failing).collect();
+    match failing.is_empty() {
+        true => "no agent of this cluster answers and the archive holds no WAL in as many regions as the policy asks for".into(),
+        false => format!(
+            "no agent of this cluster answers, and fewer regions can be read than the policy asks for ({})",
+            failing.join("; ")
+        ),
     }
 }
 
@@ -149,6 +160,7 @@ pub(super) mod samples {
             quorum: None,
             interval_ms: None,
             waiting_ms: None,
+            answered_at: None,
         });
         let place = Place {
             timeline: TimelineId::FIRST,
@@ -249,6 +261,20 @@ mod tests {
     }
 
     #[test]
+    fn a_region_that_cannot_be_read_is_not_called_empty() {
+        let mut status = status(None, None);
+        status.durable = None;
+        let said = |status: &Status| breaches(status, 2, INTERVAL).join("");
+        assert!(said(&status).contains("holds no WAL"));
+        status.regions[0].error = Some("connection refused".into());
+        let said = said(&status);
+        assert!(
+            said.contains("connection refused") && !said.contains("holds no WAL"),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn open_gaps_are_a_breach_whatever_the_agent_says() {
         let gap = |closed| GapStatus {
             gap: Gap {
@@ -257,6 +283,7 @@ mod tests {
                 end: Lsn(0x200_0000),
                 reason: "slot lost".into(),
                 recorded_at: at("2026-11-20T11:00:00Z"),
+                unreplayable: false,
             },
             closed,
             ended_by: None,

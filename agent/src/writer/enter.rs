@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use highwater_format::{History, TimelineId, Writer};
 
 use super::claim::{create, descent, name};
-use super::judge::{Asking, Entry, Line, entry};
+use super::judge::{Asking, Entry, Line, Standing, entry, standing};
 use super::{Claims, Held, Told, newest};
 use crate::error::{AgentError, Kind, Result};
 use crate::region::get_optional;
@@ -21,13 +21,12 @@ impl Claims {
     pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
+            if self.take_over.swap(false, Ordering::Relaxed) {
+                tracing::warn!("--take-over counts for nothing beside a standby, nor when it is promoted");
+            }
             self.follow(line).await?;
         } else {
-            let held = self.held.borrow().clone();
-            // Somebody who lives has claimed this very timeline: he is asked for like anybody's claim, or we would take it back.
-            if held.fenced.is_some_and(|holder| line.is_of(&holder)) {
-                self.hold(None);
-            }
+            self.drop_a_claim_beside_the_living();
             let own = self.held.borrow().claim.clone();
             match own.filter(|own| line.is_of(own)) {
                 None => self.claim(line).await?,
@@ -36,6 +35,17 @@ impl Claims {
         }
         self.state.update(|snapshot| snapshot.standby = standby);
         Ok(())
+    }
+
+    /// Somebody who lives has fenced this agent, and his claim alone does not: he is asked for like anybody's, or we would go on with
+    /// our own.
+    fn drop_a_claim_beside_the_living(&self) {
+        let held = self.held.borrow().clone();
+        if let (Some(own), Some(holder)) = (held.claim, held.fenced)
+            && !matches!(standing(&own, &holder), Standing::Fenced(_))
+        {
+            self.hold(None);
+        }
     }
 
     /// Makes sure that the archive does not know the server's timeline with another history. Positions mean nothing

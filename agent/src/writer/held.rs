@@ -4,12 +4,12 @@
 
 use std::sync::PoisonError;
 
-use highwater_format::{TimelineId, Writer};
+use highwater_format::{Pulse, TimelineId, Writer};
 use highwater_store::Store;
 
-use super::claim::{GRACE, create, name, newest_of};
-use super::judge::{Sign, Standing, Watch, above_a_stray, is_beside, standing};
-use super::{Claims, Held, newest};
+use super::claim::{GRACE, create, name, newest_of, older_claim};
+use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
+use super::{Claims, Held};
 use crate::error::{AgentError, Result};
 use crate::inventory;
 use crate::region::Region;
@@ -25,16 +25,17 @@ impl Claims {
         // While no region answers nothing can be stored either; the next pulse that gets through looks again.
         let told = tokio::time::timeout(GRACE, self.read()).await;
         let told = told.ok().and_then(Result::ok).unwrap_or_default();
-        let holder = match newest(&told) {
-            Some(newest) => standing(&own, newest),
-            None => self
-                .held
-                .borrow()
-                .fenced
-                .clone()
-                .map_or(Standing::Holds, Standing::Fenced),
+        let claims: Vec<&Writer> = told.iter().filter_map(|(_, claim)| claim.as_ref()).collect();
+        // Not the newest alone: a dead claim that one region has kept may be newer than the one that fences.
+        let fencing = |claim: &&Writer| match standing(&own, claim) {
+            Standing::Fenced(holder) => Some(holder),
+            Standing::Holds | Standing::Beside(_) => None,
         };
-        if let Standing::Fenced(holder) = holder {
+        let holder = match claims.is_empty() {
+            true => self.held.borrow().fenced.clone(),
+            false => claims.iter().find_map(fencing),
+        };
+        if let Some(holder) = holder {
             let error = fenced(own.timeline, &holder);
             self.fence(&own, holder);
             return Err(error);
@@ -58,8 +59,8 @@ impl Claims {
         match newest {
             None => create(store, &self.layout, &own).await,
             Some(newest) => match standing(&own, &newest) {
-                Standing::Holds if is_beside(&own, &newest) => self.beside(region, &own, newest).await,
                 Standing::Holds => Ok(true),
+                Standing::Beside(rival) => self.beside(region, &own, rival).await,
                 Standing::Fenced(holder) => {
                     self.fence(&own, holder);
                     Ok(false)
@@ -68,26 +69,45 @@ impl Claims {
         }
     }
 
-    /// Another process has claimed our timeline after us: because it saw us silent, or was told to take our place. Its server may be a
-    /// copy of ours, so that only one of us may go on once it lives.
+    /// Another process has claimed after us what is no later than our timeline: because it saw us silent, was told to take our place,
+    /// or did so where we could not see it. Whose claim it was may be dead, and hide another's that lives: of those who live only
+    /// one may go on.
     async fn beside(&self, region: &Region, own: &Writer, rival: Writer) -> Result<bool> {
-        let pulse = inventory::pulse(&*region.quick, &self.layout).await?;
-        let alive = {
-            let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || (rival.clone(), Watch::new(&own.instance, None, &rival.instance));
-            let (known, watch) = beside.entry(region.index).or_insert_with(fresh);
-            if *known != rival {
-                (*known, *watch) = fresh();
-            }
-            pulse.is_some_and(|pulse| {
-                pulse.instance == rival.instance
-                    && watch.observe(region.index, &pulse, self.interval) == Sign::Alive
-            })
+        let pulse = match inventory::pulse(&*region.quick, &self.layout).await {
+            // The next one replaces it.
+            Err(AgentError::Object { .. }) | Ok(None) => return Ok(true),
+            Err(error) => return Err(error),
+            Ok(Some(pulse)) => pulse,
         };
-        if alive {
-            self.fence(own, rival);
+        if !self.is_alive_beside(region.index, own, &rival, &pulse) {
+            return Ok(true);
         }
-        Ok(!alive)
+        let theirs = match pulse.instance == rival.instance {
+            true => Some(rival.clone()),
+            // Who cannot be named lives all the same.
+            false => older_claim(&*region.quick, &self.layout, &pulse.instance)
+                .await
+                .ok()
+                .flatten(),
+        };
+        match theirs {
+            // It is that one which has to give way, as its own looks tell it.
+            Some(theirs) if rank(&theirs) < rank(own) => return Ok(true),
+            Some(theirs) => self.fence(own, theirs),
+            None => self.fence(own, rival),
+        }
+        Ok(false)
+    }
+
+    /// Whether the pulse of a region, looked at since `rival` was first seen there, has shown that anybody else lives.
+    fn is_alive_beside(&self, region: usize, own: &Writer, rival: &Writer, pulse: &Pulse) -> bool {
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || (rival.clone(), Watch::new(&own.instance, None, &rival.instance));
+        let (known, watch) = beside.entry(region).or_insert_with(fresh);
+        if known != rival {
+            (*known, *watch) = fresh();
+        }
+        watch.observe(region, pulse, self.interval) == Sign::Alive
     }
 
     /// Claims what is held again, above a stray claim. The other regions get it with their next look.

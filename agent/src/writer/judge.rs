@@ -5,8 +5,9 @@
 //! a copy of the server, which goes on differently, and on another timeline from one that the other's has left behind, or that
 //! was promoted for a test. Two promotions that took the same number are different timelines, told apart by where they began.
 //!
-//! Rules: beside a primary nobody begins to write while the side of the newest claim shows signs of life; whoever finds a newer claim
-//! on another timeline than its own has been left behind and stops, and so does who finds one on its own whose side lives.
+//! Rules: beside a primary nobody begins to write while anybody else shows signs of life; whoever finds a newer claim on a later timeline
+//! than its own, or on another one of its number, has been left behind and stops; whoever finds one on its own or an earlier
+//! timeline stops once anybody else shows signs of life.
 //! No clock: an epoch is newer because it is higher, and life is a pulse that changes.
 
 use std::collections::BTreeMap;
@@ -83,17 +84,15 @@ pub fn entry(asking: Asking<'_>, line: Line, newest: Option<&Writer>) -> Entry {
     }
 }
 
-/// Whether the newest claim is another process's on `own`'s timeline, made after it: only one of them may go on if both live.
-pub fn is_beside(own: &Writer, newest: &Writer) -> bool {
-    newest.instance != own.instance && rank(newest) > rank(own) && standing(own, newest) == Standing::Holds
-}
-
 /// How a writer stands once it has looked at a region.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Standing {
     /// It may go on, as far as claims say.
     Holds,
-    /// This claim has taken its place.
+    /// Another process has made this claim after it, of its own timeline or of one that came before. It may be long dead:
+    /// a region that was away when this writer claimed still has it. Only one may go on if both live.
+    Beside(Writer),
+    /// This claim has taken its place: its server has been left behind.
     Fenced(Writer),
 }
 
@@ -113,8 +112,10 @@ pub fn standing(own: &Writer, newest: &Writer) -> Standing {
         timeline: own.timeline,
         begins: own.begins.or(newest.begins).unwrap_or(Lsn::ZERO),
     };
-    if rank(newest) <= rank(own) || line.is_of(newest) {
+    if rank(newest) <= rank(own) {
         Standing::Holds
+    } else if line.is_of(newest) || newest.timeline < own.timeline {
+        Standing::Beside(newest.clone())
     } else {
         Standing::Fenced(newest.clone())
     }
@@ -122,8 +123,8 @@ pub fn standing(own: &Writer, newest: &Writer) -> Standing {
 
 /// Watches pulses for signs of life from one rival, and from everybody else who is no companion.
 ///
-/// A sign of life is what the *server* says in a pulse: an agent whose server is gone goes on writing pulses, with
-/// the same time and place in them. One change proves nothing: in a failover the last words of the dead primary
+/// A sign of life is what the *server* says in a pulse, on its stream or beside it: an agent whose server is gone goes on writing
+/// pulses, with the same times and place in them. One change proves nothing: in a failover the last words of the dead primary
 /// are still on their way. Two do.
 #[derive(Debug)]
 pub struct Watch {
@@ -137,7 +138,7 @@ pub struct Watch {
 
 #[derive(Debug)]
 struct Seen {
-    said: (Time, Lsn),
+    said: (Time, Lsn, Option<Time>),
     changes: u32,
 }
 
@@ -157,6 +158,13 @@ const INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 
 /// Changes that prove life.
 const PROOF: u32 = 2;
+
+/// How long the writer of a pulse lets pass until the next one; `otherwise` if it does not say.
+pub fn interval(pulse: &Pulse, otherwise: Duration) -> Duration {
+    let (least, most) = INTERVALS;
+    let declared = |millis| Duration::from_millis(millis).clamp(least, most);
+    pulse.interval_ms.map_or(otherwise, declared)
+}
 
 impl Watch {
     /// Watches for others than `me`. Who writes the timeline `companions` is none of them, unless it is `rival`: beside a standby
@@ -182,12 +190,8 @@ impl Watch {
         if pulse.instance == self.me || companion {
             return Sign::None;
         }
-        let declared = pulse.interval_ms.map(|millis| {
-            let (least, most) = INTERVALS;
-            Duration::from_millis(millis).clamp(least, most)
-        });
-        self.longest = self.longest.max(Some(declared.unwrap_or(otherwise)));
-        let said = (pulse.server_time, pulse.wal_end);
+        self.longest = self.longest.max(Some(interval(pulse, otherwise)));
+        let said = (pulse.server_time, pulse.wal_end, pulse.answered_at);
         let first = Seen { said, changes: 0 };
         let seen = self.seen.entry((region, pulse.instance.clone())).or_insert(first);
         if seen.said == said {

@@ -34,6 +34,7 @@ use crate::state::State;
 use claim::{ask, name, newest_of};
 use judge::{Watch, rank};
 pub use process::Me;
+pub(crate) use silence::SILENT_FOR;
 
 /// How long an agent that ends with a conflict looks for the name of its rival.
 const NAMING: Duration = Duration::from_secs(10);

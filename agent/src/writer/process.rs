@@ -16,23 +16,29 @@ pub struct Me {
     pub host: String,
     /// The process there.
     pub pid: u32,
-    /// Where that number means this process; none where the system does not say.
+    /// Where that number means this process, and its server's address: who follows it there is beside the same server, and not beside a
+    /// copy on the same machine. None where the system does not say.
     pub machine: Option<String>,
 }
 
 impl Me {
-    /// This process.
-    pub fn this_process() -> Self {
+    /// A name that no other process has.
+    pub fn new_instance() -> String {
+        format!("{:016x}", RandomState::new().build_hasher().finish())
+    }
+
+    /// This process, beside the server of this address.
+    pub fn beside(server: &str) -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = match host.trim() {
             "" => "unknown",
             name => name,
         };
         Self {
-            instance: format!("{:016x}", RandomState::new().build_hasher().finish()),
+            instance: Self::new_instance(),
             host: host.to_owned(),
             pid: std::process::id(),
-            machine: machine(),
+            machine: machine().map(|machine| format!("{machine} {server}")),
         }
     }
 
@@ -88,8 +94,8 @@ mod tests {
 
     #[test]
     fn only_what_ended_on_this_machine_is_known_to_be_gone() {
-        let me = Me::this_process();
-        assert!(me.machine.is_some());
+        let me = Me::beside("port=5432");
+        assert!(me.machine.is_some() && me.machine != Me::beside("port=5433").machine);
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let of_the_child = claim(&me, child.id());
         assert!(!me.knows_to_be_gone(&of_the_child), "it lives");

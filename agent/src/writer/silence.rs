@@ -16,7 +16,7 @@ use crate::region::Region;
 
 /// The other side of a timeline is silent when its pulses did not change for so many of its own intervals, which its pulses
 /// say; for so many of ours where they do not.
-pub(super) const SILENT_FOR: u32 = 3;
+pub(crate) const SILENT_FOR: u32 = 3;
 
 /// Looks at the pulses within one interval: often enough to tell apart two writers that overwrite each other's.
 const LOOKS: u32 = 4;
@@ -101,22 +101,17 @@ impl Claims {
         let timeline = line.timeline;
         let (place, reason) = match (pulse.timeline == timeline, line.is_of(newest)) {
             (true, true) => (
-                "too",
+                ", too",
                 "It is a copy of that one, or the same, which then has two agents",
             ),
             (true, false) => (
-                "begun elsewhere",
+                ", begun elsewhere",
                 "It is a restored copy, or was promoted beside a primary that lives",
             ),
             (false, _) => (
                 "",
                 "It is a restored copy, was promoted beside a primary that lives, or is a standby of such a server",
             ),
-        };
-        let place = if place.is_empty() {
-            String::new()
-        } else {
-            format!(", {place}")
         };
         AgentError::InUse {
             what: format!(

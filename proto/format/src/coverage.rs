@@ -2,7 +2,7 @@
 //!
 //! Owns: the set of pieces (segment objects and tail chunks), which runs they form, where the holes are, and which
 //! few objects to read for a range. Does not own: whether an object's content is whole (the container says that when
-//! it is opened), nor gaps that were recorded on purpose.
+//! it is opened), nor why a range was excluded.
 //!
 //! Pieces may overlap, because two writers may cut the stream at different places; bytes that overlap are equal.
 //! A piece that lies wholly inside another adds nothing and is dropped, so among the kept pieces both starts and
@@ -44,6 +44,8 @@ pub struct Hole(pub LsnRange);
 pub struct Coverage {
     /// By start. No piece contains another.
     pieces: BTreeMap<Lsn, Piece>,
+    /// Not held, whatever the pieces say.
+    excluded: Vec<LsnRange>,
 }
 
 impl Coverage {
@@ -67,6 +69,13 @@ impl Coverage {
         self.pieces.insert(piece.range.start, piece);
     }
 
+    /// Counts `range` as not held, whatever pieces there are or come.
+    pub fn exclude(&mut self, range: LsnRange) {
+        if !range.is_empty() && !self.excluded.contains(&range) {
+            self.excluded.push(range);
+        }
+    }
+
     /// Whether a kept piece already holds all of this one; of two with the same range the segment object stays.
     fn makes_superfluous(&self, piece: &Piece) -> bool {
         self.pieces
@@ -78,18 +87,21 @@ impl Coverage {
             })
     }
 
-    /// The piece that holds the byte at `at` and reaches furthest.
-    fn furthest(&self, at: Lsn) -> Option<&Piece> {
+    /// The piece that holds the byte at `at` and reaches furthest, and how far it counts.
+    #[must_use]
+    pub fn furthest(&self, at: Lsn) -> Option<(&Piece, Lsn)> {
         let (_, piece) = self.pieces.range(..=at).next_back()?;
-        (piece.range.end > at).then_some(piece)
+        let excluded = self.excluded.iter().filter(|range| range.end > at);
+        let until = excluded.map(|range| range.start).min().unwrap_or(Lsn::MAX);
+        (piece.range.end > at && until > at).then(|| (piece, piece.range.end.min(until)))
     }
 
     /// The end of the unbroken coverage that begins at `from`; `from` itself when that byte is not held.
     #[must_use]
     pub fn contiguous_end(&self, from: Lsn) -> Lsn {
         let mut end = from;
-        while let Some(piece) = self.furthest(end) {
-            end = piece.range.end;
+        while let Some((_, until)) = self.furthest(end) {
+            end = until;
         }
         end
     }
@@ -102,24 +114,32 @@ impl Coverage {
         let mut chosen = Vec::new();
         let mut at = range.start;
         while at < range.end {
-            let Some(piece) = self.furthest(at) else {
+            let Some((piece, until)) = self.furthest(at) else {
                 return Err(Hole(LsnRange {
                     start: at,
                     end: self.next_start(at).min(range.end),
                 }));
             };
             chosen.push(*piece);
-            at = piece.range.end;
+            at = until;
         }
         Ok(chosen)
     }
 
-    /// Where the first piece behind `at` begins; the end of all WAL when there is none.
-    fn next_start(&self, at: Lsn) -> Lsn {
-        self.pieces
-            .range(at..)
-            .next()
-            .map_or(Lsn(u64::MAX), |(&start, _)| start)
+    /// Where the first byte behind `at`, which is not held, is held again; the end of all WAL when none is.
+    fn next_start(&self, mut at: Lsn) -> Lsn {
+        loop {
+            while let Some(range) = self.excluded.iter().find(|range| range.contains(at)) {
+                at = range.end;
+            }
+            if self.furthest(at).is_some() {
+                return at;
+            }
+            match self.pieces.range(at..).next() {
+                Some((&start, _)) => at = start,
+                None => return Lsn::MAX,
+            }
+        }
     }
 
     /// The parts of `range` that nothing holds, in order.
@@ -139,11 +159,20 @@ impl Coverage {
     #[must_use]
     pub fn runs(&self) -> Vec<LsnRange> {
         let mut runs: Vec<LsnRange> = Vec::new();
-        for piece in self.pieces.values() {
-            match runs.last_mut() {
-                Some(run) if run.end >= piece.range.start => run.end = piece.range.end,
-                _ => runs.push(piece.range),
+        if self.excluded.is_empty() {
+            for piece in self.pieces.values() {
+                match runs.last_mut() {
+                    Some(run) if run.end >= piece.range.start => run.end = piece.range.end,
+                    _ => runs.push(piece.range),
+                }
             }
+            return runs;
+        }
+        let mut start = self.next_start(Lsn::ZERO);
+        while start < Lsn::MAX {
+            let end = self.contiguous_end(start);
+            runs.push(LsnRange { start, end });
+            start = self.next_start(end);
         }
         runs
     }

@@ -84,19 +84,29 @@ proptest! {
     #[test]
     fn agrees_with_a_set_of_bytes(
         pieces in prop::collection::vec(any_piece(), 0..24),
+        excluded in prop::collection::vec(any_range(), 0..3),
         wanted in any_range(),
         from in 0..SPACE,
     ) {
-        let coverage: Coverage = pieces.iter().copied().collect();
-        let bytes = held(&pieces);
+        let mut coverage: Coverage = pieces.iter().copied().collect();
+        let mut bytes = held(&pieces);
+        let last = bytes.iter().rposition(|held| *held).map(|at| Lsn(at as u64 + 1));
+        for range in &excluded {
+            coverage.exclude(*range);
+            bytes[range.start.0 as usize..range.end.0 as usize].fill(false);
+        }
         let everything = range(0, SPACE);
 
         prop_assert_eq!(coverage.runs(), model_runs(&bytes, everything, true));
         prop_assert_eq!(coverage.holes(wanted), model_runs(&bytes, wanted, false));
         let end = (from..SPACE).find(|at| !bytes[*at as usize]).unwrap_or(SPACE);
         prop_assert_eq!(coverage.contiguous_end(Lsn(from)), Lsn(end));
-        let last = bytes.iter().rposition(|held| *held).map(|at| Lsn(at as u64 + 1));
         prop_assert_eq!(coverage.end(), last);
+        if let Err(Hole(hole)) = coverage.cover(wanted) {
+            prop_assert_eq!(Some(hole), coverage.holes(wanted).first().copied());
+        } else {
+            prop_assert!(coverage.holes(wanted).is_empty());
+        }
     }
 
     #[test]

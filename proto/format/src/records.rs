@@ -112,7 +112,7 @@ impl Document for Beginning {
     }
 }
 
-/// A range of WAL that the archive does not have and can no longer get.
+/// A range of WAL that the archive does not have and can no longer get, or that PostgreSQL cannot replay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// The timeline.
@@ -125,6 +125,10 @@ pub struct Gap {
     pub reason: String,
     /// When it was found.
     pub recorded_at: Time,
+    /// The bytes may be there: what is missing is the way past them. Absent in records of earlier versions, which are of WAL
+    /// that is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreplayable: bool,
 }
 
 impl Gap {
@@ -165,7 +169,8 @@ pub struct Writer {
     /// tells them apart. Claims of early agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begins: Option<Lsn>,
-    /// Where `pid` means that process: one boot of one machine, and one namespace. Claims of early agents lack it.
+    /// Where `pid` means that process, and beside which server it is: one boot of one machine, one namespace, one address to connect
+    /// to. Claims of early agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }
@@ -210,6 +215,10 @@ pub struct Pulse {
     /// then, 0 when all that was received does; absent in pulses of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_ms: Option<u64>,
+    /// The process's own clock when its server, no standby, last answered a question beside the stream: a sign of life also
+    /// while the stream does not get on. Absent where nothing could be asked, and in pulses of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<Time>,
 }
 
 impl Document for Pulse {

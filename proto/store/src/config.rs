@@ -4,7 +4,7 @@
 //! configuration crate), nor whether the region answers ([`crate::open`], [`crate::probe`]).
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
@@ -69,6 +69,10 @@ pub struct RegionConfig {
         deserialize_with = "duration"
     )]
     pub operation_timeout: Duration,
+    /// S3: read the bucket as it was at this moment, by the versions that it keeps; nothing can be written then. Never from
+    /// a configuration file: who restores asks for it. Default: as it is now.
+    #[serde(skip)]
+    pub as_of: Option<SystemTime>,
 }
 
 /// Below this a timeout only produces errors.
@@ -92,6 +96,7 @@ impl RegionConfig {
             connect_timeout: Self::default_connect_timeout(),
             attempt_timeout: Self::default_attempt_timeout(),
             operation_timeout: Self::default_operation_timeout(),
+            as_of: None,
         }
     }
 

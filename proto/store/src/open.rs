@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::MIN_TIMEOUT;
 use crate::file::FileStore;
-use crate::s3::S3Store;
+use crate::s3::{AsOf, S3Store};
 use crate::{ErrorKind, Location, Operation, RegionConfig, Store, StoreError};
 
 /// Opens a region by its URL, without a retry layer.
@@ -15,8 +15,19 @@ pub async fn open(config: &RegionConfig) -> Result<Arc<dyn Store>, StoreError> {
     check(config)?;
     let location = Location::parse(config.display_name(), &config.url)?;
     match location {
+        // Refused here as well as by whoever asks for it: what is there now must not pass for what was.
+        Location::File(_) if config.as_of.is_some() => Err(refuse(
+            config,
+            "a directory keeps no versions, so it cannot be read as of an earlier time".to_owned(),
+        )),
         Location::File(path) => Ok(Arc::new(FileStore::open(config, path))),
-        Location::S3 { bucket, prefix } => Ok(Arc::new(S3Store::open(config, bucket, &prefix).await?)),
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(config, bucket, &prefix).await?;
+            Ok(match config.as_of {
+                Some(time) => Arc::new(AsOf::new(store, time)),
+                None => Arc::new(store),
+            })
+        }
     }
 }
 

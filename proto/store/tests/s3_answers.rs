@@ -8,8 +8,10 @@
 
 mod canned;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 use canned::{Canned, header, http, s3_error};
 use highwater_store::{ErrorKind, Object, Put, PutMode, RegionConfig, Store, StoreError, open, probe};
 
@@ -83,6 +85,65 @@ async fn a_web_page_is_no_answer() {
         .await;
         for error in all_calls(server.store().await.as_ref()).await {
             assert_eq!(error.kind(), ErrorKind::Retry, "{status}: {error}");
+        }
+    }
+}
+
+/// What is not S3's listing of versions says nothing of what was there.
+#[tokio::test]
+async fn a_listing_without_versions_is_no_past() {
+    let listing = |inside: &str| {
+        let begin = r#"<?xml version="1.0" encoding="UTF-8"?>"#;
+        http(
+            "200 OK",
+            "Content-Type: application/xml\r\n",
+            &format!("{begin}{inside}"),
+        )
+    };
+    let endless = "<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>";
+    let timeless = "<ListVersionsResult><Version><Key>prefix/key</Key></Version></ListVersionsResult>";
+    let cases = [
+        (
+            http(
+                "200 OK",
+                "Content-Type: text/html\r\n",
+                "<html>Please log in</html>",
+            ),
+            ErrorKind::Retry,
+        ),
+        (listing("<ListBucketResult></ListBucketResult>"), ErrorKind::Retry),
+        (listing(endless), ErrorKind::Retry),
+        (listing(timeless), ErrorKind::Retry),
+        (
+            s3_error("501 Not Implemented", "", "NotImplemented"),
+            ErrorKind::Config,
+        ),
+        (s3_error("403 Forbidden", "", "AccessDenied"), ErrorKind::Operator),
+        (
+            listing("<ListVersionsResult></ListVersionsResult>"),
+            ErrorKind::NotFound,
+        ),
+    ];
+    for (answer, kind) in cases {
+        let server = Canned::start({
+            let answer = answer.clone();
+            move |_| answer.clone()
+        })
+        .await;
+        let mut config = server.config();
+        config.as_of = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000));
+        let store = open(&config).await.unwrap();
+        for error in [
+            store.get("key").await.unwrap_err(),
+            store.get_range("key", 0..3).await.unwrap_err(),
+            store.head("key").await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), kind, "{answer}: {error}");
+        }
+        let listed = store.list("", None, 10).await.map_err(|error| error.kind());
+        match kind {
+            ErrorKind::NotFound => assert!(listed.unwrap().entries.is_empty()),
+            kind => assert_eq!(listed.unwrap_err(), kind, "{answer}"),
         }
     }
 }
@@ -184,6 +245,71 @@ async fn codes_decide_over_the_wire() {
             "{error}"
         );
         assert_eq!(server.heads.lock().unwrap().len(), 1, "the SDK retried");
+    }
+}
+
+/// The moment that a request was signed for, in seconds since 1970.
+fn signed_for(head: &str) -> i64 {
+    let date = header(head, "x-amz-date").unwrap();
+    let [year, month, day] = [&date[..4], &date[4..6], &date[6..8]];
+    let [hour, minute, second] = [&date[9..11], &date[11..13], &date[13..15]];
+    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+    DateTime::from_str(&text, Format::DateTime).unwrap().secs()
+}
+
+/// A store whose clock is `ahead` of ours by so many seconds, and that refuses what was not signed within a quarter of an
+/// hour of it, as S3 does. `tells` whether its answers have a date.
+async fn store_of_another_time(ahead: i64, tells: bool) -> Canned {
+    #[expect(clippy::disallowed_methods, reason = "the SDK signs with the machine's clock")]
+    let now = move || DateTime::from(SystemTime::now()).secs() + ahead;
+    Canned::start(move |head| {
+        let now = now();
+        let date = DateTime::from_secs(now).fmt(Format::HttpDate).unwrap();
+        let date = if tells {
+            format!("Date: {date}\r\n")
+        } else {
+            String::new()
+        };
+        let accepted = (now - signed_for(head)).abs() <= 15 * 60;
+        match (accepted, head.starts_with("HEAD")) {
+            (true, true) => http("200 OK", &format!("{date}ETag: \"e\"\r\n"), ""),
+            (true, false) => http("200 OK", &format!("{date}ETag: \"e\"\r\n"), "content"),
+            (false, true) => http("403 Forbidden", &date, ""),
+            (false, false) => s3_error("403 Forbidden", &date, "RequestTimeTooSkewed"),
+        }
+    })
+    .await
+}
+
+/// An hour off in either direction: one request is refused, which says so, and its answer sets the clock that the next ones
+/// are signed by. What has no body, and so cannot say why it was refused, is not taken for a question of rights.
+#[tokio::test]
+async fn fault_31_a_clock_that_s3_refuses_is_set_by_its_answer() {
+    for ahead in [3600, -3600] {
+        let server = store_of_another_time(ahead, true).await;
+        let store = server.store().await;
+        let error = store.get("key").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert!(error.message().contains("RequestTimeTooSkewed"), "{error}");
+        assert!(error.next_step().contains("clocks differ"), "{error}");
+        for _ in 0..2 {
+            assert_eq!(store.get("key").await.unwrap(), "content");
+        }
+        let put = store.put("key", Object::new("content"), PutMode::Overwrite);
+        assert_eq!(put.await.unwrap(), Put::Created);
+        assert_eq!(server.heads.lock().unwrap().len(), 4, "the SDK retried");
+
+        let store = server.store().await;
+        let error = store.head("key").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        store.head("key").await.unwrap();
+    }
+    // Nothing tells how far off the clock is: it is said again and again, until somebody sets it.
+    let store = store_of_another_time(3600, false).await.store().await;
+    for _ in 0..2 {
+        let error = store.get("key").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert!(error.next_step().contains("clocks differ"), "{error}");
     }
 }
 

@@ -236,6 +236,7 @@ impl Archive {
             quorum: None,
             interval_ms: None,
             waiting_ms: None,
+            answered_at: None,
         };
         put(store, &layout().pulse(), encode(&pulse).unwrap()).await;
         let backup = backup();

@@ -175,11 +175,10 @@ impl Chain {
             if at < copied || at >= leg.range.end {
                 continue;
             }
-            let Ok(pieces) = leg.coverage.cover(LsnRange::new(at, at.saturating_add(1))) else {
+            let Some((piece, until)) = leg.coverage.furthest(at) else {
                 continue;
             };
-            let Some(piece) = pieces.first() else { continue };
-            let used = LsnRange::new(at, piece.range.end.min(leg.range.end));
+            let used = LsnRange::new(at, until.min(leg.range.end));
             if best.as_ref().is_none_or(|best| used.end > best.used.end) {
                 best = Some(Source {
                     timeline: leg.timeline,

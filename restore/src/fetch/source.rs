@@ -195,7 +195,15 @@ impl Sources {
                     kind: Some(error.kind()),
                 },
             };
-            tracing::warn!(key, region = name, reason = %attempt.reason, "this region's copy cannot be used");
+            match attempt.kind {
+                // A standby asks for the next segment until it is there.
+                Some(ErrorKind::NotFound) => {
+                    tracing::info!(key, region = name, "this region does not have it")
+                }
+                _ => {
+                    tracing::warn!(key, region = name, reason = %attempt.reason, "this region's copy cannot be used")
+                }
+            }
             attempts.push(attempt);
         }
         Err(ReadError::Nowhere(Nowhere {

@@ -73,12 +73,7 @@ impl Line {
         bases.sort_by_key(|base| std::cmp::Reverse((base.backup.start_lsn, base.backup.stop_lsn)));
         let claimed = claimed(catalog, timeline, regions);
         let stored = chain.end().unwrap_or(Lsn::ZERO);
-        let recorded = catalog
-            .gaps(timeline, regions)
-            .iter()
-            .map(|gap| gap.end)
-            .max()
-            .unwrap_or(Lsn::ZERO);
+        let recorded = recorded_end(catalog, &chain, regions);
         let damaged = damaged(catalog, &chain).map(|range| range.end).max();
         // Its history proves that all before its begin was written, whether or not any of it is here.
         let begin = chain.history.begin_of(timeline).unwrap_or(Lsn::ZERO);
@@ -121,10 +116,7 @@ impl Line {
     /// pulse is the witness; without a pulse there is none and a break is a loss. Where the durability policy is content
     /// with fewer regions than there are, one region proves nothing: another may hold what was reported behind it.
     pub(crate) fn is_ragged_end(&self, catalog: &Catalog, regions: &[usize], end: Lsn) -> bool {
-        let recorded = catalog
-            .gaps(self.timeline(), regions)
-            .iter()
-            .any(|gap| gap.end > end);
+        let recorded = recorded_end(catalog, &self.chain, regions) > end;
         let own = self
             .chain
             .history
@@ -201,4 +193,15 @@ fn claimed(catalog: &Catalog, timeline: TimelineId, regions: &[usize]) -> Option
             }
         })
         .max()
+}
+
+/// The end of the last gap on record. That WAL cannot be replayed is on record before that WAL is stored, and says nothing while
+/// there is none.
+fn recorded_end(catalog: &Catalog, chain: &Chain, regions: &[usize]) -> Lsn {
+    let stored = chain.end().unwrap_or(Lsn::ZERO);
+    let gaps = catalog.gaps(chain.timeline(), regions).into_iter();
+    let ends = gaps
+        .filter(|gap| !gap.unreplayable || gap.end <= stored)
+        .map(|gap| gap.end);
+    ends.max().unwrap_or(Lsn::ZERO)
 }

@@ -187,6 +187,7 @@ impl Model {
                 quorum: None,
                 interval_ms: None,
                 waiting_ms: None,
+                answered_at: None,
             });
         }
         let mut regions = vec![region];

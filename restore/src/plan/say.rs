@@ -172,7 +172,7 @@ pub(super) fn open_end(region: &RegionView, error: &str) -> Refusal {
     }
 }
 
-pub(super) fn hole(reason: Reason, end: Lsn, target: &Target) -> Refusal {
+pub(super) fn hole(line: &Line, reason: Reason, end: Lsn, target: &Target) -> Refusal {
     let is_damage = matches!(reason, Reason::Hole { damaged: Some(_), .. });
     let what = match &reason {
         Reason::Hole {
@@ -191,12 +191,28 @@ pub(super) fn hole(reason: Reason, end: Lsn, target: &Target) -> Refusal {
     };
     let message =
         format!("{target} cannot be reached: {what}; what is before it can be restored up to {end}");
-    Refusal::no(
-        reason,
-        message,
-        format!("to accept that, add --to-lsn {end}; `highwater-restore list` shows all windows"),
-    )
-    .because_of_damage(is_damage)
+    let first = if is_known_of_by_a_pulse_alone(line, &reason) {
+        "a pulse says that it was stored, and a store whose listings lag shows it later: try again; "
+    } else {
+        ""
+    };
+    let next =
+        format!("{first}to accept that, add --to-lsn {end}; `highwater-restore list` shows all windows");
+    Refusal::no(reason, message, next).because_of_damage(is_damage)
+}
+
+/// The break reaches to the end of all that is known, and no object or record of it is listed.
+fn is_known_of_by_a_pulse_alone(line: &Line, reason: &Reason) -> bool {
+    let Reason::Hole {
+        range,
+        recorded: None,
+        damaged: None,
+        ..
+    } = reason
+    else {
+        return false;
+    };
+    line.claimed == Some(range.end) && line.chain.end().is_none_or(|stored| stored <= range.start)
 }
 
 /// Why a hole is one, where objects that should fill it were found to be damaged.

@@ -56,7 +56,7 @@ impl Planner<'_> {
     fn stops_short(&self, line: &Line, bases: &[&Base]) -> Refusal {
         let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
         match line.break_at(self.catalog, &self.regions, end) {
-            Some(reason) => say::hole(reason, end, &self.request.target),
+            Some(reason) => say::hole(line, reason, end, &self.request.target),
             None => say::too_late(line, end, None, &self.request.target),
         }
     }
@@ -231,7 +231,7 @@ impl Planner<'_> {
     ) -> Refusal {
         let end = base.wal.end;
         if let Some(reason) = line.break_at(self.catalog, &self.regions, end) {
-            return say::hole(reason, end, &self.request.target);
+            return say::hole(line, reason, end, &self.request.target);
         }
         let mut refusal = say::too_late(line, end, proven, &self.request.target);
         let others = self

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use highwater_format::layout::{ClusterName, Layout};
 use highwater_format::lsn::{Lsn, SegmentSize, SystemId};
-use highwater_format::timeline::TimelineId;
+use highwater_format::{Time, timeline::TimelineId};
 use highwater_store::RegionConfig;
 use serde::{Deserialize, Serialize};
+
+use crate::clock;
 
 /// The file's name in the data directory.
 pub const NAME: &str = "highwater-recovery.json";
@@ -74,6 +76,9 @@ pub struct RegionFacts {
     pub attempt_timeout_ms: u64,
     /// Longest wait for a call with its body, in milliseconds.
     pub operation_timeout_ms: u64,
+    /// The bucket is read as it was at this moment; as it is now where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<Time>,
     /// It was read completely when the restore was planned, so what it had then is part of the proof.
     pub was_read: bool,
 }
@@ -223,6 +228,7 @@ impl RegionFacts {
             connect_timeout,
             attempt_timeout,
             operation_timeout,
+            as_of,
         } = config.clone();
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
@@ -237,6 +243,7 @@ impl RegionFacts {
             connect_timeout_ms: millis(connect_timeout),
             attempt_timeout_ms: millis(attempt_timeout),
             operation_timeout_ms: millis(operation_timeout),
+            as_of: as_of.map(clock::from_system),
             was_read,
         }
     }
@@ -259,6 +266,7 @@ impl RegionFacts {
             connect_timeout_ms,
             attempt_timeout_ms,
             operation_timeout_ms,
+            as_of,
             was_read: _,
         } = self.clone();
         RegionConfig {
@@ -277,6 +285,7 @@ impl RegionFacts {
             connect_timeout: Duration::from_millis(connect_timeout_ms),
             attempt_timeout: Duration::from_millis(attempt_timeout_ms),
             operation_timeout: Duration::from_millis(operation_timeout_ms),
+            as_of: as_of.map(clock::to_system),
         }
     }
 }
@@ -346,6 +355,7 @@ mod tests {
         config.connect_timeout = Duration::from_millis(1_500);
         config.attempt_timeout = Duration::from_secs(7);
         config.operation_timeout = Duration::from_secs(70);
+        config.as_of = Some(clock::to_system("2026-11-20T03:10:00.25Z".parse().unwrap()));
         let text = serde_json::to_string(&RegionFacts::of(&config, true)).unwrap();
         let facts: RegionFacts = serde_json::from_str(&text).unwrap();
         assert_eq!(format!("{:?}", facts.settings(&[])), format!("{config:?}"));

@@ -3,6 +3,7 @@
 use highwater_config::Config;
 
 use super::{Input, Options, server};
+use crate::clock;
 use crate::datadir::DataDir;
 use crate::fetch::Fetched;
 use crate::recovery::{facts, settings};
@@ -44,6 +45,7 @@ pub(super) fn of(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: 
             fetched.fell_back
         ));
     }
+    notes.extend(as_of(input.config));
     notes.extend(configuration(into, options));
     notes.push(
         "archive_mode is off, synchronous_standby_names empty and max_logical_replication_workers 0 in \
@@ -66,6 +68,16 @@ pub(super) fn of(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: 
         notes.extend(environment(input.config, &set));
     }
     notes
+}
+
+/// What was read is not what an agent would find there.
+fn as_of(config: &Config) -> Option<String> {
+    let time = config.regions.iter().find_map(|region| region.as_of)?;
+    Some(format!(
+        "the archive was read as of {}, and restore_command goes on so; let no agent write before the buckets hold again what \
+         was deleted, or give it a new prefix",
+        clock::from_system(time)
+    ))
 }
 
 fn configuration(into: &DataDir, options: &Options) -> Option<String> {

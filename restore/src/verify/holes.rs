@@ -30,6 +30,11 @@ pub(super) fn holes(
     let name = &subject.region.name;
     let claimed = place.claimed();
     let last = view.coverage.end().unwrap_or(Lsn::ZERO);
+    for gap in view.gaps.iter().filter(|gap| gap.unreplayable) {
+        let what = format!("WAL {} of timeline {timeline}", gap.range());
+        let problem = format!("on record as unreplayable: {}", gap.reason);
+        found.notes.push(Problem::new(name, what, problem));
+    }
     for hole in place.missing(view) {
         for (range, gap) in by_record(hole, &view.gaps) {
             let what = format!("WAL {range} of timeline {timeline}");
@@ -177,6 +182,7 @@ mod tests {
             end: Lsn(end),
             reason: String::new(),
             recorded_at: Time::UNIX_EPOCH,
+            unreplayable: false,
         };
         let range = |start, end| LsnRange::new(Lsn(start), Lsn(end));
         let gaps = [gap(20, 30), gap(25, 40), gap(60, 70)];

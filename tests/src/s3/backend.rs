@@ -1,9 +1,9 @@
 //! The S3 operations that Highwater and its tests use, on the objects in memory.
 //!
-//! Owns: what PUT, GET, HEAD, LIST and DELETE mean. The protocol around them (XML, signatures,
+//! Owns: what PUT, GET, HEAD, LIST and DELETE mean (what older versions are is in `versions`). The protocol around them (XML, signatures,
 //! chunked bodies) is the s3s crate's; faults are `serve`'s.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
@@ -13,6 +13,7 @@ use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use super::faults::Faults;
 use super::multipart::Uploads;
 use super::state::{Condition, Query, Refused, Shared, Stored};
+use super::versions::{self, Entry};
 
 /// S3 returns at most this many keys at once.
 const MAX_KEYS: usize = 1000;
@@ -84,7 +85,18 @@ fn condition(input: &PutObjectInput) -> S3Result<Condition> {
 }
 
 impl Backend {
-    fn find(&self, bucket: &str, key: &str) -> S3Result<std::sync::Arc<Stored>> {
+    fn find(&self, bucket: &str, key: &str, version: Option<&str>) -> S3Result<std::sync::Arc<Stored>> {
+        if let Some(id) = version {
+            let found = self.shared.version(bucket, key, id);
+            let found =
+                found.ok_or_else(|| s3_error!(NoSuchVersion, "The specified version does not exist"))?;
+            return found.stored.ok_or_else(|| {
+                s3_error!(
+                    MethodNotAllowed,
+                    "The specified method is not allowed against a delete marker"
+                )
+            });
+        }
         let found = self
             .shared
             .get(bucket, key)
@@ -212,7 +224,7 @@ impl S3 for Backend {
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
-        let stored = self.find(&input.bucket, &input.key)?;
+        let stored = self.find(&input.bucket, &input.key, input.version_id.as_deref())?;
         let whole = stored.bytes.len();
         let (bytes, content_range) = match input.range {
             None => (stored.bytes.clone(), None),
@@ -240,7 +252,8 @@ impl S3 for Backend {
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        let stored = self.find(&req.input.bucket, &req.input.key)?;
+        let input = &req.input;
+        let stored = self.find(&input.bucket, &input.key, input.version_id.as_deref())?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(length(stored.bytes.len())),
             e_tag: Some(tag(&stored)),
@@ -273,8 +286,7 @@ impl S3 for Backend {
             .shared
             .list(&input.bucket, &query)
             .ok_or_else(|| refused(Refused::NoSuchBucket))?;
-        let (page, more) = listed;
-        let next = page.last().filter(|_| more).map(|(key, _)| key.clone());
+        let (page, next) = listed;
         let contents: Vec<Object> = page
             .iter()
             .map(|(key, stored)| listed_object(key, stored))
@@ -282,7 +294,7 @@ impl S3 for Backend {
         Ok(S3Response::new(ListObjectsV2Output {
             key_count: i32::try_from(contents.len()).ok(),
             contents: Some(contents),
-            is_truncated: Some(more),
+            is_truncated: Some(next.is_some()),
             next_continuation_token: next,
             max_keys: input.max_keys,
             name: Some(input.bucket),
@@ -293,10 +305,41 @@ impl S3 for Backend {
         }))
     }
 
+    async fn list_object_versions(
+        &self,
+        req: S3Request<ListObjectVersionsInput>,
+    ) -> S3Result<S3Response<ListObjectVersionsOutput>> {
+        let input = req.input;
+        let asked = input.max_keys.and_then(|max| usize::try_from(max).ok());
+        let after = input.key_marker.as_deref();
+        let query = versions::Query {
+            prefix: input.prefix.as_deref().unwrap_or_default(),
+            after: after.map(|key| (key, input.version_id_marker.as_deref())),
+            max: asked.unwrap_or(MAX_KEYS).min(MAX_KEYS),
+        };
+        let listed = self.shared.versions(&input.bucket, &query);
+        let (page, more) = listed.ok_or_else(|| refused(Refused::NoSuchBucket))?;
+        let last = page.last().filter(|_| more);
+        Ok(S3Response::new(ListObjectVersionsOutput {
+            is_truncated: Some(more),
+            next_key_marker: last.map(|entry| entry.key.clone()),
+            next_version_id_marker: last.map(|entry| entry.version.id.clone()),
+            versions: Some(page.iter().filter_map(listed_version).collect()),
+            delete_markers: Some(page.iter().filter_map(listed_marker).collect()),
+            max_keys: input.max_keys,
+            name: Some(input.bucket),
+            prefix: input.prefix,
+            key_marker: input.key_marker,
+            version_id_marker: input.version_id_marker,
+            ..Default::default()
+        }))
+    }
+
     async fn delete_object(
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        no_version_goes(req.input.version_id.as_deref())?;
         self.shared
             .delete(&req.input.bucket, &req.input.key)
             .map_err(refused)?;
@@ -309,6 +352,7 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let mut deleted = Vec::new();
         for object in req.input.delete.objects {
+            no_version_goes(object.version_id.as_deref())?;
             self.shared
                 .delete(&req.input.bucket, &object.key)
                 .map_err(refused)?;
@@ -322,6 +366,43 @@ impl S3 for Backend {
             ..Default::default()
         }))
     }
+}
+
+/// The right to delete versions is one that no key pair has here.
+fn no_version_goes(version: Option<&str>) -> S3Result<()> {
+    match version {
+        None => Ok(()),
+        Some(_) => Err(s3_error!(AccessDenied, "Access Denied")),
+    }
+}
+
+/// The time of a version as AWS gives it: without what is left of the second.
+fn to_the_second(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs()))
+}
+
+fn listed_version(entry: &Entry) -> Option<ObjectVersion> {
+    let stored = entry.version.stored.as_ref()?;
+    Some(ObjectVersion {
+        key: Some(entry.key.clone()),
+        version_id: Some(entry.version.id.clone()),
+        size: Some(length(stored.bytes.len())),
+        e_tag: Some(tag(stored)),
+        last_modified: Some(to_the_second(entry.version.at)),
+        is_latest: Some(entry.newest),
+        ..Default::default()
+    })
+}
+
+fn listed_marker(entry: &Entry) -> Option<DeleteMarkerEntry> {
+    entry.version.stored.is_none().then(|| DeleteMarkerEntry {
+        key: Some(entry.key.clone()),
+        version_id: Some(entry.version.id.clone()),
+        last_modified: Some(to_the_second(entry.version.at)),
+        is_latest: Some(entry.newest),
+        ..Default::default()
+    })
 }
 
 fn listed_object(key: &str, stored: &Stored) -> Object {

@@ -93,6 +93,7 @@ struct Script {
     seen: u64,
     waiting: Option<Waiting>,
     ignore_conditions: bool,
+    archived: Option<String>,
 }
 
 /// What happens to one request.
@@ -105,6 +106,7 @@ pub(super) struct Verdict {
     pub(super) hold_before: bool,
     pub(super) hold_after: bool,
     pub(super) damage: Option<Damage>,
+    pub(super) archived: bool,
 }
 
 /// The switchboard of an endpoint's faults. Clones share it.
@@ -212,6 +214,12 @@ impl Faults {
         self.lock().ignore_conditions
     }
 
+    /// Objects whose keys contain `part` are in an archive tier, as a lifecycle rule puts them there: they are listed, and
+    /// GET is refused.
+    pub fn archive_tier(&self, part: &str) {
+        self.change(|script| script.archived = Some(part.to_owned()));
+    }
+
     /// What GET returns is damaged.
     pub fn damage(&self, damage: Option<Damage>) {
         self.change(|script| script.damage = damage);
@@ -255,8 +263,13 @@ impl Faults {
         }
         let concerned = script.only.as_ref().is_none_or(|only| only.contains(&operation))
             && script.only_keys.as_ref().is_none_or(|part| path.contains(part));
+        let in_tier = |part: &String| path.contains(part.as_str());
+        let archived = operation == Operation::Get && script.archived.as_ref().is_some_and(in_tier);
         if !concerned {
-            return Verdict::default();
+            return Verdict {
+                archived,
+                ..Verdict::default()
+            };
         }
         script.seen += 1;
         let strike = script.strike();
@@ -278,6 +291,7 @@ impl Faults {
             hold_before: strike == Some(Strike::HoldBefore),
             hold_after: strike == Some(Strike::HoldAfter),
             damage: script.damage.filter(|_| operation == Operation::Get),
+            archived,
         }
     }
 }

@@ -10,6 +10,7 @@ mod multipart;
 mod serve;
 mod state;
 mod tls;
+mod versions;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -205,6 +206,11 @@ impl S3Server {
     /// Makes a bucket; one that exists stays as it is.
     pub fn create_bucket(&self, name: &str) {
         self.shared.create_bucket(name);
+    }
+
+    /// From now on `bucket` keeps older versions, and a DELETE leaves a delete marker. Nobody has the right to delete versions.
+    pub fn keep_versions(&self, bucket: &str) {
+        self.shared.keep_versions(bucket);
     }
 
     /// The switchboard of faults.

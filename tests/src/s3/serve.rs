@@ -1,8 +1,9 @@
 //! The endpoint's HTTP side: connections, faults around each request, counters, access rights.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -128,6 +129,8 @@ pub struct Counters {
     deletes: AtomicU64,
     others: AtomicU64,
     failed: AtomicU64,
+    /// How often each error code was answered.
+    codes: Mutex<BTreeMap<String, u64>>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -168,6 +171,31 @@ impl Counters {
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Requests answered with this error code, by a fault or in earnest.
+    #[must_use]
+    pub fn answered(&self, code: &str) -> u64 {
+        let codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        codes.get(code).copied().unwrap_or(0)
+    }
+
+    /// Counts an error; its document, which is small, is read for that.
+    async fn count_error(&self, response: Response<Body>) -> Result<Response<Body>, Broken> {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map_err(|_| Broken)?.to_bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        let code = text
+            .split("<Code>")
+            .nth(1)
+            .and_then(|rest| rest.split('<').next());
+        if let Some(code) = code {
+            let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+            *codes.entry(code.to_owned()).or_default() += 1;
+        }
+        drop(text);
+        Ok(Response::from_parts(parts, Body::from(bytes)))
     }
 
     /// Bytes of request bodies, as announced.
@@ -299,15 +327,20 @@ impl Endpoint {
         }
         let response = match verdict.status {
             Some(status) => scripted_error(request, status).await,
+            None if verdict.archived => {
+                let message = "The operation is not valid for the object's storage class";
+                error_document(StatusCode::FORBIDDEN, "InvalidObjectState", message)
+            }
             None => self
                 .service
                 .call(request.map(Body::from))
                 .await
                 .map_err(|_| Broken)?,
         };
-        if response.status().as_u16() >= 400 {
-            self.counters.failed.fetch_add(1, Ordering::Relaxed);
-        }
+        let response = match response.status().as_u16() {
+            400.. => self.counters.count_error(response).await?,
+            _ => response,
+        };
         self.counters.bytes_out.fetch_add(
             HttpBody::size_hint(response.body()).exact().unwrap_or(0),
             Ordering::Relaxed,
@@ -358,10 +391,14 @@ async fn scripted_error(request: Request<Incoming>, status: u16) -> Response<Bod
             "We encountered an internal error. Please try again.",
         ),
     };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    error_document(status, code, message)
+}
+
+fn error_document(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let document = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     );
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::new(Body::from(document));
     *response.status_mut() = status;
     response.headers_mut().insert(

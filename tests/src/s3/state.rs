@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use super::versions::{self, Past, Version};
 use crate::clock;
 
 /// One stored object. Its bytes are shared by every reader and snapshot.
@@ -37,6 +38,8 @@ pub(super) type Bucket = BTreeMap<String, Arc<Stored>>;
 #[derive(Clone, Debug, Default)]
 pub struct S3Snapshot {
     pub(super) buckets: BTreeMap<String, Bucket>,
+    /// Of the buckets that keep versions.
+    pub(super) past: BTreeMap<String, Past>,
     pub(super) writes: u64,
 }
 
@@ -56,7 +59,7 @@ impl S3Snapshot {
         self.buckets.get(bucket)?.get(key).cloned()
     }
 
-    /// The same without the objects for which `keep` says no.
+    /// The same without the objects for which `keep` says no. Older versions stay.
     #[must_use]
     pub fn filtered(mut self, keep: impl Fn(&str, &Stored) -> bool) -> Self {
         for bucket in self.buckets.values_mut() {
@@ -113,7 +116,7 @@ impl Shared {
         condition: &Condition,
     ) -> Result<Arc<Stored>, Refused> {
         let crc32 = crc32fast::hash(&bytes);
-        let mut state = self.lock();
+        let state = &mut *self.lock();
         state.writes += 1;
         let stored = Arc::new(Stored {
             bytes,
@@ -121,6 +124,7 @@ impl Shared {
             at: clock::now(),
             sequence: state.writes,
         });
+        let past = state.past.get_mut(bucket);
         let bucket = state.buckets.get_mut(bucket).ok_or(Refused::NoSuchBucket)?;
         let allowed = match (condition, bucket.get(key)) {
             (Condition::Always, _) | (Condition::Absent, None) => true,
@@ -131,6 +135,9 @@ impl Shared {
             return Err(Refused::Precondition);
         }
         bucket.insert(key.to_owned(), Arc::clone(&stored));
+        if let Some(past) = past {
+            past.add(key, stored.at, Some(Arc::clone(&stored)));
+        }
         Ok(stored)
     }
 
@@ -143,32 +150,88 @@ impl Shared {
     }
 
     pub(super) fn delete(&self, bucket: &str, key: &str) -> Result<bool, Refused> {
-        let mut state = self.lock();
+        let state = &mut *self.lock();
+        // A key that holds nothing gets a delete marker, too.
+        if let Some(past) = state.past.get_mut(bucket) {
+            past.add(key, clock::now(), None);
+        }
         let bucket = state.buckets.get_mut(bucket).ok_or(Refused::NoSuchBucket)?;
         Ok(bucket.remove(key).is_some())
     }
 
-    /// Up to `max` objects with `prefix` after the key `after`, and whether there are more.
-    pub(super) fn list(&self, bucket: &str, query: &Query<'_>) -> Option<(Listed, bool)> {
+    /// From now on the bucket keeps older versions.
+    pub(super) fn keep_versions(&self, bucket: &str) {
+        let state = &mut *self.lock();
+        if let Some(present) = state.buckets.get(bucket) {
+            let past = || Past::of(present);
+            state.past.entry(bucket.to_owned()).or_insert_with(past);
+        }
+    }
+
+    /// One version; `None` where there is none of that name.
+    pub(super) fn version(&self, bucket: &str, key: &str, id: &str) -> Option<Version> {
+        self.with_past(bucket, |past| past.get(key, id).cloned())?
+    }
+
+    /// A page of versions; `None` for a missing bucket.
+    pub(super) fn versions(
+        &self,
+        bucket: &str,
+        query: &versions::Query<'_>,
+    ) -> Option<(Vec<versions::Entry>, bool)> {
+        self.with_past(bucket, |past| past.list(query))
+    }
+
+    fn with_past<T>(&self, bucket: &str, ask: impl FnOnce(&Past) -> T) -> Option<T> {
         let state = self.lock();
+        match state.past.get(bucket) {
+            Some(past) => Some(ask(past)),
+            None => state.buckets.get(bucket).map(|present| ask(&Past::of(present))),
+        }
+    }
+
+    /// Up to `max` objects with `prefix` after the key `after`, and after which key there may be more. As S3 may, it gives a
+    /// page with less, or nothing, where it has passed over keys that hold nothing but a delete marker.
+    pub(super) fn list(&self, bucket: &str, query: &Query<'_>) -> Option<(Listed, Option<String>)> {
+        let state = self.lock();
+        let past = state.past.get(bucket);
         let bucket = state.buckets.get(bucket)?;
         let newest_shown = state.writes.saturating_sub(query.hide_newest);
         let from = match query.after {
             Some(after) if after >= query.prefix => Bound::Excluded(after),
             _ => Bound::Included(query.prefix),
         };
-        let mut found: Listed = bucket
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(query.prefix))
-            .filter(|(_, stored)| query.hide_newest == 0 || stored.sequence <= newest_shown)
-            .take(query.max.saturating_add(1))
-            .map(|(key, stored)| (key.clone(), Arc::clone(stored)))
-            .collect();
-        let more = found.len() > query.max;
-        found.truncate(query.max);
-        Some((found, more))
+        let names: Box<dyn Iterator<Item = &String>> = match past {
+            Some(past) => Box::new(past.keys_from(from)),
+            None => Box::new(
+                bucket
+                    .range::<str, _>((from, Bound::Unbounded))
+                    .map(|(key, _)| key),
+            ),
+        };
+        let hidden = |stored: &Stored| query.hide_newest > 0 && stored.sequence > newest_shown;
+        let known = names
+            .take_while(|key| key.starts_with(query.prefix))
+            .map(|key| (key, bucket.get(key)))
+            .filter(|(_, stored)| stored.is_none_or(|stored| !hidden(stored)));
+        let (mut found, mut passed, mut last) = (Listed::new(), 0, None);
+        for (key, stored) in known {
+            if found.len() == query.max || passed == MARKERS_PASSED {
+                return Some((found, last));
+            }
+            last = Some(key.clone());
+            match stored {
+                Some(stored) => found.push((key.clone(), Arc::clone(stored))),
+                None => passed += 1,
+            }
+        }
+        Some((found, None))
     }
 }
+
+/// A page passes over this many keys that hold nothing but a delete marker. S3 says no number; this one is small enough to be
+/// met in tests.
+const MARKERS_PASSED: usize = 20;
 
 /// A page of a LIST: keys and their objects, sorted.
 pub(super) type Listed = Vec<(String, Arc<Stored>)>;

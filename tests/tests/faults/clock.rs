@@ -19,8 +19,16 @@ fn libfaketime() -> Option<PathBuf> {
     architectures.iter().map(library).find(|path| path.exists())
 }
 
+/// How many requests the regions have refused because of their time.
+fn refused_for_their_time(site: &Site) -> u64 {
+    let refused = site.regions.iter().map(|region| region.counters());
+    refused
+        .map(|counters| counters.answered("RequestTimeTooSkewed"))
+        .sum()
+}
+
 /// An hour ahead, two hours back in one step, and right again: what is stored, reported and restorable does not
-/// depend on it, and the times of a restore are PostgreSQL's.
+/// depend on it, though the regions refuse requests of that time, and the times of a restore are PostgreSQL's.
 #[tokio::test]
 async fn fault_31_a_clock_that_is_stepped_by_an_hour_changes_nothing() -> Result<()> {
     let library = libfaketime().context("libfaketime is missing: run scripts/setup.sh")?;
@@ -37,12 +45,18 @@ async fn fault_31_a_clock_that_is_stepped_by_an_hour_changes_nothing() -> Result
     let faked = |command: &str| anyhow::Ok(site.agent()?.arg(command).under("env", &variables));
     let mut agent = faked("run")?.start()?;
     agent.says("streaming", PATIENCE).await?;
+    let ahead = refused_for_their_time(&site);
+    ensure!(ahead > 0, "no region minds the time: the test proves nothing");
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(40).await?;
     faked("backup")?.output().await?.expect_code(0)?;
     ledger.grow(30).await?;
+    let ahead = refused_for_their_time(&site);
     std::fs::write(&offset, "-3600\n")?;
     ledger.grow(30).await?;
+    let behind = || async { (refused_for_their_time(&site) > ahead).then_some(()) };
+    clock::eventually("a request to be refused after the step", PATIENCE, behind).await?;
+    site.all_durable().await.with_context(|| agent.last_words())?;
     faked("backup")?.output().await?.expect_code(0)?;
     agent.kill9();
     let mut agent = faked("run")?.start()?;

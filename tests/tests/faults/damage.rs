@@ -15,15 +15,15 @@ use crate::restore::with_segments;
 use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave};
 
 /// A segment object as it was before it was damaged.
-struct Victim {
-    key: String,
-    range: (u64, u64),
+pub(crate) struct Victim {
+    pub(crate) key: String,
+    pub(crate) range: (u64, u64),
     intact: Vec<u8>,
 }
 
 impl Victim {
     /// The third segment from the end that `region` holds.
-    fn of(region: &S3Server, segment_size: u64) -> Result<Self> {
+    pub(crate) fn of(region: &S3Server, segment_size: u64) -> Result<Self> {
         let keys = archive::keys_with(&region.snapshot(), BUCKET, "/segment/");
         let key = keys
             .get(keys.len().saturating_sub(3))
@@ -41,6 +41,11 @@ impl Victim {
     /// Damages the object in `region`, and removes every chunk that holds some of its WAL.
     fn strike(&self, region: &S3Server) -> Result<()> {
         ensure!(region.corrupt(BUCKET, &self.key), "{} is not there", self.key);
+        self.without_chunks(region)
+    }
+
+    /// Removes every chunk in `region` that holds some of its WAL.
+    pub(crate) fn without_chunks(&self, region: &S3Server) -> Result<()> {
         for key in archive::keys_with(&region.snapshot(), BUCKET, "/tail/") {
             let (_, start, end) = archive::range_of(&key, 1 << 20).context("not a chunk")?;
             if start < self.range.1 && self.range.0 < end {
@@ -80,7 +85,7 @@ impl Victim {
     }
 
     /// Its key as messages have it, without the region's prefix.
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.key.strip_prefix("prod/").unwrap_or(&self.key)
     }
 

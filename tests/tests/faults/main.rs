@@ -6,6 +6,7 @@
 
 mod backup;
 mod clock;
+mod cold;
 mod cuts;
 mod damage;
 mod restore;
@@ -15,3 +16,4 @@ mod storage;
 mod stream;
 mod support;
 mod table;
+mod versions;

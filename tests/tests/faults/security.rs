@@ -1,13 +1,16 @@
 //! Secrets, rights and certificates.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use highwater_tests::process::{self, RunAs};
 use highwater_tests::program::Finished;
-use highwater_tests::s3::Rights;
+use highwater_tests::s3::{Rights, Strike};
 use highwater_tests::site::{PATIENCE, REGIONS, Site, config, region_config};
 use highwater_tests::{PgCluster, Program, S3Server, TestDir};
 
-use crate::support::{VERSION, answers};
+use crate::support::{VERSION, answers, from_region, leave};
 
 const PASSWORD: &str = "planted-password-of-the-role";
 
@@ -208,4 +211,58 @@ pub(crate) async fn ask(port: u16, method: &str, path: &str) -> Result<String> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Whether the kernel would write a core dump of a process. What lies in the directory of one of which it would not belongs to
+/// root, and else to the user of the process.
+fn leaves_a_core_dump(pid: i32) -> Result<bool> {
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let user = directory.metadata()?.uid();
+    ensure!(user != 0, "everything of a process of root belongs to root");
+    Ok(directory.join("environ").metadata()?.uid() == user)
+}
+
+/// Memory holds secrets, WAL and what is restored: neither program leaves it on a disk when it dies. The server that a
+/// restore starts has its own way.
+#[tokio::test]
+async fn fault_96_neither_program_leaves_a_core_dump() -> Result<()> {
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let agent = site.start_agent().await?;
+    ensure!(!leaves_a_core_dump(agent.pid())?, "the agent would leave one");
+    ensure!(
+        leaves_a_core_dump(site.primary.pid().context("no server")?)?,
+        "a server that nobody told would leave none: the test proves nothing"
+    );
+    site.backup().await?;
+    site.all_durable().await?;
+    leave(agent).await?;
+
+    let place = from_region(&site, 0)?;
+    let region = site.regions[0].faults();
+    region.strike(1, Strike::HoldBefore);
+    let mut asking = place.program()?.arg("list").start()?;
+    let struck = tokio::time::timeout(PATIENCE, region.until_struck()).await;
+    struck.with_context(|| asking.last_words())?;
+    ensure!(!leaves_a_core_dump(asking.pid())?, "a restore would leave one");
+    asking.kill9();
+    region.clear();
+
+    let run = place
+        .program()?
+        .args(["run", "--start", "--port", "5432", "--into"])
+        .arg(place.data("data"))
+        .arg("--socket-directory")
+        .arg(place.dir())
+        .arg("--bin")
+        .arg(VERSION.bin()?);
+    let said = run.output().await?;
+    let started = PgCluster::attach(VERSION, &place.data("data"), place.dir(), 5432)?;
+    said.expect_code(0)?;
+    let pid = std::fs::read_to_string(started.data_dir().join("postmaster.pid"))?;
+    let pid = pid.lines().next().context("no process id")?.parse()?;
+    ensure!(
+        leaves_a_core_dump(pid)?,
+        "the restored server cannot leave one either, whatever its operator wants"
+    );
+    Ok(())
 }

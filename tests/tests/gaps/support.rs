@@ -61,6 +61,8 @@ pub(crate) fn take_again(site: &Site) {
 pub(crate) enum Loss {
     /// `pg_drop_replication_slot`.
     Dropped,
+    /// The same, and somebody has made a slot of that name again since, which keeps what is written from then on.
+    Recreated,
     /// `max_slot_wal_keep_size` is passed.
     Outgrown,
     /// `idle_replication_slot_timeout` has passed.
@@ -73,7 +75,7 @@ impl Loss {
             .conf("min_wal_size", "2MB")
             .conf("max_wal_size", "8MB");
         match self {
-            Self::Dropped => builder,
+            Self::Dropped | Self::Recreated => builder,
             Self::Outgrown => builder.conf("max_slot_wal_keep_size", "2MB"),
             // Without SQL only the stream's refusal tells of it.
             Self::Idle => builder
@@ -89,13 +91,18 @@ impl Loss {
             (active == "f").then_some(())
         };
         eventually("the slot to be free", PATIENCE, unused).await?;
-        if matches!(self, Self::Dropped) {
+        let is_dropped = matches!(self, Self::Dropped | Self::Recreated);
+        if is_dropped {
             site.primary
                 .sql("SELECT pg_drop_replication_slot('highwater')")
                 .await?;
         }
         recycle(site).await?;
-        if matches!(self, Self::Dropped) {
+        if matches!(self, Self::Recreated) {
+            let again = "SELECT pg_create_physical_replication_slot('highwater', true)";
+            site.primary.sql(again).await?;
+        }
+        if is_dropped {
             return Ok(());
         }
         let lost = || async {
@@ -114,6 +121,7 @@ impl Loss {
     pub(crate) fn cause(self) -> &'static str {
         match self {
             Self::Dropped => "did not exist",
+            Self::Recreated => "keeps WAL from",
             Self::Outgrown => "kept no WAL any more",
             Self::Idle => "idle_timeout",
         }
@@ -165,20 +173,26 @@ pub(crate) struct Story {
     pub(crate) inside: Moment,
 }
 
+/// A base backup and WAL on both sides of the moment; then the agent leaves, and the ledger goes on.
+pub(crate) async fn archived_for_a_while(site: &Site) -> Result<(Ledger, Moment)> {
+    let mut agent = site.start_agent().await?;
+    let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
+    ledger.grow(20).await?;
+    site.backup().await?;
+    ledger.grow(20).await?;
+    let before = now(site).await?;
+    ledger.grow(20).await?;
+    stop(&mut agent).await?;
+    Ok((ledger, before))
+}
+
 pub(crate) async fn until_wal_is_lost(version: PgVersion, loss: Loss) -> Result<Story> {
     let mut site = Site::start(loss.cluster(version), 1).await?;
     if matches!(loss, Loss::Idle) {
         site.primary.sql("CREATE ROLE archiver LOGIN REPLICATION").await?;
         site.user = "archiver".into();
     }
-    let mut agent = site.start_agent().await?;
-    let ledger = Ledger::start_paced(&site.primary, SLOW).await?;
-    ledger.grow(20).await?;
-    site.backup().await?;
-    ledger.grow(20).await?;
-    let before = now(&site).await?;
-    ledger.grow(20).await?;
-    stop(&mut agent).await?;
+    let (ledger, before) = archived_for_a_while(&site).await?;
     // Its own last bytes are archived; from the next segment on nothing is.
     site.primary.sql("SELECT pg_switch_wal()").await?;
     ledger.grow(20).await?;

@@ -322,8 +322,8 @@ fn entries_and_packs_add_up() {
 
 proptest! {
     #[test]
-    fn a_gap_is_read_back(tli in any_timeline(), range in any_range(), reason in ".*", at in any_time()) {
-        let gap = Gap { timeline: tli, start: range.start, end: range.end, reason, recorded_at: at };
+    fn a_gap_is_read_back(tli in any_timeline(), range in any_range(), reason in ".*", at in any_time(), unreplayable: bool) {
+        let gap = Gap { timeline: tli, start: range.start, end: range.end, reason, recorded_at: at, unreplayable };
         let bytes = encode(&gap).unwrap();
         prop_assert_eq!(decode::<Gap>(&bytes).unwrap(), gap);
     }
@@ -332,10 +332,10 @@ proptest! {
     fn a_pulse_is_read_back(tli in any_timeline(), lsns in any::<[u64; 3]>(), at in any_time(),
         commit in proptest::option::of(any_time()), instance in ".*", sequence in any::<u64>(),
         quorum in proptest::option::of(any::<(u32, u32)>()), interval_ms in proptest::option::of(any::<u64>()),
-        waiting_ms in proptest::option::of(any::<u64>())) {
+        waiting_ms in proptest::option::of(any::<u64>()), answered_at in proptest::option::of(any_time())) {
         let quorum = quorum.map(|(needed, regions)| Quorum { needed, regions });
         let [wal_end, durable_lsn, stored_lsn] = lsns.map(Lsn);
-        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence, quorum, interval_ms, waiting_ms };
+        let pulse = Pulse { timeline: tli, server_time: at, wal_end, durable_lsn, stored_lsn, last_commit: commit, instance, sequence, quorum, interval_ms, waiting_ms, answered_at };
         prop_assert_eq!(decode::<Pulse>(&encode(&pulse).unwrap()).unwrap(), pulse);
     }
 

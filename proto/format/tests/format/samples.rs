@@ -150,6 +150,7 @@ pub(crate) fn gap() -> Gap {
         end: Lsn(0x700_0000),
         reason: "the server had already removed this WAL: slot \"highwater\" was dropped".to_owned(),
         recorded_at: time("2026-11-20T15:10:00Z"),
+        unreplayable: false,
     }
 }
 
@@ -179,6 +180,7 @@ pub(crate) fn pulse() -> Pulse {
         quorum: None,
         interval_ms: None,
         waiting_ms: None,
+        answered_at: None,
     }
 }
 

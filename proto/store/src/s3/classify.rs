@@ -140,7 +140,8 @@ pub(super) fn by_code(status: u16, code: Option<&str>) -> (ErrorKind, Option<&'s
             Operator,
             Some(
                 "grant s3:PutObject and s3:GetObject on the prefix and s3:ListBucket on the bucket \
-                 (without s3:ListBucket an absent key is answered with 403, too)",
+                 (without s3:ListBucket an absent key is answered with 403, too); to read as of an earlier time \
+                 also s3:GetObjectVersion and s3:ListBucketVersions",
             ),
         ),
         (_, Some("InvalidAccessKeyId" | "InvalidToken" | "InvalidSecurity")) => (

@@ -2,17 +2,21 @@
 //!
 //! Owns: the mapping of the trait to S3 calls, what is checked on the way in and out, time limits of one
 //! call. Does not own: retries, classification details (`classify`), client set-up (`client`), when credentials are read again
-//! (`renewable`).
+//! (`renewable`), older versions (`as_of`).
 //!
 //! Upload: the payload is not hashed with SHA-256 (that hash is two thirds of the client's cost); the CRC-32
 //! computed at sealing travels as `x-amz-checksum-crc32`, inside the signature, and the server compares.
 //! Download: the length always, the CRC-32 where the server sends the one it keeps. Every answer must carry
 //! what only S3 sends (an ETag, a listing); a web page in its place is an error.
 
+mod as_of;
 mod body;
 mod classify;
 mod client;
 mod renewable;
+mod versions;
+
+pub(crate) use as_of::AsOf;
 
 use std::error::Error;
 use std::ops::Range;
@@ -145,12 +149,14 @@ impl S3Store {
         }
     }
 
-    fn get_request(&self, key: &str) -> GetObjectFluentBuilder {
+    /// A read of the newest version, or of another one.
+    fn get_request(&self, key: &str, version: Option<&str>) -> GetObjectFluentBuilder {
         self.sdk
             .client()
             .get_object()
             .bucket(&self.bucket)
             .key(self.full(key))
+            .set_version_id(version.map(str::to_owned))
     }
 
     /// Sends a read. Whole reads ask for the stored checksum by header and not by the SDK's setting, so that
@@ -204,10 +210,10 @@ impl S3Store {
         }
     }
 
-    async fn read_whole(&self, key: &str) -> Result<Bytes, StoreError> {
+    async fn read_whole(&self, key: &str, version: Option<&str>) -> Result<Bytes, StoreError> {
         let operation = Operation::Get;
         let output = self
-            .send_get(operation, key, self.get_request(key))
+            .send_get(operation, key, self.get_request(key, version))
             .await?
             .map_err(|error| self.failed(operation, key, error))?;
         let announced = output.checksum_crc32().and_then(crc32_of_base64);
@@ -229,12 +235,17 @@ impl S3Store {
         Ok(bytes)
     }
 
-    async fn read_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+    async fn read_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        version: Option<&str>,
+    ) -> Result<Bytes, StoreError> {
         let operation = Operation::GetRange;
         // S3 counts in signed 64 bits, and its ranges include their last byte.
         let last = (range.end - 1).min(i64::MAX as u64);
         let request = self
-            .get_request(key)
+            .get_request(key, version)
             .range(format!("bytes={}-{last}", range.start));
         let output = match self.send_get(operation, key, request).await? {
             Ok(output) => output,
@@ -417,7 +428,7 @@ impl Store for S3Store {
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         check_key(&self.region, Operation::Get, key)?;
-        self.within(Operation::Get, key, self.read_whole(key)).await
+        self.within(Operation::Get, key, self.read_whole(key, None)).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -426,7 +437,7 @@ impl Store for S3Store {
             // S3 has no empty ranges; ask whether there is an object at all.
             return self.head(key).await.map(|_| Bytes::new());
         }
-        self.within(Operation::GetRange, key, self.read_range(key, range))
+        self.within(Operation::GetRange, key, self.read_range(key, range, None))
             .await
     }
 
@@ -440,12 +451,14 @@ impl Store for S3Store {
             .key(self.full(key));
         let output = match self.answer(Operation::Head, key, 0, call.send()).await? {
             Ok(output) => output,
-            Err(error) if classify::status(&error) == Some(404) => {
+            Err(error) if matches!(classify::status(&error), Some(403 | 404)) => {
                 // An answer to HEAD has no body and so no code: it can't tell an absent key from an absent
-                // bucket or a proxy's page. A read of one byte can.
-                self.within(Operation::Head, key, self.read_range(key, 0..1))
+                // bucket or a proxy's page, nor a right that is missing from a clock that is off. A read of
+                // one byte can.
+                self.within(Operation::Head, key, self.read_range(key, 0..1, None))
                     .await?;
-                return Err(self.error(ErrorKind::Retry, Operation::Head, key, "absent and then present"));
+                let message = "not to be had, and present a moment later";
+                return Err(self.error(ErrorKind::Retry, Operation::Head, key, message));
             }
             Err(error) => return Err(self.failed(Operation::Head, key, error)),
         };
