@@ -79,6 +79,9 @@ async fn every_time_keeps_what_pg_waldump_says_was_over() {
         let inclusive = archive.plan(&Request::to(Target::Time(*time))).await.unwrap();
         assert_stops_at(&inclusive, line);
         assert_eq!(inclusive.target.stop.last_commit, Some(*time));
+        // PostgreSQL does not tell the time of a record that is its target.
+        let behind_it = archive.plan(&Request::to(Target::Lsn(line.lsn))).await.unwrap();
+        assert_eq!(behind_it.target.stop.last_commit, Some(*time));
         let exclusive = Request {
             exclusive: true,
             ..Request::to(Target::Time(*time))

@@ -89,7 +89,9 @@ pub struct Stop {
     /// Everything before this LSN is replayed, and no transaction that ends after it is. Behind the last archived byte
     /// when the last record is a `pg_switch_wal()`, which ends where its segment does.
     pub lsn: Lsn,
-    /// The last transaction end that is replayed, as far as it was looked up.
+    /// The last transaction end that is replayed, as far as it was looked up; always if replay stops right after it.
+    /// PostgreSQL itself then names the one before: it looks for its target first and at the record's time afterwards
+    /// (`recoveryStopsAfter`).
     pub last_commit: Option<Time>,
 }
 

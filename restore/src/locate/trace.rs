@@ -42,9 +42,9 @@ impl Seen {
     /// The record.
     pub(super) fn mark(&self) -> Mark {
         let end = self.end();
-        let start = start_of(&self.before, &self.page, end).unwrap_or_else(|| self.before.last_record_end());
+        let record = record_ending(&self.before, &self.page, end);
         Mark {
-            start,
+            start: record.map_or_else(|| self.before.last_record_end(), |record| record.start),
             end,
             time: time_of(&self.event),
         }
@@ -103,13 +103,8 @@ impl Trace {
         let Some(around) = &self.around else {
             return (None, None);
         };
-        let earlier = around.last.as_ref().and_then(|(before, page, end)| {
-            Some(Mark {
-                start: start_of(before, page, *end)?,
-                end: *end,
-                time: None,
-            })
-        });
+        let earlier = around.last.as_ref();
+        let earlier = earlier.and_then(|(before, page, end)| record_ending(before, page, *end));
         (around.before.or(earlier), around.at_or_after)
     }
 
@@ -163,7 +158,8 @@ impl Trace {
     fn read_exactly(&mut self, page: &[u8]) -> Result<Flow, WalDamage> {
         for step in page.chunks(STEP) {
             let start = self.scanner.last_record_end();
-            self.scanner.feed(step, &mut |_| {})?;
+            let mut time = None;
+            self.scanner.feed(step, &mut |event| time = end_time_of(&event))?;
             let end = self.scanner.last_record_end();
             if end == start {
                 continue;
@@ -172,11 +168,7 @@ impl Trace {
             let Some(around) = self.around.as_mut() else {
                 continue;
             };
-            let mark = Mark {
-                start,
-                end,
-                time: None,
-            };
+            let mark = Mark { start, end, time };
             if begins >= around.lsn {
                 around.at_or_after = Some(mark);
                 return Ok(Flow::Stop);
@@ -196,14 +188,15 @@ impl Trace {
     }
 }
 
-/// Where the record before the one that ends at `end` ended.
-fn start_of(before: &WalScanner, page: &[u8], end: Lsn) -> Option<Lsn> {
+/// The record that ends at `end`: it begins where the one before it ended. With its time if it ends a transaction.
+fn record_ending(before: &WalScanner, page: &[u8], end: Lsn) -> Option<Mark> {
     let mut scanner = before.clone();
     for step in page.chunks(STEP) {
         let start = scanner.last_record_end();
-        let outcome = scanner.feed(step, &mut |_| {});
+        let mut time = None;
+        let outcome = scanner.feed(step, &mut |event| time = end_time_of(&event));
         if scanner.last_record_end() == end && start < end {
-            return Some(start);
+            return Some(Mark { start, end, time });
         }
         outcome.ok()?;
     }
@@ -223,7 +216,15 @@ fn end_of(event: &WalEvent) -> Lsn {
 
 fn time_of(event: &WalEvent) -> Option<Time> {
     match event {
-        WalEvent::Commit { time, .. } | WalEvent::RestorePoint { time, .. } => Some(*time),
+        WalEvent::RestorePoint { time, .. } => Some(*time),
+        event => end_time_of(event),
+    }
+}
+
+/// Of transaction ends.
+fn end_time_of(event: &WalEvent) -> Option<Time> {
+    match event {
+        WalEvent::Commit { time, .. } => Some(*time),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 use highwater_format::{Lsn, LsnRange, TimelineId};
 
 use super::{
-    Amount, Plan, ResolvedTarget, Stop,
+    Amount, Mark, Plan, ResolvedTarget, Stop,
     base::{Base, Line},
     choose::Planner,
     say,
@@ -19,6 +19,34 @@ pub(super) enum Cut {
     Immediate,
     /// At the first record that begins at or after an LSN: after it, or before it.
     At { lsn: Lsn, inclusive: bool },
+}
+
+impl Cut {
+    /// Right after that record.
+    pub(super) fn behind(record: Mark) -> Self {
+        Self::At {
+            lsn: record.start,
+            inclusive: true,
+        }
+    }
+}
+
+impl Stop {
+    /// Right after that record, whose time is known if it ends a transaction.
+    pub(super) fn behind(record: Mark) -> Self {
+        Self {
+            lsn: record.end,
+            last_commit: record.time,
+        }
+    }
+
+    /// Right before it.
+    pub(super) fn before(record: Mark) -> Self {
+        Self {
+            lsn: record.start,
+            last_commit: None,
+        }
+    }
 }
 
 impl Planner<'_> {

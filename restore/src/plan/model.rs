@@ -294,7 +294,14 @@ impl Model {
                 let slots = self.slots(span);
                 let before = slots.clone().rev().find(|slot| lsn(*slot) < *at);
                 let after = slots.clone().find(|slot| lsn(*slot) >= *at);
-                let mark = |slot| Self::mark(slot, None);
+                let commits = self.commits_in(span);
+                let second = |slot| {
+                    commits
+                        .iter()
+                        .find(|(at, _)| *at == slot)
+                        .map(|(_, second)| *second)
+                };
+                let mark = |slot| Self::mark(slot, second(slot));
                 Answer::Records {
                     before: before.map(mark),
                     at_or_after: after.map(mark),

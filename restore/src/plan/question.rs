@@ -77,7 +77,7 @@ pub enum Answer {
         /// The first one that must not be replayed.
         first_after: Option<Mark>,
     },
-    /// To [`Question::Records`].
+    /// To [`Question::Records`]; with times of transaction ends only.
     Records {
         /// The last whole record that begins before the LSN.
         before: Option<Mark>,

@@ -63,32 +63,26 @@ impl Planner<'_> {
 
     pub(super) fn immediate(&self, line: &Line, bases: &[&Base]) -> Result<Plan, Halt> {
         let base = bases.first().ok_or_else(|| say::no_backup(self.catalog, line))?;
-        let (cut, lsn) = self.at_consistency(line, base)?;
-        let stop = Stop {
-            lsn,
-            last_commit: None,
-        };
+        let (cut, stop) = self.at_consistency(line, base)?;
         Ok(self.finish(line, base, &cut, stop, Vec::new()))
     }
 
     /// How recovery stops at the end of a backup, and where that is. A standby's copy may be consistent before the end that
     /// the standby gave the backup: PostgreSQL goes by the `pg_control` in it, which was read earlier, and told to stop as
     /// soon as it can it would leave out what the backup's end counts as in it.
-    fn at_consistency(&self, line: &Line, base: &Base) -> Result<(Cut, Lsn), Halt> {
+    fn at_consistency(&self, line: &Line, base: &Base) -> Result<(Cut, Stop), Halt> {
         let consistent = base.consistent();
+        let immediate = Stop {
+            lsn: consistent,
+            last_commit: None,
+        };
         if !base.backup.from_standby {
-            return Ok((Cut::Immediate, consistent));
+            return Ok((Cut::Immediate, immediate));
         }
         let (last, _) = self.records(base.span(line.timeline()), consistent)?;
         Ok(match last {
-            None => (Cut::Immediate, consistent),
-            Some(last) => {
-                let cut = Cut::At {
-                    lsn: last.start,
-                    inclusive: true,
-                };
-                (cut, last.end)
-            }
+            None => (Cut::Immediate, immediate),
+            Some(last) => (Cut::behind(last), Stop::behind(last)),
         })
     }
 
@@ -104,27 +98,12 @@ impl Planner<'_> {
         let inclusive = !self.request.exclusive;
         let consistent = base.consistent();
         let (cut, stop) = match (at_or_after, before) {
-            (Some(record), _) if inclusive => (Cut::At { lsn, inclusive }, record.end),
-            (Some(record), _) => (Cut::At { lsn, inclusive }, record.start),
-            (None, Some(last)) if last.end > consistent => (
-                Cut::At {
-                    lsn: last.start,
-                    inclusive: true,
-                },
-                last.end,
-            ),
+            (Some(record), _) if inclusive => (Cut::At { lsn, inclusive }, Stop::behind(record)),
+            (Some(record), _) => (Cut::At { lsn, inclusive }, Stop::before(record)),
+            (None, Some(last)) if last.end > consistent => (Cut::behind(last), Stop::behind(last)),
             (None, _) => self.at_consistency(line, base)?,
         };
-        Ok(self.finish(
-            line,
-            base,
-            &cut,
-            Stop {
-                lsn: stop,
-                last_commit: None,
-            },
-            Vec::new(),
-        ))
+        Ok(self.finish(line, base, &cut, stop, Vec::new()))
     }
 
     /// PostgreSQL's rule: replay stops before the first transaction end (commit or abort) whose time is later than the
@@ -149,19 +128,13 @@ impl Planner<'_> {
             }
             let notes = say::time_resolved(time, last_before, first_after);
             let kept = last_before.filter(|mark| mark.end > base.consistent());
-            let (cut, lsn) = match kept {
+            let (cut, stop) = match kept {
                 None => self.at_consistency(line, base)?,
-                Some(mark) => {
-                    let cut = Cut::At {
-                        lsn: mark.start,
-                        inclusive: true,
-                    };
-                    (cut, mark.end)
-                }
+                Some(mark) => (Cut::behind(mark), Stop::behind(mark)),
             };
             let stop = Stop {
-                lsn,
                 last_commit: last_before.and_then(|mark| mark.time),
+                ..stop
             };
             return Ok(self.finish(line, base, &cut, stop, notes));
         }

@@ -203,6 +203,7 @@ async fn replay(
         target: &target.asked,
         action: target.action,
         end: target.stop.lsn,
+        last_commit: target.stop.last_commit,
         timeline: input.plan.timeline,
         segment_size: input.catalog.identity.segment_size,
         by_hand: &server::by_hand(postgres, root, pins),
@@ -214,7 +215,7 @@ async fn replay(
     if target.action == Action::Promote {
         recovery::clear(root, access)?;
     }
-    Ok(End::of(reached, postgres))
+    Ok(End::of(&reached, postgres))
 }
 
 impl From<DataDirError> for RestoreError {

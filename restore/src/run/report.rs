@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use highwater_format::{BackupId, Lsn, TimelineId};
+use highwater_format::{BackupId, Lsn, Time, TimelineId};
 use serde::Serialize;
 
 use super::server::Postgres;
@@ -64,8 +64,8 @@ pub enum End {
         replayed_timeline: TimelineId,
         /// The timeline the server is on now.
         timeline: TimelineId,
-        /// When the last replayed transaction ended, as the server says it.
-        last_transaction: Option<String>,
+        /// When the last replayed transaction ended.
+        last_transaction: Option<Time>,
         /// Whether the server runs.
         running: bool,
         /// Which server.
@@ -76,7 +76,7 @@ pub enum End {
 }
 
 impl End {
-    pub(crate) fn of(reached: Reached, postgres: &Postgres) -> Self {
+    pub(crate) fn of(reached: &Reached, postgres: &Postgres) -> Self {
         Self::Reached {
             lsn: reached.lsn,
             replayed_timeline: reached.replayed_timeline,

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use highwater_format::{Lsn, TimelineId};
+use highwater_format::{Lsn, Time, TimelineId};
 
 use crate::recovery::limits::PREPARED;
 
@@ -68,8 +68,8 @@ pub struct ServerLog {
     pub stopped: Option<String>,
     /// Replay has ended there.
     pub redo_done: Option<Lsn>,
-    /// When the last replayed transaction ended, in the server's time zone.
-    pub last_completed: Option<String>,
+    /// When the last replayed transaction ended, but for one that is itself the target.
+    pub last_completed: Option<Time>,
     /// The timeline chosen at the end.
     pub new_timeline: Option<TimelineId>,
     /// It waits at its target.
@@ -131,7 +131,7 @@ impl ServerLog {
         } else if let Some(rest) = text.strip_prefix("redo done at ") {
             self.redo_done = rest.split_whitespace().next().and_then(|lsn| lsn.parse().ok());
         } else if let Some(time) = text.strip_prefix("last completed transaction was at log time ") {
-            self.last_completed = Some(time.to_owned());
+            self.last_completed = time.parse().ok();
         } else if let Some(id) = text.strip_prefix("selected new timeline ID: ") {
             self.new_timeline = id.trim().parse().ok().and_then(TimelineId::new);
         } else if text.starts_with("pausing at the end of recovery") {
@@ -177,10 +177,7 @@ mod tests {
             }
             assert_eq!(log.redo_from, Some(Lsn(0x0200_0028)));
             assert_eq!(log.redo_done, Some(Lsn(0x0500_0060)));
-            assert_eq!(
-                log.last_completed.as_deref(),
-                Some("2026-11-20 14:59:58.123456+00")
-            );
+            assert_eq!(log.last_completed, "2026-11-20T14:59:58.123456Z".parse().ok());
             assert_eq!(log.new_timeline.map(TimelineId::get), Some(2));
             assert!(log.ready && log.fatal.is_none() && log.stopped.is_some());
         }

@@ -10,7 +10,7 @@ use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use highwater_config::Exit;
-use highwater_format::{Lsn, SegmentSize, TimelineId};
+use highwater_format::{Lsn, SegmentSize, Time, TimelineId};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::control::Control;
@@ -32,6 +32,8 @@ pub struct Wanted<'a> {
     pub action: Action,
     /// Where replay ends.
     pub end: Lsn,
+    /// The last transaction end before that, where the plan looked it up.
+    pub last_commit: Option<Time>,
     /// On which timeline.
     pub timeline: TimelineId,
     /// Of the lineage.
@@ -49,8 +51,8 @@ pub struct Reached {
     pub replayed_timeline: TimelineId,
     /// The timeline the server is on now.
     pub timeline: TimelineId,
-    /// When the last replayed transaction ended, as the server says it.
-    pub last_transaction: Option<String>,
+    /// When the last replayed transaction ended.
+    pub last_transaction: Option<Time>,
     /// The server runs.
     pub running: bool,
 }
@@ -199,7 +201,7 @@ fn promoted(root: &Path, log: &ServerLog, wanted: &Wanted<'_>) -> Result<Reached
         lsn,
         replayed_timeline,
         timeline,
-        last_transaction: log.last_completed.clone(),
+        last_transaction: wanted.last_commit.or(log.last_completed),
         running: true,
     })
 }
@@ -214,7 +216,7 @@ fn stopped_at_target(log: &ServerLog, wanted: &Wanted<'_>, running: bool) -> Res
         lsn: wanted.end,
         replayed_timeline: wanted.timeline,
         timeline: wanted.timeline,
-        last_transaction: log.last_completed.clone(),
+        last_transaction: wanted.last_commit.or(log.last_completed),
         running,
     })
 }
@@ -367,6 +369,7 @@ mod tests {
             target,
             action,
             end,
+            last_commit: None,
             timeline,
             segment_size: SegmentSize::DEFAULT,
             by_hand: "postgres -c port=5433",

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -18,6 +19,7 @@ use highwater_format::lsn::{Lsn, LsnRange, SegmentSize};
 use highwater_format::timeline::TimelineId;
 use highwater_format::walname::SegmentName;
 use highwater_store::{RegionConfig, Store, StoreError};
+use tokio::time::{Instant, sleep};
 
 use super::CANNOT_WRITE;
 use super::look::Look;
@@ -45,6 +47,17 @@ pub enum Answer {
         before: Lsn,
     },
 }
+
+/// How one look at a segment ended.
+enum Attempt {
+    Told(Answer),
+    /// The answer unless the hole closes.
+    Hole(Answer),
+}
+
+/// An agent that stores several objects at once leaves holes for as long as it takes to store one.
+const CLOSING: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What of a segment was tried in vain.
 #[derive(Debug, Default)]
@@ -169,12 +182,24 @@ impl Feed {
 
     /// Writes the segment `name`, whole and verified, to `path`. A segment that holds a switch point may take what
     /// lies before it from the parent timeline, which is where the new one's copy came from. Of a timeline that was left,
-    /// nothing behind its switch point is served: that is another history.
+    /// nothing behind its switch point is served: that is another history. A hole is looked at again before recovery
+    /// stops for it.
     pub async fn segment(&self, name: SegmentName, path: &Path) -> Answer {
+        let since = Instant::now();
+        loop {
+            match self.attempt(name, path).await {
+                Attempt::Hole(_) if since.elapsed() < CLOSING => sleep(LOOK_AGAIN).await,
+                Attempt::Hole(answer) | Attempt::Told(answer) => return answer,
+            }
+        }
+    }
+
+    async fn attempt(&self, name: SegmentName, path: &Path) -> Attempt {
         let range = name.range(self.size);
         let left_at = self.facts.left_at(name.timeline);
         if let Some(switch) = left_at.filter(|switch| *switch <= range.start) {
-            return Answer::PastEnd(format!("timeline {} was left at {switch}", name.timeline));
+            let reason = format!("timeline {} was left at {switch}", name.timeline);
+            return Attempt::Told(Answer::PastEnd(reason));
         }
         let limit = left_at.map_or(range.end, |switch| switch.min(range.end));
         let mut tried = Tried::default();
@@ -190,8 +215,8 @@ impl Feed {
                 used: range,
             };
             match self.write(range, &[whole], limit, path).await {
-                Ok(()) => return Answer::Done,
-                Err(PlaceError::Local(error)) => return Answer::Failed(error),
+                Ok(()) => return Attempt::Told(Answer::Done),
+                Err(PlaceError::Local(error)) => return Attempt::Told(Answer::Failed(error)),
                 Err(PlaceError::Offer(offer, error)) => tried.note(*offer, &error),
             };
         }
@@ -210,10 +235,11 @@ impl Feed {
                 Verdict::Serve { pieces, until } => (pieces, until),
                 Verdict::PastEnd(_) if offers.iter().any(|offer| unproven(offer, range, known)) => {
                     let reason = "what the regions list of it cannot be used".to_owned();
-                    return self.lost(range, &coverage, reason, &tried);
+                    return Attempt::Told(self.lost(range, &coverage, reason, &tried));
                 }
-                Verdict::PastEnd(proof) => return Answer::PastEnd(proof),
-                Verdict::Refuse(reason) => return self.lost(range, &coverage, reason, &tried),
+                Verdict::PastEnd(proof) => return Attempt::Told(Answer::PastEnd(proof)),
+                Verdict::Hole(reason) => return Attempt::Hole(self.lost(range, &coverage, reason, &tried)),
+                Verdict::Refuse(reason) => return Attempt::Told(self.lost(range, &coverage, reason, &tried)),
             };
             let chosen: Vec<Offer> = pieces
                 .iter()
@@ -221,11 +247,11 @@ impl Feed {
                 .copied()
                 .collect();
             match self.write(range, &chosen, until, path).await {
-                Ok(()) => return Answer::Done,
-                Err(PlaceError::Local(error)) => return Answer::Failed(error),
+                Ok(()) => return Attempt::Told(Answer::Done),
+                Err(PlaceError::Local(error)) => return Attempt::Told(Answer::Failed(error)),
                 Err(PlaceError::Offer(offer, error)) => {
                     if !tried.note(*offer, &error) {
-                        return Answer::Failed(error.to_string());
+                        return Attempt::Told(Answer::Failed(error.to_string()));
                     }
                 }
             }

@@ -9,7 +9,7 @@
 //! just now, or completely when the restore was planned. What is listed behind a ragged end does not count as newer:
 //! the plan saw the break and knows that nothing behind it was ever acknowledged, or that the target lies before it
 //! (PostgreSQL reads ahead; with a target it refuses to open at an end that comes too early). A restore that was not planned by this program
-//! (no [`TimelineFacts`]) has no such proof, so every region must answer just now.
+//! (no [`TimelineFacts`]) has no such proof, so every region must answer just now, and a hole inside the segment is one too.
 
 use highwater_format::coverage::{Coverage, Piece};
 use highwater_format::lsn::{Lsn, LsnRange};
@@ -36,6 +36,14 @@ pub struct Listed {
     pub later: Option<Lsn>,
 }
 
+impl Listed {
+    /// Where WAL begins that lies behind a hole at `until`, inside the segment or past it.
+    fn behind(&self, until: Lsn) -> Option<Lsn> {
+        let beyond = self.pieces.iter().filter(|piece| piece.range.end > until);
+        beyond.map(|piece| piece.range.start).min().or(self.later)
+    }
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -48,6 +56,8 @@ pub enum Verdict {
     },
     /// Proven to lie past the end.
     PastEnd(String),
+    /// Not there, and WAL behind it is listed. Of an agent that stores several objects at once it is there a moment later.
+    Hole(String),
     /// Neither there nor proven past the end.
     Refuse(String),
 }
@@ -74,17 +84,19 @@ pub fn judge(range: LsnRange, known: Option<&TimelineFacts>, seen: &[Seen], cove
             ))
         }
         None if until == range.end => serve(range, until, coverage),
-        None if until > range.start => match all_say_nothing_later(seen, false) {
+        None if until > range.start => match all_say_nothing_later(seen, until, false) {
             Ok(_) => serve(range, until, coverage),
-            Err(reason) => Verdict::Refuse(format!("the archive has WAL up to {until} only, and {reason}")),
+            Err(no) => {
+                no.into_verdict(|reason| format!("the archive has WAL up to {until} only, and {reason}"))
+            }
         },
         _ if known.is_some_and(|known| known.ragged) => match enough_answer(seen) {
             Ok(proof) => Verdict::PastEnd(proof),
             Err(reason) => Verdict::Refuse(reason),
         },
-        _ => match all_say_nothing_later(seen, known.is_some()) {
+        _ => match all_say_nothing_later(seen, until, known.is_some()) {
             Ok(proof) => Verdict::PastEnd(proof),
-            Err(reason) => Verdict::Refuse(reason),
+            Err(no) => no.into_verdict(|reason| reason),
         },
     }
 }
@@ -106,27 +118,51 @@ fn enough_answer(seen: &[Seen]) -> Result<String, String> {
     Err(format!("no region can be read{}", why(seen)))
 }
 
-/// Whether nothing newer is listed, and enough regions were asked to know.
-fn all_say_nothing_later(seen: &[Seen], planned: bool) -> Result<String, String> {
+/// Why there is no proof.
+enum NoProof {
+    Hole(String),
+    Unread(String),
+}
+
+impl NoProof {
+    fn into_verdict(self, say: impl Fn(String) -> String) -> Verdict {
+        match self {
+            Self::Hole(reason) => Verdict::Hole(say(reason)),
+            Self::Unread(reason) => Verdict::Refuse(say(reason)),
+        }
+    }
+}
+
+/// Whether nothing is listed that reaches beyond `until`, and enough regions were asked to know.
+fn all_say_nothing_later(seen: &[Seen], until: Lsn, planned: bool) -> Result<String, NoProof> {
     let mut answered = 0_usize;
     for region in seen {
         match &region.listed {
-            Ok(Listed {
-                later: Some(later), ..
-            }) => {
-                return Err(format!(
-                    "region {} has WAL at {later}, behind a hole",
-                    region.region
-                ));
+            Ok(listed) => {
+                // What came into the segment since is behind the planned end, whole or not.
+                let later = if planned {
+                    listed.later
+                } else {
+                    listed.behind(until)
+                };
+                if let Some(later) = later {
+                    let name = &region.region;
+                    let reason = format!("region {name} has WAL at {later}, behind a hole");
+                    return Err(NoProof::Hole(reason));
+                }
+                answered += 1;
             }
-            Ok(_) => answered += 1,
             // What the plan did not know of is not part of its proof, and the operator went on without it.
             Err(_) if planned => {}
-            Err(problem) => return Err(format!("region {} cannot be read: {problem}", region.region)),
+            Err(problem) => {
+                let reason = format!("region {} cannot be read: {problem}", region.region);
+                return Err(NoProof::Unread(reason));
+            }
         }
     }
     if answered == 0 {
-        return Err(format!("no region can be read{}", why(seen)));
+        let reason = format!("no region can be read{}", why(seen));
+        return Err(NoProof::Unread(reason));
     }
     let unread: Vec<_> = seen.iter().filter(|region| region.listed.is_err()).collect();
     let proof = "no region lists it or anything behind it";

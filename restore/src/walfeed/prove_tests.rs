@@ -127,10 +127,19 @@ fn past_the_end_needs_every_region_or_the_plan() {
 #[test]
 fn something_newer_anywhere_is_a_hole_and_not_the_end() {
     let newer = [lists(&[], None), lists(&[], Some(0x400))];
-    assert!(matches!(verdict(planned(0x200), &newer), Verdict::Refuse(_)));
-    assert!(matches!(verdict(None, &newer), Verdict::Refuse(_)));
+    assert!(matches!(verdict(planned(0x200), &newer), Verdict::Hole(_)));
+    assert!(matches!(verdict(None, &newer), Verdict::Hole(_)));
     let half = [lists(&[tail(0x200, 0x240)], Some(0x400))];
-    assert!(matches!(verdict(None, &half), Verdict::Refuse(_)));
+    assert!(matches!(verdict(None, &half), Verdict::Hole(_)));
+    // A lost chunk inside the newest segment is no other hole.
+    let lost = [lists(&[tail(0x200, 0x240), tail(0x280, 0x300)], None)];
+    assert!(matches!(verdict(None, &lost), Verdict::Hole(_)));
+    let lost_first = [lists(&[tail(0x280, 0x300)], None)];
+    assert!(matches!(verdict(None, &lost_first), Verdict::Hole(_)));
+    assert!(
+        matches!(verdict(planned(0x200), &lost_first), Verdict::PastEnd(_)),
+        "it came behind the end of the plan"
+    );
 }
 
 #[test]
