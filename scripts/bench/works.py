@@ -62,7 +62,9 @@ class Work:
         site = self.site
         config, port = site.configure(kind, slot)
         agent = site.spawn(f"agent-{kind}", *site.agent(config, "run"))
-        wait(lambda: (metric(port, "highwater_received_lsn") or 0) > 0, 60, "the agent streams")
+        # Nothing is measured of an agent that still catches up.
+        end = int(site.sql("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')"))
+        wait(lambda: (metric(port, "highwater_durable_lsn") or 0) >= end, 600, "the agent has caught up")
         try:
             yield config, port, agent
         finally:
