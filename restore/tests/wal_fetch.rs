@@ -261,6 +261,40 @@ async fn a_hole_that_closes_while_it_is_looked_at_is_none() {
     assert!(file.unwrap() == expected);
 }
 
+/// In standby mode PostgreSQL asks again, and a hole that nobody fills must not keep a standby from being promoted.
+#[tokio::test(start_paused = true)]
+async fn a_standby_is_given_what_lies_before_a_hole_and_lives() {
+    let following = async |store: &Memory, number: u64, file: &Path| {
+        let feed = Feed::over(
+            facts(&[("a", true)], None),
+            vec![region("a", true, Ok(shared(store)))],
+        );
+        let asked = WalFile::parse(&name(number)).unwrap();
+        answer(&feed.following(true), asked, file).await
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("RECOVERYXLOG");
+    let holed = archive_without(None, Some(1)).await;
+    assert_eq!(following(&holed, *POSITIONS.end(), &file).await, Answer::Done);
+    let mut expected = wal(range(CHUNKS[0].0, CHUNKS[0].1));
+    expected.resize(SIZE as usize, 0);
+    assert!(fs::read(&file).unwrap() == expected);
+    fs::remove_file(&file).unwrap();
+    let headless = archive_without(None, Some(0)).await;
+    for (store, number) in [
+        (headless, *POSITIONS.end()),
+        (archive_without(Some(5), None).await, 5),
+    ] {
+        let told = following(&store, number, &file).await;
+        assert!(matches!(told, Answer::PastEnd(_)), "{told:?}");
+        assert!(!file.exists());
+    }
+    let damaged = archive_without(None, None).await;
+    damaged.corrupt(&layout().segment(segment(5), size()), |bytes| bytes[200] ^= 1);
+    let told = following(&damaged, 5, &file).await;
+    assert!(matches!(told, Answer::Damaged { .. }), "{told:?}");
+}
+
 /// Nor is damage, whichever object it strikes.
 #[tokio::test(start_paused = true)]
 async fn i12_damage_at_no_position_is_the_end() {

@@ -48,13 +48,6 @@ pub enum Answer {
     },
 }
 
-/// How one look at a segment ended.
-enum Attempt {
-    Told(Answer),
-    /// The answer unless the hole closes.
-    Hole(Answer),
-}
-
 /// An agent that stores several objects at once leaves holes for as long as it takes to store one.
 const CLOSING: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -88,6 +81,8 @@ pub struct Feed {
     size: SegmentSize,
     sources: Sources,
     places: Vec<Place>,
+    /// A standby asks.
+    follows: bool,
 }
 
 /// A region as it is asked.
@@ -162,7 +157,14 @@ impl Feed {
             facts,
             sources: sources(&places),
             places,
+            follows: false,
         }
+    }
+
+    /// The same for a standby, if it is one.
+    #[must_use]
+    pub fn following(self, follows: bool) -> Self {
+        Self { follows, ..self }
     }
 
     /// Before giving up: the regions that the plan had read and that were asked in a hurry only will be asked with all
@@ -183,47 +185,38 @@ impl Feed {
     /// Writes the segment `name`, whole and verified, to `path`. A segment that holds a switch point may take what
     /// lies before it from the parent timeline, which is where the new one's copy came from. Of a timeline that was left,
     /// nothing behind its switch point is served: that is another history. A hole is looked at again before recovery
-    /// stops for it.
+    /// stops for it, which it does not where a standby follows: in standby mode PostgreSQL opens nothing at an end that comes
+    /// too early, but streams or asks again, and may have to be promoted although nobody is left to fill the hole. Damage
+    /// stops both.
     pub async fn segment(&self, name: SegmentName, path: &Path) -> Answer {
         let since = Instant::now();
         loop {
-            match self.attempt(name, path).await {
-                Attempt::Hole(_) if since.elapsed() < CLOSING => sleep(LOOK_AGAIN).await,
-                Attempt::Hole(answer) | Attempt::Told(answer) => return answer,
+            let may_close = since.elapsed() < CLOSING;
+            match self.attempt(name, path, may_close).await {
+                Some(answer) => return answer,
+                None => sleep(LOOK_AGAIN).await,
             }
         }
     }
 
-    async fn attempt(&self, name: SegmentName, path: &Path) -> Attempt {
+    /// One look at a segment. `None` where a hole may close.
+    async fn attempt(&self, name: SegmentName, path: &Path, may_close: bool) -> Option<Answer> {
         let range = name.range(self.size);
         let left_at = self.facts.left_at(name.timeline);
         if let Some(switch) = left_at.filter(|switch| *switch <= range.start) {
             let reason = format!("timeline {} was left at {switch}", name.timeline);
-            return Attempt::Told(Answer::PastEnd(reason));
+            return Some(Answer::PastEnd(reason));
         }
         let limit = left_at.map_or(range.end, |switch| switch.min(range.end));
         let mut tried = Tried::default();
-        if self.size.bytes() <= MAX_OBJECT_PLAIN {
-            let piece = Piece {
-                range,
-                kind: PieceKind::Segment,
-                size: 0,
-            };
-            let whole = Offer {
-                timeline: name.timeline,
-                piece,
-                used: range,
-            };
-            match self.write(range, &[whole], limit, path).await {
-                Ok(()) => return Attempt::Told(Answer::Done),
-                Err(PlaceError::Local(error)) => return Attempt::Told(Answer::Failed(error)),
-                Err(PlaceError::Offer(offer, error)) => tried.note(*offer, &error),
-            };
+        if let Some(answer) = self.whole(name, limit, path, &mut tried).await {
+            return Some(answer);
         }
         let known = self.facts.timeline(name.timeline);
         let seen = self.look(name).await;
         tried.silent |= seen.iter().any(|seen| seen.listed.is_err());
         let offers = self.offers(name, &seen).await;
+        let unproven = offers.iter().any(|offer| unproven(offer, range, known));
         // Each round takes at least one offer away, so this ends.
         loop {
             let left = offers
@@ -231,15 +224,28 @@ impl Feed {
                 .filter(|offer| !tried.spoilt.iter().any(|bad| bad.is_same_object(offer)));
             let by_range: HashMap<LsnRange, Offer> = left.map(|offer| (offer.used, *offer)).collect();
             let coverage: Coverage = by_range.values().map(Offer::as_piece).collect();
-            let (pieces, until) = match judge(range, known, &seen, &coverage) {
-                Verdict::Serve { pieces, until } => (pieces, until),
-                Verdict::PastEnd(_) if offers.iter().any(|offer| unproven(offer, range, known)) => {
-                    let reason = "what the regions list of it cannot be used".to_owned();
-                    return Attempt::Told(self.lost(range, &coverage, reason, &tried));
+            let verdict = match judge(range, known, &seen, &coverage) {
+                Verdict::PastEnd(_) if unproven => {
+                    Verdict::Hole("what the regions list of it cannot be used".to_owned())
                 }
-                Verdict::PastEnd(proof) => return Attempt::Told(Answer::PastEnd(proof)),
-                Verdict::Hole(reason) => return Attempt::Hole(self.lost(range, &coverage, reason, &tried)),
-                Verdict::Refuse(reason) => return Attempt::Told(self.lost(range, &coverage, reason, &tried)),
+                verdict => verdict,
+            };
+            let (pieces, until) = match verdict {
+                Verdict::Serve { pieces, until } => (pieces, until),
+                Verdict::PastEnd(proof) => return Some(Answer::PastEnd(proof)),
+                Verdict::Hole(_) if may_close && tried.troubles.is_empty() => return None,
+                Verdict::Hole(reason) if self.follows && tried.troubles.is_empty() => {
+                    match up_to_the_hole(range, &coverage) {
+                        Some(part) => {
+                            tracing::warn!("a part of {} is served: {reason}", name.to_string(self.size));
+                            part
+                        }
+                        None => return Some(Answer::PastEnd(reason)),
+                    }
+                }
+                Verdict::Hole(reason) | Verdict::Refuse(reason) => {
+                    return Some(self.lost(range, &coverage, reason, &tried));
+                }
             };
             let chosen: Vec<Offer> = pieces
                 .iter()
@@ -247,13 +253,39 @@ impl Feed {
                 .copied()
                 .collect();
             match self.write(range, &chosen, until, path).await {
-                Ok(()) => return Attempt::Told(Answer::Done),
-                Err(PlaceError::Local(error)) => return Attempt::Told(Answer::Failed(error)),
+                Ok(()) => return Some(Answer::Done),
+                Err(PlaceError::Local(error)) => return Some(Answer::Failed(error)),
                 Err(PlaceError::Offer(offer, error)) => {
                     if !tried.note(*offer, &error) {
-                        return Attempt::Told(Answer::Failed(error.to_string()));
+                        return Some(Answer::Failed(error.to_string()));
                     }
                 }
+            }
+        }
+    }
+
+    /// The segment from the object that holds all of it, which is fetched without a look at any listing.
+    async fn whole(&self, name: SegmentName, limit: Lsn, path: &Path, tried: &mut Tried) -> Option<Answer> {
+        if self.size.bytes() > MAX_OBJECT_PLAIN {
+            return None;
+        }
+        let range = name.range(self.size);
+        let piece = Piece {
+            range,
+            kind: PieceKind::Segment,
+            size: 0,
+        };
+        let whole = Offer {
+            timeline: name.timeline,
+            piece,
+            used: range,
+        };
+        match self.write(range, &[whole], limit, path).await {
+            Ok(()) => Some(Answer::Done),
+            Err(PlaceError::Local(error)) => Some(Answer::Failed(error)),
+            Err(PlaceError::Offer(offer, error)) => {
+                tried.note(*offer, &error);
+                None
             }
         }
     }
@@ -447,6 +479,13 @@ fn sources(places: &[Place]) -> Sources {
     let doubted: Vec<bool> = in_order.iter().map(|store| store.is_doubtful()).collect();
     let stores = in_order.into_iter().map(|store| -> Arc<dyn Store> { store });
     Sources::new(stores.collect()).asking_last(&doubted)
+}
+
+/// What there is of the segment before its first hole.
+fn up_to_the_hole(range: LsnRange, coverage: &Coverage) -> Option<(Vec<Piece>, Lsn)> {
+    let until = coverage.contiguous_end(range.start).min(range.end);
+    let pieces = coverage.cover(LsnRange::new(range.start, until)).ok()?;
+    (until > range.start).then_some((pieces, until))
 }
 
 /// Whether an object of the segment contradicts that it lies past the end: any does, but behind a ragged end only one

@@ -199,7 +199,9 @@ async fn ask(feed: &Feed, file: WalFile, to: &Path) -> Answer {
 /// Opens the feed of `facts`, with credentials from the configuration file where it can be read.
 pub async fn open(facts: Facts, spool: &Spool) -> Feed {
     let configured = credentials(facts.config.as_deref());
-    Feed::open(facts, &configured, spool.directory()).await
+    let feed = Feed::open(facts, &configured, spool.directory()).await;
+    let root = spool.directory().parent();
+    feed.following(root.is_some_and(|root| root.join("standby.signal").exists()))
 }
 
 /// The regions as configured, for their credentials only. A configuration that cannot be read is no error here:
