@@ -157,6 +157,12 @@ impl WalScanner {
         self.last_record_end
     }
 
+    /// Where that record begins, behind a page header: what PostgreSQL calls its `ReadRecPtr`. `None` until a record was seen.
+    #[must_use]
+    pub fn last_record_start(&self) -> Option<Lsn> {
+        self.previous
+    }
+
     /// The timeline that the last page header names.
     #[must_use]
     pub fn timeline(&self) -> Option<TimelineId> {

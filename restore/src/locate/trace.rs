@@ -1,20 +1,17 @@
 //! Follows records through WAL and says where each one begins: pure, fed with bytes.
 //!
-//! The scanner reports where a record ends. Where it begins follows from where the record before it ended; to learn that
-//! without slowing down the scan, the scanner's state before the page is kept, and the page is read again in steps of
-//! eight bytes (no record is shorter than its 24 byte header) when somebody wants to know.
+//! The scanner reports where a record ends, and where the last one of a page begins. To learn that of the others without
+//! slowing down the scan, the scanner's state before the page is kept, and the page is read again in steps of eight bytes
+//! (no record is shorter than its 24 byte header) when somebody wants to know.
 
 use bytes::Bytes;
 use highwater_format::{
-    Identity, Lsn, SegmentSize, Time, TimelineId,
+    Identity, Lsn, Time, TimelineId,
     walscan::{WalDamage, WalEvent, WalScanner},
 };
 
 use crate::plan::Mark;
 
-/// `SizeOfXLogShortPHD` and `SizeOfXLogLongPHD` of `access/xlog_internal.h`, on 64-bit servers.
-const SHORT_HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
 /// A step in which at most one record can end.
 const STEP: usize = 8;
 
@@ -56,7 +53,6 @@ impl Seen {
 pub(super) struct Trace {
     scanner: WalScanner,
     page_size: u64,
-    segment_size: SegmentSize,
     around: Option<Around>,
 }
 
@@ -83,7 +79,6 @@ impl Trace {
         Self {
             scanner,
             page_size: u64::from(identity.wal_block_size),
-            segment_size: identity.segment_size,
             around: None,
         }
     }
@@ -157,19 +152,12 @@ impl Trace {
     /// Reads a page record by record.
     fn read_exactly(&mut self, page: &[u8]) -> Result<Flow, WalDamage> {
         for step in page.chunks(STEP) {
-            let start = self.scanner.last_record_end();
-            let mut time = None;
-            self.scanner.feed(step, &mut |event| time = end_time_of(&event))?;
-            let end = self.scanner.last_record_end();
-            if end == start {
-                continue;
-            }
-            let begins = self.record_start(start);
-            let Some(around) = self.around.as_mut() else {
+            let (record, outcome) = step_on(&mut self.scanner, step);
+            outcome?;
+            let (Some(mark), Some(around)) = (record, self.around.as_mut()) else {
                 continue;
             };
-            let mark = Mark { start, end, time };
-            if begins >= around.lsn {
+            if mark.start >= around.lsn {
                 around.at_or_after = Some(mark);
                 return Ok(Flow::Stop);
             }
@@ -177,26 +165,25 @@ impl Trace {
         }
         Ok(Flow::Continue)
     }
-
-    /// Where a record really begins that follows one which ended at `end`: behind the page header, if there is one.
-    fn record_start(&self, end: Lsn) -> Lsn {
-        if end.align_down(self.page_size) != end {
-            return end;
-        }
-        let long = self.segment_size.segment_start(end) == end;
-        end.saturating_add(if long { LONG_HEADER } else { SHORT_HEADER })
-    }
 }
 
-/// The record that ends at `end`: it begins where the one before it ended. With its time if it ends a transaction.
+/// Feeds a step in which at most one record can end; that record, with its time if it ends a transaction.
+fn step_on(scanner: &mut WalScanner, step: &[u8]) -> (Option<Mark>, Result<(), WalDamage>) {
+    let before = scanner.last_record_end();
+    let mut time = None;
+    let outcome = scanner.feed(step, &mut |event| time = end_time_of(&event));
+    let end = scanner.last_record_end();
+    let start = scanner.last_record_start().filter(|_| end != before);
+    (start.map(|start| Mark { start, end, time }), outcome)
+}
+
+/// The record that ends at `end`.
 fn record_ending(before: &WalScanner, page: &[u8], end: Lsn) -> Option<Mark> {
     let mut scanner = before.clone();
     for step in page.chunks(STEP) {
-        let start = scanner.last_record_end();
-        let mut time = None;
-        let outcome = scanner.feed(step, &mut |event| time = end_time_of(&event));
-        if scanner.last_record_end() == end && start < end {
-            return Some(Mark { start, end, time });
+        let (record, outcome) = step_on(&mut scanner, step);
+        if let Some(record) = record.filter(|record| record.end == end) {
+            return Some(record);
         }
         outcome.ok()?;
     }

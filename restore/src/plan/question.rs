@@ -59,7 +59,7 @@ pub enum Question {
 /// One record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// The record begins here or within the padding that follows: no other record begins between this and `end`.
+    /// Where the record begins, behind a page header: PostgreSQL's `ReadRecPtr`.
     pub start: Lsn,
     /// Its end.
     pub end: Lsn,
