@@ -7,10 +7,12 @@ use highwater_config::{Config, ConfigError, Overrides};
 
 const EXAMPLES: &str = "\
 Examples:
-  highwater-agent --config /etc/highwater.toml check
-  highwater-agent --config /etc/highwater.toml run
-  highwater-agent --cluster orders --connection 'host=/var/run/postgresql user=highwater' \\
-      --archive s3://orders-archive/prod --archive s3://orders-archive-dr/prod run
+  highwater-agent --config /etc/highwater/highwater.toml check
+  highwater-agent --config /etc/highwater/highwater.toml run
+  highwater-agent --cluster orders \\
+      --connection 'host=/var/run/postgresql user=highwater' \\
+      --archive s3://orders-archive/prod \\
+      --archive s3://orders-archive-dr/prod run
 
 Settings come from the file, then HIGHWATER_* variables (HIGHWATER_CLUSTER_NAME, HIGHWATER_WAL_FLUSH_INTERVAL,
 HIGHWATER_REGION_1_URL, ...), then flags; the later win. Without a connection libpq's own environment is used

@@ -3,9 +3,10 @@
 -- Run as a superuser. Choose a password, or drop the clause and use peer or certificate authentication.
 CREATE ROLE highwater WITH LOGIN REPLICATION PASSWORD 'change-me';
 
--- In pg_hba.conf, then SELECT pg_reload_conf(). Replication connections have their own lines; those for SQL serve check,
--- status, the backlog and the room that are left, [outage] give-up and acknowledge = "slot". Beside the server (the
--- operating system's user is "highwater" too; else scram-sha-256 in the place of peer):
+-- In pg_hba.conf, above the lines for "all" (the first match wins), then SELECT pg_reload_conf(). Replication
+-- connections have their own lines; those for SQL serve check, status, the backlog and the room that are left, [outage]
+-- give-up and acknowledge = "slot". Beside the server (the operating system's user is "highwater" too; else
+-- scram-sha-256 in the place of peer):
 --   local      replication  highwater                  peer
 --   local      postgres     highwater                  peer
 -- From another machine:
@@ -14,6 +15,6 @@ CREATE ROLE highwater WITH LOGIN REPLICATION PASSWORD 'change-me';
 
 -- In postgresql.conf (the first three are the defaults of PostgreSQL 14 to 18):
 --   wal_level = replica
---   max_wal_senders = 10            -- one to stream, two for a base backup, one spare
+--   max_wal_senders = 10            # one to stream, two for a base backup, one spare
 --   max_replication_slots = 10
---   max_slot_wal_keep_size = ...    -- bounds what the slot may hold when no region can be reached for long
+--   max_slot_wal_keep_size = ...    # bounds what the slot may hold when no region can be reached for long

@@ -12,14 +12,19 @@ const ABOUT: &str = "Restores a PostgreSQL cluster from a Highwater archive, to 
 const AFTER: &str = "\
 EXAMPLES
   What is there:
-    highwater-restore --config /etc/highwater.toml list
+    highwater-restore --config /etc/highwater/highwater.toml list
   Just before a mistake at 14:56:53 UTC, shown first and then done:
-    highwater-restore --config /etc/highwater.toml plan --to-time 2026-11-20T14:56:53Z --exclusive
-    highwater-restore --config /etc/highwater.toml run --to-time 2026-11-20T14:56:53Z --exclusive --into /srv/pg/restored --start --port 5433
+    highwater-restore --config /etc/highwater/highwater.toml plan \\
+        --to-time 2026-11-20T14:56:53Z --exclusive
+    highwater-restore --config /etc/highwater/highwater.toml run \\
+        --to-time 2026-11-20T14:56:53Z --exclusive \\
+        --into /srv/pg/restored --start --port 5433
   After somebody deleted the archive at 03:10:20 UTC from buckets that keep versions:
-    highwater-restore --config /etc/highwater.toml --as-of 2026-11-20T03:10:00Z run --into /srv/pg/restored
+    highwater-restore --config /etc/highwater/highwater.toml \\
+        --as-of 2026-11-20T03:10:00Z run --into /srv/pg/restored
   Everything, without a configuration file:
-    highwater-restore --archive s3://orders-archive/prod --archive s3://orders-archive-dr/prod --cluster orders \\
+    highwater-restore --archive s3://orders-archive/prod \\
+        --archive s3://orders-archive-dr/prod --cluster orders \\
         run --into /srv/pg/restored
 
 EXIT CODES

@@ -131,8 +131,8 @@ pub struct WalConfig {
     /// Default lz4. zstd stores a third less at nearly the same cost; old archives stay readable
     /// whatever is chosen.
     pub compression: Codec,
-    /// Bytes of WAL held in memory at most (`memory.limit`). Default 256 MiB, least 64 MiB; when
-    /// they are spent the agent stops reading and PostgreSQL keeps the WAL.
+    /// `memory.limit`: half of it, or what four objects need if that is more, bounds the WAL held in memory. Default
+    /// 256 MiB, least 64 MiB; when it is spent the agent stops reading and PostgreSQL keeps the WAL.
     pub memory: u64,
     /// Seal at once instead of waiting for the interval; for an agent that is named in
     /// `synchronous_standby_names`. Default false.
@@ -150,7 +150,7 @@ pub struct BackupConfig {
     pub schedule: Option<String>,
     /// Default zstd.
     pub compression: Codec,
-    /// Plain bytes in one pack. Default 32 MiB, 1 MiB to 256 MiB: one PUT each, and what is sent
+    /// Plain bytes in one pack. Default 32 MiB, 1 MiB to 64 MiB: one PUT each, and what is sent
     /// again when one fails.
     pub pack_size: u64,
     /// Bytes per second that PostgreSQL may send, unlimited when not given. 32 kB to 1 GB, which are
