@@ -115,10 +115,15 @@ pub(crate) async fn holds(store: &dyn Store, layout: &Layout) -> Result<bool> {
     if read(store, layout).await?.is_some() {
         return Ok(true);
     }
-    match other_lineages(store, layout.cluster()).await?.pop() {
+    let (ours, lineages) = (layout.system_id(), other_lineages(store, layout.cluster()).await?);
+    // An agent may be beginning it just now.
+    if lineages.contains(&ours) {
+        return Ok(read(store, layout).await?.is_some());
+    }
+    match lineages.last().copied() {
         Some(theirs) => Err(AgentError::OtherCluster {
             region: store.region().to_owned(),
-            ours: layout.system_id(),
+            ours,
             theirs,
         }),
         None => Ok(false),

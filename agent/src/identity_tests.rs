@@ -47,6 +47,29 @@ async fn i14_two_clusters_and_two_names_do_not_mix() {
     }
 }
 
+/// While an agent begins a lineage there is something of it before its identity is.
+#[tokio::test]
+async fn a_lineage_that_is_just_being_begun_is_nobody_elses() {
+    let store = MemoryStore::new("north");
+    let layout = archive("orders", &server(7), false).layout;
+    assert!(!holds(&store, &layout).await.unwrap());
+    let odd = Object::new(Vec::new());
+    store
+        .put("orders/7/probe/create", odd, PutMode::Create)
+        .await
+        .unwrap();
+    assert!(!holds(&store, &layout).await.unwrap());
+    ensure(&store, &archive("orders", &server(7), false))
+        .await
+        .unwrap();
+    assert!(holds(&store, &layout).await.unwrap());
+    let other = archive("orders", &server(8), false).layout;
+    assert!(matches!(
+        holds(&store, &other).await,
+        Err(AgentError::OtherCluster { .. })
+    ));
+}
+
 #[tokio::test]
 async fn i14_a_new_lineage_begins_only_when_asked_for() {
     let store = MemoryStore::new("north");

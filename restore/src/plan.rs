@@ -24,6 +24,8 @@ pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
 
+use std::fmt;
+
 use highwater_format::{Backup, Lsn, LsnRange, SystemId, Time, TimelineId};
 use serde::Serialize;
 
@@ -81,6 +83,15 @@ pub struct ResolvedTarget {
     pub action: Action,
     /// Where replay is expected to end. `None`: not known to the record (only for the end of the archive).
     pub stop: Stop,
+}
+
+impl fmt::Display for ResolvedTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.exclusive {
+            f.write_str("just before ")?;
+        }
+        self.asked.fmt(f)
+    }
 }
 
 /// Where replay ends.

@@ -293,8 +293,9 @@ impl Receiver {
                         self.removed = false;
                         self.removed_since = None;
                         self.context.shared.progress.server_lost(None);
-                        // What was wrong with the slot may still be why the next segment is gone.
-                        self.cause.take_if(|_| !ended.as_ref().is_err_and(is_removed));
+                        // What was wrong with the slot may still be why a segment is gone, until all that follows is kept by it.
+                        let is_kept = reached.lsn >= floor && !ended.as_ref().is_err_and(is_removed);
+                        self.cause.take_if(|_| is_kept);
                     }
                     match ended {
                         Err(error) => return self.refused(error, &resume).await,

@@ -7,7 +7,7 @@ use highwater_format::{Backup, BackupId, History, Lsn, LsnRange, SystemId, Time,
 
 use crate::{
     catalog::{Catalog, Damaged, Reading, RegionView, descent},
-    target::Target,
+    target::{Request, Target},
 };
 
 use super::{
@@ -237,7 +237,8 @@ pub(super) fn too_late(line: &Line, end: Lsn, proven: Option<Time>, target: &Tar
     )
 }
 
-pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], target: &Target) -> Refusal {
+pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], request: &Request) -> Refusal {
+    let target = &request.target;
     let earliest = bases
         .iter()
         .map(|base| &base.backup)
@@ -246,7 +247,9 @@ pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], target:
         (backup.stop_lsn, Some(backup.finished_at))
     });
     let at = time.map(|time| format!(" ({time})")).unwrap_or_default();
-    let mut message = format!("{target} lies before the earliest state that can be restored, {lsn}{at}");
+    let of = request.backup.as_ref();
+    let of = of.map(|id| format!(" from backup {id}")).unwrap_or_default();
+    let mut message = format!("{target} lies before the earliest state that can be restored{of}, {lsn}{at}");
     let broken = line.broken.first();
     let is_damage = broken.is_some_and(|(_, hole)| catalog.damage_within(*hole).is_some());
     if let Some((id, hole)) = broken {
@@ -258,7 +261,12 @@ pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], target:
     Refusal::no(
         Reason::TooEarly { earliest: lsn, time },
         message,
-        format!("the earliest choice is --to-lsn {lsn}"),
+        match request.backup {
+            None => format!("the earliest choice is --to-lsn {lsn}"),
+            Some(_) => format!(
+                "leave out --backup for older ones; the earliest choice with this one is --to-lsn {lsn}"
+            ),
+        },
     )
     .because_of_damage(is_damage)
 }

@@ -88,7 +88,7 @@ impl Planner<'_> {
 
     pub(super) fn lsn(&self, line: &Line, bases: &[&Base], lsn: Lsn) -> Result<Plan, Halt> {
         let Some(base) = bases.iter().find(|base| base.consistent() <= lsn) else {
-            return Err(say::too_early(self.catalog, line, bases, &self.request.target).into());
+            return Err(say::too_early(self.catalog, line, bases, self.request).into());
         };
         if lsn > base.wal.end {
             return Err(self.beyond(line, base, None, |other| other.wal.end >= lsn).into());
@@ -138,7 +138,7 @@ impl Planner<'_> {
             };
             return Ok(self.finish(line, base, &cut, stop, notes));
         }
-        Err(say::too_early(self.catalog, line, bases, &self.request.target).into())
+        Err(say::too_early(self.catalog, line, bases, self.request).into())
     }
 
     /// The latest time up to which the span is known to be complete.

@@ -73,11 +73,7 @@ pub fn plan(catalog: &Catalog, plan: &Plan) -> PlanReport {
     PlanReport {
         system_id: plan.system_id,
         postgres: catalog.identity.major(),
-        target: format!(
-            "{}{}",
-            if plan.target.exclusive { "just before " } else { "" },
-            plan.target.asked
-        ),
+        target: plan.target.to_string(),
         backup: plan.backup.id.clone(),
         backup_finished_at: plan.backup.finished_at,
         backup_regions: plan

@@ -7,6 +7,7 @@
 
 use highwater_format::{History, Lsn, SegmentSize, TimelineId};
 
+use super::serverlog::StoppedAt;
 use crate::target::Target;
 
 /// `XLOG_BLCKSZ` unless PostgreSQL was built otherwise.
@@ -49,6 +50,21 @@ pub fn check(asked: &Target, planned: Lsn, reached: Lsn, size: SegmentSize) -> R
         _ => Err(format!(
             "recovery ended at {reached}, past {planned}, which was asked for ({asked})"
         )),
+    }
+}
+
+/// The same for a server that stays at its target, by the record at which it stopped: one that it replayed begins before the
+/// planned end, and PostgreSQL takes none that begins before the target.
+///
+/// # Errors
+/// What differs.
+pub fn stopped(asked: &Target, planned: Lsn, at: StoppedAt, size: SegmentSize) -> Result<(), String> {
+    match at {
+        StoppedAt::After(record) if record < planned => Ok(()),
+        StoppedAt::After(record) => Err(format!(
+            "recovery stopped behind the record at {record}, past {planned}, which was asked for ({asked})"
+        )),
+        StoppedAt::Before(record) => check(asked, planned, record, size),
     }
 }
 
@@ -96,6 +112,16 @@ mod tests {
             reached(&Target::Latest, 0x300_0100, 0x900_0000),
             "the archive has grown"
         );
+    }
+
+    #[test]
+    fn invariant_11_a_server_that_stays_at_its_target_stopped_at_the_planned_record() {
+        let stopped = |at| stopped(&Target::Lsn(Lsn(1)), Lsn(0x300_0100), at, SIZE).is_ok();
+        assert!(stopped(StoppedAt::After(Lsn(0x300_00c0))));
+        assert!(!stopped(StoppedAt::After(Lsn(0x300_0100))), "one more");
+        assert!(stopped(StoppedAt::Before(Lsn(0x300_0100))));
+        assert!(!stopped(StoppedAt::Before(Lsn(0x300_0118))), "one more");
+        assert!(!stopped(StoppedAt::Before(Lsn(0x300_00c0))), "one less");
     }
 
     #[test]

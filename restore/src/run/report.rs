@@ -95,7 +95,7 @@ pub(crate) fn of(input: &Input<'_>, into: &DataDir, fetched: &Fetched, options: 
         data_directory: into.root().to_owned(),
         owner: into.access().owner().name.clone(),
         backup: input.plan.backup.id.clone(),
-        target: input.plan.target.asked.to_string(),
+        target: input.plan.target.to_string(),
         planned_end: input.plan.target.stop.lsn,
         fetched: *fetched,
         end: End::NotStarted,

@@ -66,6 +66,8 @@ pub struct ServerLog {
     pub consistent_at: Option<Lsn>,
     /// "recovery stopping ...": where and why.
     pub stopped: Option<String>,
+    /// The record that this was said of.
+    pub stopped_at: Option<StoppedAt>,
     /// Replay has ended there.
     pub redo_done: Option<Lsn>,
     /// When the last replayed transaction ended, but for one that is itself the target.
@@ -84,6 +86,30 @@ pub struct ServerLog {
     pub ready: bool,
     /// The last FATAL or PANIC.
     pub fatal: Option<String>,
+}
+
+/// The record at which recovery stopped, by where it begins (`ReadRecPtr`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoppedAt {
+    /// It was replayed.
+    After(Lsn),
+    /// It was not.
+    Before(Lsn),
+}
+
+impl StoppedAt {
+    /// Of what PostgreSQL says when its target was an LSN.
+    fn parse(text: &str) -> Option<Self> {
+        let (which, rest) = text
+            .strip_prefix("recovery stopping ")?
+            .split_once(" WAL location (LSN) \"")?;
+        let lsn = rest.strip_suffix('"')?.parse().ok()?;
+        match which {
+            "after" => Some(Self::After(lsn)),
+            "before" => Some(Self::Before(lsn)),
+            _ => None,
+        }
+    }
 }
 
 impl ServerLog {
@@ -128,6 +154,7 @@ impl ServerLog {
             self.consistent_at = rest.split_whitespace().next().and_then(|lsn| lsn.parse().ok());
         } else if text.starts_with("recovery stopping ") {
             self.stopped = Some(text.to_owned());
+            self.stopped_at = StoppedAt::parse(text);
         } else if let Some(rest) = text.strip_prefix("redo done at ") {
             self.redo_done = rest.split_whitespace().next().and_then(|lsn| lsn.parse().ok());
         } else if let Some(time) = text.strip_prefix("last completed transaction was at log time ") {
@@ -180,6 +207,7 @@ mod tests {
             assert_eq!(log.last_completed, "2026-11-20T14:59:58.123456Z".parse().ok());
             assert_eq!(log.new_timeline.map(TimelineId::get), Some(2));
             assert!(log.ready && log.fatal.is_none() && log.stopped.is_some());
+            assert_eq!(log.stopped_at, Some(StoppedAt::After(Lsn(0x0500_0060))));
         }
     }
 

@@ -206,12 +206,18 @@ fn promoted(root: &Path, log: &ServerLog, wanted: &Wanted<'_>) -> Result<Reached
     })
 }
 
-/// At a pause or shutdown nothing is written that names the end; PostgreSQL stops there only if it met its target.
+/// At a pause or shutdown nothing is written that names the end; PostgreSQL stops there only if it met its target, and says
+/// at which record.
 fn stopped_at_target(log: &ServerLog, wanted: &Wanted<'_>, running: bool) -> Result<Reached, NotReached> {
     if log.stopped.is_none() {
         let what = "the server stopped replaying and did not say that it met its target".to_owned();
         return Err(failed(what, log, Exit::Damage, "see its log"));
     }
+    log.stopped_at
+        .map_or(Ok(()), |at| {
+            reached::stopped(wanted.target, wanted.end, at, wanted.segment_size)
+        })
+        .map_err(|what| failed(what, log, Exit::Damage, "do not use it before this is explained"))?;
     Ok(Reached {
         lsn: wanted.end,
         replayed_timeline: wanted.timeline,

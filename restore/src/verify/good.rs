@@ -11,7 +11,7 @@ use highwater_format::{
 };
 
 use super::{Problem, Verified};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Reading, RegionView};
 
 /// One timeline.
 #[derive(Debug, Default)]
@@ -57,6 +57,8 @@ impl Good {
     /// Says of each damaged object what else holds its WAL, and names what nothing holds any more.
     pub(super) fn tell(&self, catalog: &Catalog, timeline: TimelineId, found: &mut Verified) {
         let together = self.together();
+        let is_read = |view: &RegionView| matches!(view.reading, Reading::Readable);
+        let all_read = found.unreadable.is_empty() && catalog.regions.iter().all(is_read);
         let mut lost = BTreeSet::new();
         for (region, key, range) in &self.bad {
             let also = match self.elsewhere(catalog, *region, *range) {
@@ -64,6 +66,9 @@ impl Good {
                 Some(names) => format!("region {names} has it"),
                 None if together.cover(*range).is_ok() => {
                     "no region alone has it, all together do".to_owned()
+                }
+                None if !all_read => {
+                    "nothing else that was read holds all of it; what could not be read may".to_owned()
                 }
                 None => {
                     lost.extend(

@@ -91,5 +91,5 @@ stream
 rows 1001 1050
 durable
 leave
-printf '%s\n' "$moment" >"$to/moment"
+echo "behind row 200, before row 201: $moment"
 cat "$work/backup" "$work/restore"
