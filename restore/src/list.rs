@@ -227,7 +227,7 @@ fn end_in_words(end: &End) -> String {
             recorded: Some(why),
             ..
         } => format!("WAL {range} is missing, recorded: {why}"),
-        End::Ragged => "the archive ends; what lies behind was never acknowledged".to_owned(),
+        End::Ragged => "the archive ends; no pulse tells that what lies behind was acknowledged".to_owned(),
         End::Switch { child, at } => format!("timeline {child} branched off at {at}"),
     }
 }

@@ -311,8 +311,8 @@ pub(super) fn on_ancestor(line: &Line, own: &Line) -> String {
 pub(super) fn ragged_end(line: &Line, end: Lsn) -> String {
     let hole = line.chain.hole_at(end, line.end);
     format!(
-        "the archive ends at {end}: single objects lie behind {hole}, which was on its way when the agent stopped; nothing \
-         behind {end} was ever acknowledged"
+        "the archive ends at {end}: single objects lie behind {hole}, which was on its way when the agent stopped; no pulse \
+         tells of anything behind {end} that was acknowledged"
     )
 }
 

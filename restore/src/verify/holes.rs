@@ -49,7 +49,7 @@ pub(super) fn holes(
                 ),
                 None if claimed.is_some_and(|claimed| claimed <= range.start) => {
                     let why = if range.start < last {
-                        "never acknowledged; the archive ends before it"
+                        "not acknowledged, as far as pulses tell; the archive ends before it"
                     } else {
                         "not here yet, as the region's pulse says"
                     };

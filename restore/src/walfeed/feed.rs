@@ -295,13 +295,19 @@ impl Feed {
     /// not open the cluster at an end that comes too early.
     fn lost(&self, range: LsnRange, coverage: &Coverage, reason: String, tried: &Tried) -> Answer {
         let reason = reason + &tried.troubles;
-        if tried.silent || tried.troubles.is_empty() {
+        let before = coverage.contiguous_end(range.start).min(range.end);
+        if tried.silent {
             return Answer::Failed(reason);
+        }
+        if tried.troubles.is_empty() {
+            return Answer::Failed(format!(
+                "{reason}; every region has answered: if no agent is still storing it, what there is ends at {before} \
+                 (`highwater-restore run --to-lsn {before}` into another directory)"
+            ));
         }
         if self.facts.needed_until.is_some_and(|until| until <= range.start) {
             return Answer::PastEnd(format!("the target of this restore lies before it; {reason}"));
         }
-        let before = coverage.contiguous_end(range.start).min(range.end);
         Answer::Damaged { reason, before }
     }
 
