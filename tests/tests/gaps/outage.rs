@@ -117,8 +117,9 @@ async fn storage_stays_away(begins_with: Option<u16>) -> Result<()> {
     eventually("the status to be well again", PATIENCE, well)
         .await
         .with_context(|| agent.last_words())?;
+    let said = agent.stderr();
     drop(agent);
-    let gap = one_gap(&site, "given up by outage.policy")?;
+    let gap = one_gap(&site, "given up by outage.policy").context(said)?;
     restores_around(&site, &log, (&before, &inside), gap, "given up by outage.policy").await
 }
 
