@@ -3,13 +3,14 @@
 //!
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
+#[path = "pulse/mod.rs"]
+mod pulse;
+
 use anyhow::{Context, Result, ensure};
-use highwater_format::{Pulse, records};
 use highwater_tests::archive;
-use highwater_tests::clock::eventually;
 use highwater_tests::dice::Dice;
 use highwater_tests::ledger::Expect;
-use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness, lsn};
 
@@ -127,8 +128,7 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
     ledger.grow(50).await?;
     let log = ledger.stop().await;
     let flush = site.all_durable().await?;
-    let told = || async { (pulse_of(&site.regions[0])? >= flush).then_some(()) };
-    eventually("the pulse to tell of it", PATIENCE, told).await?;
+    pulse::until_pulse(&site.regions[0], |pulse| pulse.stored_lsn.0 >= flush).await?;
     drop(agent);
     site.primary.kill9();
 
@@ -162,12 +162,4 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
         "the loss of promised commits was not noticed: {found:?}"
     );
     Ok(())
-}
-
-/// Up to where a region holds everything, by its pulse.
-fn pulse_of(region: &S3Server) -> Option<u64> {
-    let keys = region.objects(BUCKET);
-    let key = keys.iter().find(|key| key.ends_with("/pulse.json"))?;
-    let pulse: Pulse = records::decode(&region.get(BUCKET, key)?.bytes).ok()?;
-    Some(pulse.stored_lsn.0)
 }

@@ -11,6 +11,7 @@ use highwater_tests::s3::{Operation, Strike};
 use highwater_tests::site::{BUCKET, PATIENCE, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, SmallDisk, TestDir, archive, lsn, skip};
 
+use crate::pulse::until_pulse;
 use crate::support::{VERSION, answers, from_both, from_region, leave};
 
 /// Whole segments of WAL after a backup, so that one in the middle can be lost; 1 MB each.
@@ -139,12 +140,18 @@ async fn fault_55_fault_56_fault_57_targets_before_and_after_what_happened() -> 
     ledger.grow(30).await?;
     let log = ledger.stop().await;
     site.all_durable().await?;
+    let moment = |time| Time::from_unix_micros(clock::unix_micros(time));
+    let text = |time| moment(time).to_string();
     // Nothing is written any more; the pulse goes on.
     let idle = clock::now() + Duration::from_millis(500);
-    tokio::time::sleep(Duration::from_millis(4000)).await;
+    for region in &site.regions {
+        until_pulse(region, |pulse| {
+            pulse.server_time > moment(idle) && pulse.stored_lsn >= pulse.wal_end
+        })
+        .await?;
+    }
     leave(agent).await?;
 
-    let text = |time| Time::from_unix_micros(clock::unix_micros(time)).to_string();
     let place = from_both(&site)?;
     let refused = place.run("never", &["--to-time", &text(too_early)]).await?;
     ensure!(
