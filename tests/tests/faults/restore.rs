@@ -272,16 +272,17 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     let packs = site.regions[0].faults();
     packs.only(&[Operation::Get]);
     packs.only_keys("/pack/");
-    packs.delay(Some(Duration::from_secs(3)));
+    packs.fail_always(Some(503));
     let into = disk.inner_path().join("data");
     let Some(restore) = disk.inside(place.program()?.args(["run", "--into"]).arg(into)) else {
         return skip::not_allowed("users may have no namespaces on this machine");
     };
     let first = restore.start()?;
-    // The directory is made when the check of free room is done; the disk is full before the first pack is there.
+    // The directory is made when the check of free room is done; no pack comes before the disk is full.
     let made = || async { data.exists().then_some(()) };
     eventually("the directory to be made", PATIENCE, made).await?;
     disk.take(u32::try_from(disk.free()? >> 20)?)?;
+    packs.clear();
     let said = first.finish(PATIENCE).await?.expect_code(3)?.said();
     ensure!(
         said.contains("space") || said.contains("room"),
@@ -289,7 +290,6 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     );
     ensure!(!data.join("global/pg_control").exists(), "it could be started");
     disk.make_room()?;
-    packs.clear();
     restore.output().await?.expect_code(0)?;
     ensure!(data.join("global/pg_control").exists(), "it is not complete");
     Ok(())
