@@ -20,6 +20,8 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
     let ledger = Ledger::start(&site.primary, 4).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
+    // The copies that are restored are those of the last promise: there must be one that came after the backup.
+    site.all_durable().await?;
     for _ in 0..4 {
         tokio::time::sleep(dice.millis(50, 900)).await;
         agent.kill9();
