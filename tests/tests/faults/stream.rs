@@ -255,7 +255,7 @@ async fn fault_23_wal_faster_than_storage_is_held_back_not_hoarded() -> Result<(
 /// What no retry cures is said at once with the region and what to do, and the stream goes on answering.
 #[tokio::test]
 async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_on() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(VERSION).conf("wal_sender_timeout", "4s"), 16).await?;
+    let mut site = Site::start(PgCluster::builder(VERSION).conf("wal_sender_timeout", "10s"), 16).await?;
     site.settings += "[durability]\npolicy = \"any\"\n";
     let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 1).await?;
@@ -270,7 +270,7 @@ async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_o
         .unwrap_or_default();
     ensure!(line.contains(REGIONS[1]), "the region is not named: {line}");
     let messages = site.tap.feedback().len();
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
     let now = site.tap.last_feedback().map(|message| message.connection);
     ensure!(now == connection, "the stream broke off");
     ensure!(site.tap.feedback().len() > messages + 2, "no status messages");
