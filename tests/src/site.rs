@@ -129,13 +129,16 @@ impl Site {
     /// # Errors
     /// When it ends or does not get that far.
     pub async fn start_agent(&self) -> Result<Running> {
-        let before = self.tap.feedback().len();
+        let before = self.tap.connections();
         let mut agent = self.agent()?.arg("run").start()?;
         let started = std::time::Instant::now();
-        while !self.tap.feedback()[before..]
-            .iter()
-            .any(|feedback| feedback.flush > 0)
-        {
+        let heard = || {
+            let feedback = self.tap.feedback();
+            feedback
+                .iter()
+                .any(|feedback| feedback.connection > before && feedback.flush > 0)
+        };
+        while !heard() {
             if !agent.is_running() || started.elapsed() > PATIENCE {
                 anyhow::bail!("the agent does not stream; it said:\n{}", agent.stderr());
             }

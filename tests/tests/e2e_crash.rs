@@ -3,13 +3,14 @@
 //!
 //! `HIGHWATER_TEST_SEED` repeats a run; every failure names its seed.
 
+#[path = "pulse/mod.rs"]
+mod pulse;
+
 use anyhow::{Context, Result, ensure};
-use highwater_format::{Pulse, records};
 use highwater_tests::archive;
-use highwater_tests::clock::eventually;
 use highwater_tests::dice::Dice;
 use highwater_tests::ledger::Expect;
-use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
+use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness, lsn};
 
@@ -19,6 +20,8 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
     let ledger = Ledger::start(&site.primary, 4).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
+    // The copies that are restored are those of the last promise: there must be one that came after the backup.
+    site.all_durable().await?;
     for _ in 0..4 {
         tokio::time::sleep(dice.millis(50, 900)).await;
         agent.kill9();
@@ -127,8 +130,7 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
     ledger.grow(50).await?;
     let log = ledger.stop().await;
     let flush = site.all_durable().await?;
-    let told = || async { (pulse_of(&site.regions[0])? >= flush).then_some(()) };
-    eventually("the pulse to tell of it", PATIENCE, told).await?;
+    pulse::until_pulse(&site.regions[0], |pulse| pulse.stored_lsn.0 >= flush).await?;
     drop(agent);
     site.primary.kill9();
 
@@ -162,12 +164,4 @@ async fn promised_wal_that_is_gone_is_noticed() -> Result<()> {
         "the loss of promised commits was not noticed: {found:?}"
     );
     Ok(())
-}
-
-/// Up to where a region holds everything, by its pulse.
-fn pulse_of(region: &S3Server) -> Option<u64> {
-    let keys = region.objects(BUCKET);
-    let key = keys.iter().find(|key| key.ends_with("/pulse.json"))?;
-    let pulse: Pulse = records::decode(&region.get(BUCKET, key)?.bytes).ok()?;
-    Some(pulse.stored_lsn.0)
 }

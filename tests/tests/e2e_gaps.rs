@@ -5,6 +5,8 @@
 mod disk;
 #[path = "gaps/outage.rs"]
 mod outage;
+#[path = "pulse/mod.rs"]
+mod pulse;
 #[path = "gaps/standby.rs"]
 mod standby;
 #[path = "gaps/support.rs"]
@@ -463,9 +465,13 @@ async fn fault_53_and_57_a_hole_is_refused_and_an_idle_stretch_is_not() -> Resul
     let log = ledger.stop().await;
     site.all_durable().await?;
     // Nothing happens, and the archive says so.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    let idle = now(&site).await?.time();
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let idle = now(&site).await?;
+    pulse::until_pulse(&site.regions[0], |pulse| {
+        pulse.server_time > idle.at() && pulse.stored_lsn >= pulse.wal_end
+    })
+    .await?;
+    let idle = idle.time();
     drop(agent);
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let restored = place.recovered("idle", &["--to-time", &idle]).await?;

@@ -1,6 +1,6 @@
 //! Base backups while their source, their WAL or PostgreSQL's own archiving fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;
@@ -11,12 +11,17 @@ use highwater_tests::{Ledger, PgCluster, PgVersion, Program, archive};
 
 use crate::support::{VERSION, backups, from_region, leave};
 
-/// Slow enough to be caught in the middle, and in many packs.
-const SLOW: &str = "[backup]\nmax_rate = \"6MiB\"\npack_size = \"1MiB\"\n";
+/// Many packs, and memory for few of them: when they are held up, the server's part of the backup is too. Compressed, all of
+/// a young cluster would find room.
+const SMALL: &str = "[backup]\npack_size = \"1MiB\"\ncompression = \"none\"\n";
 
-/// Starts a backup and waits until its first packs are stored.
+/// Starts a backup and waits until its first packs are stored in one region. The other takes none before [`go_on`]: until
+/// then the backup stays where it is.
 async fn half_way(site: &Site, config: &str) -> Result<Running> {
-    let toml = config.to_owned() + SLOW;
+    let toml = config.to_owned() + SMALL;
+    let held = site.regions[1].faults();
+    held.only_keys("/pack/");
+    held.fail_always(Some(503));
     let backup = Program::agent()?.config(&toml)?.arg("backup").start()?;
     let before = packs(site);
     let begun = || async { (packs(site) > before + 1).then_some(()) };
@@ -24,6 +29,11 @@ async fn half_way(site: &Site, config: &str) -> Result<Running> {
         .await
         .with_context(|| backup.last_words())?;
     Ok(backup)
+}
+
+/// Lets a backup that is held half way go on.
+fn go_on(site: &Site) {
+    site.regions[1].faults().clear();
 }
 
 fn packs(site: &Site) -> usize {
@@ -39,6 +49,7 @@ async fn fault_25_a_backup_whose_source_is_cut_off_or_promoted_is_not_visible() 
     site.primary
         .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE state = 'backup'")
         .await?;
+    go_on(&site);
     let failed = backup.finish(PATIENCE).await?;
     ensure!(
         failed.code == 3 && failed.said().contains("not visible"),
@@ -63,6 +74,7 @@ async fn fault_25_a_backup_whose_source_is_cut_off_or_promoted_is_not_visible() 
     standby.sql("CHECKPOINT").await?;
     let backup = half_way(&site, &beside).await?;
     standby.promote().await?;
+    go_on(&site);
     let failed = backup.finish(PATIENCE).await?;
     ensure!(
         failed.code != 0,
@@ -89,18 +101,21 @@ async fn fault_26_wal_recycled_during_a_backup_is_in_the_archive() -> Result<()>
         .primary
         .value("SELECT pg_walfile_name(pg_current_wal_lsn())")
         .await?;
-    while backup.is_running() {
+    let gone = || !site.primary.data_dir().join("pg_wal").join(&first).exists();
+    let began = Instant::now();
+    while !gone() {
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "the server keeps the WAL of the backup: the test proves nothing"
+        );
         site.primary
             .sql("CREATE TABLE filling AS SELECT repeat(md5(g::text), 30) FROM generate_series(1, 3000) g; DROP TABLE filling")
             .await?;
         site.primary.sql("CHECKPOINT").await?;
     }
+    ensure!(backup.is_running(), "{}", backup.last_words());
+    go_on(&site);
     backup.finish(PATIENCE).await?.expect_code(0)?;
-    let gone = !site.primary.data_dir().join("pg_wal").join(first).exists();
-    ensure!(
-        gone,
-        "the server kept the WAL of the backup: the test proves nothing"
-    );
     let log = ledger.stop().await;
     site.all_durable().await?;
     leave(agent).await?;

@@ -9,6 +9,8 @@ mod clock;
 mod cold;
 mod cuts;
 mod damage;
+#[path = "../pulse/mod.rs"]
+mod pulse;
 mod restore;
 mod security;
 mod standby;

@@ -11,6 +11,7 @@ use highwater_tests::s3::{Operation, Strike};
 use highwater_tests::site::{BUCKET, PATIENCE, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, SmallDisk, TestDir, archive, lsn, skip};
 
+use crate::pulse::until_pulse;
 use crate::support::{VERSION, answers, from_both, from_region, leave};
 
 /// Whole segments of WAL after a backup, so that one in the middle can be lost; 1 MB each.
@@ -139,12 +140,18 @@ async fn fault_55_fault_56_fault_57_targets_before_and_after_what_happened() -> 
     ledger.grow(30).await?;
     let log = ledger.stop().await;
     site.all_durable().await?;
+    let moment = |time| Time::from_unix_micros(clock::unix_micros(time));
+    let text = |time| moment(time).to_string();
     // Nothing is written any more; the pulse goes on.
     let idle = clock::now() + Duration::from_millis(500);
-    tokio::time::sleep(Duration::from_millis(4000)).await;
+    for region in &site.regions {
+        until_pulse(region, |pulse| {
+            pulse.server_time > moment(idle) && pulse.stored_lsn >= pulse.wal_end
+        })
+        .await?;
+    }
     leave(agent).await?;
 
-    let text = |time| Time::from_unix_micros(clock::unix_micros(time)).to_string();
     let place = from_both(&site)?;
     let refused = place.run("never", &["--to-time", &text(too_early)]).await?;
     ensure!(
@@ -265,16 +272,17 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     let packs = site.regions[0].faults();
     packs.only(&[Operation::Get]);
     packs.only_keys("/pack/");
-    packs.delay(Some(Duration::from_secs(3)));
+    packs.fail_always(Some(503));
     let into = disk.inner_path().join("data");
     let Some(restore) = disk.inside(place.program()?.args(["run", "--into"]).arg(into)) else {
         return skip::not_allowed("users may have no namespaces on this machine");
     };
     let first = restore.start()?;
-    // The directory is made when the check of free room is done; the disk is full before the first pack is there.
+    // The directory is made when the check of free room is done; no pack comes before the disk is full.
     let made = || async { data.exists().then_some(()) };
     eventually("the directory to be made", PATIENCE, made).await?;
     disk.take(u32::try_from(disk.free()? >> 20)?)?;
+    packs.clear();
     let said = first.finish(PATIENCE).await?.expect_code(3)?.said();
     ensure!(
         said.contains("space") || said.contains("room"),
@@ -282,7 +290,6 @@ async fn fault_71_a_disk_that_fills_in_the_middle_ends_cleanly_and_goes_on_later
     );
     ensure!(!data.join("global/pg_control").exists(), "it could be started");
     disk.make_room()?;
-    packs.clear();
     restore.output().await?.expect_code(0)?;
     ensure!(data.join("global/pg_control").exists(), "it is not complete");
     Ok(())

@@ -211,8 +211,15 @@ async fn commits_wait_for_others(version: PgVersion) -> Result<()> {
     drop(standby);
     list(&site, "").await?;
     let took = site.primary.stop(Stop::Fast).await?;
-    ensure!(took < Duration::from_secs(15), "the shutdown took {took:?}");
+    ensure!(took < PATIENCE, "the shutdown took {took:?}");
+    let said = agent.stderr();
+    ensure!(!said.contains("letting it go"), "the server was let go:\n{said}");
     let sent = site.tap.sent().wal_end;
+    let told = site.tap.feedback().iter().map(|feedback| feedback.write).max();
+    ensure!(
+        told >= Some(sent),
+        "the server ended before it was told of its last WAL"
+    );
     ensure!(
         site.stored_ends().iter().all(|end| *end >= sent),
         "the server did not wait for its last WAL"

@@ -160,8 +160,12 @@ pub(crate) async fn now(site: &Site) -> Result<Moment> {
 }
 
 impl Moment {
+    pub(crate) fn at(&self) -> Time {
+        Time::from_unix_micros(clock::unix_micros(self.at))
+    }
+
     pub(crate) fn time(&self) -> String {
-        Time::from_unix_micros(clock::unix_micros(self.at)).to_string()
+        self.at().to_string()
     }
 }
 
