@@ -223,12 +223,17 @@ impl PgError {
         self.sqlstate() == Some(state)
     }
 
-    /// The WAL that was asked for is no longer on the server (58P01 to `START_REPLICATION`).
+    /// The WAL that was asked for is no longer on the server (58P01 to `START_REPLICATION`). Of a segment that goes while it is
+    /// being sent the state is that of whatever went wrong before (`CheckXLogRemoved` in xlog.c), mostly XX000, and the words
+    /// tell, unless the server speaks another language; then the next request meets 58P01.
     pub fn is_segment_removed(&self) -> bool {
-        self.has_state("58P01")
-            && self
-                .server()
-                .is_some_and(|e| e.request.starts_with("START_REPLICATION"))
+        let told = |error: &ServerError| {
+            error.message.starts_with("requested WAL segment ")
+                && error.message.ends_with(" has already been removed")
+        };
+        self.server().is_some_and(|error| {
+            error.request.starts_with("START_REPLICATION") && (error.code == "58P01" || told(error))
+        })
     }
 
     /// The user name or password is wrong (28P01).
