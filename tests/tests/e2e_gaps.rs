@@ -14,7 +14,7 @@ mod support;
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;
-use highwater_tests::ledger::Expect;
+use highwater_tests::ledger::{Expect, LedgerLog};
 use highwater_tests::s3::Operation;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Stop, archive, lsn};
@@ -203,10 +203,15 @@ async fn a_damaged_record_on_the_server_is_a_gap() -> Result<()> {
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let said = place.run("never", &["--to-lsn", &lsn::show(inside.lsn)]).await?;
     ensure!(said.expect_code(1)?.said().contains("damaged WAL"));
+    before_and_latest(&place, &log, before.lsn).await
+}
+
+/// Both sides of what no recovery gets past: the state at `before`, and all that there is.
+async fn before_and_latest(place: &RestoreSite, log: &LedgerLog, before: u64) -> Result<()> {
     let restored = place
-        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
+        .recovered("before", &["--to-lsn", &lsn::show(before)])
         .await?;
-    log.check(&restored, Expect::at_lsn(before.lsn)).await?;
+    log.check(&restored, Expect::at_lsn(before)).await?;
     drop(restored);
     log.check(&place.recovered("latest", &[]).await?, Expect::everything())
         .await?;
@@ -437,14 +442,7 @@ async fn fault_15_a_gap_that_holds_a_promotion() -> Result<()> {
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let target = lsn::show(old.1 - 1);
     place.run("never", &["--to-lsn", &target]).await?.expect_code(1)?;
-    let restored = place
-        .recovered("before", &["--to-lsn", &lsn::show(before.lsn)])
-        .await?;
-    log.check(&restored, Expect::at_lsn(before.lsn)).await?;
-    drop(restored);
-    log.check(&place.recovered("latest", &[]).await?, Expect::everything())
-        .await?;
-    Ok(())
+    before_and_latest(&place, &log, before.lsn).await
 }
 
 /// A hole without a record: every target behind it is refused, with the range, before anything is written; and a time

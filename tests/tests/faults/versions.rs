@@ -7,6 +7,7 @@ use highwater_format::Time;
 use highwater_store::{ErrorKind, Object, PutMode, RegionConfig, Store, list_all};
 use highwater_tests::clock::{eventually, second_over, unix_micros};
 use highwater_tests::ledger::Expect;
+use highwater_tests::program::Running;
 use highwater_tests::s3::{KeyPair, Rights};
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, config};
 use highwater_tests::{Ledger, PgCluster, S3Server, archive};
@@ -57,11 +58,8 @@ async fn ransom(region: &S3Server) -> Result<()> {
     Ok(())
 }
 
-/// Every object of both regions is overwritten and then deleted. Nothing is left of the archive but its past, and as of the
-/// moment before all of it comes back, base backup and WAL.
-#[tokio::test]
-async fn fault_49_an_archive_that_was_deleted_is_restored_as_of_the_moment_before() -> Result<()> {
-    let site = site().await?;
+/// A base backup and some segments, with the agent and the ledger that go on.
+async fn archived(site: &Site) -> Result<(Running, Ledger)> {
     let agent = site.start_agent().await?;
     site.backup().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
@@ -69,6 +67,15 @@ async fn fault_49_an_archive_that_was_deleted_is_restored_as_of_the_moment_befor
         ledger.grow(30).await?;
         site.primary.sql("SELECT pg_switch_wal()").await?;
     }
+    Ok((agent, ledger))
+}
+
+/// Every object of both regions is overwritten and then deleted. Nothing is left of the archive but its past, and as of the
+/// moment before all of it comes back, base backup and WAL.
+#[tokio::test]
+async fn fault_49_an_archive_that_was_deleted_is_restored_as_of_the_moment_before() -> Result<()> {
+    let site = site().await?;
+    let (agent, ledger) = archived(&site).await?;
     ledger.grow(30).await?;
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
@@ -146,13 +153,7 @@ async fn fault_49_a_past_that_is_not_there_is_refused_by_name() -> Result<()> {
 #[tokio::test]
 async fn fault_38_delete_markers_and_older_versions_are_in_nobodys_way() -> Result<()> {
     let site = site().await?;
-    let agent = site.start_agent().await?;
-    site.backup().await?;
-    let ledger = Ledger::start(&site.primary, 2).await?;
-    for _ in 0..3 {
-        ledger.grow(30).await?;
-        site.primary.sql("SELECT pg_switch_wal()").await?;
-    }
+    let (agent, ledger) = archived(&site).await?;
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
     leave(agent).await?;
