@@ -110,7 +110,8 @@ pub enum Command {
         /// Begin a new lineage under a cluster name that holds another system identifier (after pg_upgrade)
         #[arg(long)]
         new_lineage: bool,
-        /// Take the place of another agent although its server shows signs of life; counts for nothing beside a standby
+        /// Take the place of another agent although its server shows signs of life, once that must have noticed (two of its
+        /// pulse intervals); counts for nothing beside a standby
         #[arg(long)]
         take_over: bool,
     },

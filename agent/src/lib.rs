@@ -30,6 +30,7 @@ pub mod heal;
 pub mod held;
 pub mod identity;
 pub mod inventory;
+mod lease;
 pub mod metrics;
 pub mod outage;
 mod places;

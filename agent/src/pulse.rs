@@ -19,6 +19,9 @@ use crate::state::Snapshot;
 use crate::uploader::Shared;
 use crate::writer::Claims;
 
+/// Between two looks that somebody waits for.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// How long the last pulse may take: the process waits for it.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -32,7 +35,7 @@ pub async fn run(
 ) {
     let mut sequence = 0;
     while cancel
-        .run_until_cancelled(tokio::time::sleep(interval))
+        .run_until_cancelled(next(&region, interval))
         .await
         .is_some()
     {
@@ -48,6 +51,18 @@ pub async fn run(
     let last = write(&shared, &region, &claims, sequence + 1);
     if let Ok(written) = tokio::time::timeout(interval.min(LAST), last).await {
         log(&region, written);
+    }
+}
+
+/// An interval, or less where something waits to be stored until somebody has looked.
+async fn next(region: &Region, interval: Duration) {
+    let wanted = async {
+        tokio::time::sleep(AGAIN).await;
+        region.lease.wanted().await;
+    };
+    tokio::select! {
+        () = tokio::time::sleep(interval) => {}
+        () = wanted => {}
     }
 }
 

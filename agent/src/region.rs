@@ -16,6 +16,7 @@ use highwater_store::{
 
 use crate::blocking;
 use crate::error::{AgentError, Result};
+use crate::lease::{Lease, Leased};
 use crate::places::Place;
 use crate::state::{RegionView, State};
 
@@ -32,10 +33,12 @@ pub struct Region {
     pub name: String,
     /// Place in the configuration, and in every list of regions.
     pub index: usize,
-    /// Tries for ever: for work that must be done sooner or later.
+    /// Tries for ever, and writes as long as the claim is known to hold: for work that must be done sooner or later.
     pub store: Arc<dyn Store>,
     /// Gives up after ten seconds: for commands, probes and reads that another region can answer.
     pub quick: Arc<dyn Store>,
+    /// What `store` may write.
+    pub(crate) lease: Arc<Lease>,
 }
 
 /// All regions of one lineage.
@@ -97,11 +100,27 @@ impl Region {
         };
         let patient = policy(RetryPolicy::patient());
         let quick = policy(RetryPolicy::interactive().with_budget(Some(QUICK)));
+        let lease = Arc::<Lease>::default();
+        let leased = Arc::new(Leased::new(plain.clone(), lease.clone()));
         Self {
             name,
             index,
-            store: Arc::new(Retrying::new(plain.clone(), patient, hears_patient)),
+            store: Arc::new(Retrying::new(leased, patient, hears_patient)),
             quick: Arc::new(Retrying::new(plain, quick, hears_quick)),
+            lease,
+        }
+    }
+
+    /// A region whose calls are not repeated.
+    #[cfg(test)]
+    pub(crate) fn bare(name: impl Into<String>, index: usize, store: Arc<dyn Store>) -> Self {
+        let lease = Arc::<Lease>::default();
+        Self {
+            name: name.into(),
+            index,
+            store: Arc::new(Leased::new(store.clone(), lease.clone())),
+            quick: store,
+            lease,
         }
     }
 

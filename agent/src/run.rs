@@ -62,7 +62,7 @@ const JOIN_GRACE: Duration = Duration::from_secs(3);
 pub struct Options {
     /// A new system identifier may begin under a cluster name that already holds another one.
     pub new_lineage: bool,
-    /// Nobody is waited for whose place this agent takes.
+    /// The place of another agent is taken whether it lives or not.
     pub take_over: bool,
 }
 

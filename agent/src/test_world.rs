@@ -9,7 +9,7 @@ use highwater_format::{
     ClusterName, Codec, FrameEncoder, Header, History, Identity, Kind, Lsn, LsnRange, SegmentName,
     SegmentSize, SystemId, TimelineId, seal,
 };
-use highwater_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Object, PutMode, Rule, Store};
+use highwater_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Object, PutMode, Rule};
 
 use crate::budget::Budget;
 use crate::frontier::Position;
@@ -38,15 +38,7 @@ pub(crate) fn world(policy: Policy) -> World {
         .into_iter()
         .zip(&faulty)
         .enumerate()
-        .map(|(index, (name, store))| {
-            let store: Arc<dyn Store> = store.clone();
-            Arc::new(Region {
-                name: name.into(),
-                index,
-                store: store.clone(),
-                quick: store,
-            })
-        })
+        .map(|(index, (name, store))| Arc::new(Region::bare(name, index, store.clone())))
         .collect();
     let segment_size = SegmentSize::new(MIB).unwrap();
     let identity = Identity {

@@ -34,12 +34,7 @@ pub(super) fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
         wal_block_size: 8192,
         block_size: 8192,
     };
-    let region = Arc::new(Region {
-        name: "a".into(),
-        index: 0,
-        store: store.clone(),
-        quick: store,
-    });
+    let region = Arc::new(Region::bare("a", 0, store));
     let state = State::new(["a".to_owned()]);
     let shared = Shared {
         archive: Archive::new("orders".parse().unwrap(), identity, vec![region.clone()]),

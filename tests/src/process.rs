@@ -127,6 +127,15 @@ pub fn spawn(command: Command) -> io::Result<Child> {
     answer.recv().map_err(io::Error::other)?
 }
 
+/// Copies a directory with owners, modes and times.
+///
+/// # Errors
+/// Those of `cp`.
+pub fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let arguments = ["-a".as_ref(), from.as_os_str(), to.as_os_str()];
+    run(Path::new("cp"), &arguments, Path::new("/")).map(drop)
+}
+
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::archive;
 use crate::clock::eventually;
@@ -201,6 +201,22 @@ impl Site {
     #[must_use]
     pub fn snapshots(&self) -> [S3Snapshot; 2] {
         [self.regions[0].snapshot(), self.regions[1].snapshot()]
+    }
+
+    /// Checks that nothing that was in `before` has changed since, except what is no part of the archive: pulse and probes.
+    ///
+    /// # Errors
+    /// What was replaced or is gone.
+    pub fn nothing_was_replaced(&self, before: &[S3Snapshot; 2]) -> Result<()> {
+        for (before, after) in before.iter().zip(self.snapshots()) {
+            for key in before.keys(BUCKET) {
+                let (old, new) = (before.get(BUCKET, &key), after.get(BUCKET, &key));
+                let same = old.map(|old| old.bytes.clone()) == new.map(|new| new.bytes.clone());
+                let sign = key.ends_with("pulse.json") || key.contains("/probe/");
+                ensure!(same || sign, "{key} was replaced");
+            }
+        }
+        Ok(())
     }
 
     /// The end of the contiguous WAL of timeline 1 in each region, from the names of its objects.

@@ -1,7 +1,6 @@
 //! The archive belongs to one history: a rolled-back primary and a second agent are told apart from a plain
 //! restart, and neither spoils what is archived.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -30,15 +29,6 @@ async fn gives_up(site: &Site) -> Result<(i32, String)> {
     Ok((code, agent.last_words()))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    process::run(
-        Path::new("cp"),
-        &["-a".as_ref(), from.as_os_str(), to.as_os_str()],
-        Path::new("/"),
-    )
-    .map(drop)
-}
-
 /// The place from which on an agent says that the server's WAL is another one.
 fn place_named_in(said: &str) -> Result<u64> {
     let place = said.split("differs from the archive's from ").nth(1);
@@ -55,7 +45,7 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     site.primary.sql("CREATE TABLE story (line text)").await?;
     site.primary.stop(Stop::Fast).await?;
     let kept = site.primary.dir().join("kept");
-    copy(site.primary.data_dir(), &kept)?;
+    process::copy_tree(site.primary.data_dir(), &kept)?;
     site.primary.start_again().await?;
     // The last record that both histories have.
     let shutdown = "SELECT checkpoint_lsn FROM pg_control_checkpoint()";
@@ -71,7 +61,7 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     // The copy is put in its place, and grows past the point up to which the other one was archived.
     site.primary.stop(Stop::Immediate).await?;
     site.primary.lose_disk()?;
-    copy(&kept, site.primary.data_dir())?;
+    process::copy_tree(&kept, site.primary.data_dir())?;
     site.primary.start_again().await?;
     // Before that its end lies inside what is archived, and the listings look as if its WAL were stored.
     site.primary
@@ -131,7 +121,7 @@ async fn a_running_agent_leaves_no_slot_on_a_server_that_it_refuses() -> Result<
     site.primary.sql("CREATE TABLE story (line text)").await?;
     site.primary.stop(Stop::Fast).await?;
     let kept = site.primary.dir().join("kept");
-    copy(site.primary.data_dir(), &kept)?;
+    process::copy_tree(site.primary.data_dir(), &kept)?;
     std::fs::remove_dir_all(kept.join("pg_replslot/highwater"))?;
     site.primary.start_again().await?;
     site.primary
@@ -140,7 +130,7 @@ async fn a_running_agent_leaves_no_slot_on_a_server_that_it_refuses() -> Result<
     site.all_durable().await.with_context(|| agent.last_words())?;
     site.primary.stop(Stop::Immediate).await?;
     site.primary.lose_disk()?;
-    copy(&kept, site.primary.data_dir())?;
+    process::copy_tree(&kept, site.primary.data_dir())?;
     site.primary.start_again().await?;
     ensure!(agent.wait_exit(PATIENCE).await? == 4, "{}", agent.last_words());
     let slots = site
@@ -281,7 +271,7 @@ async fn fault_67_a_copy_of_the_disk_that_runs_beside_production_is_refused() ->
     site.all_durable().await?;
     site.primary.stop(Stop::Fast).await?;
     let kept = site.primary.dir().join("clone");
-    copy(site.primary.data_dir(), &kept)?;
+    process::copy_tree(site.primary.data_dir(), &kept)?;
     site.primary.start_again().await?;
     site.all_durable().await?;
     let mut clone = PgCluster::adopt(PgVersion::V15, &kept)?;

@@ -1,6 +1,5 @@
 //! Several agents, one archive: on the same history they are one, on different ones exactly one goes on.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use highwater_tests::ledger::{Expect, Pace};
 use highwater_tests::postgres::PgBuilder;
 use highwater_tests::program::Running;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, S3Snapshot, Stop, archive, lsn};
+use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, Stop, archive, lsn};
 use nix::sys::signal::Signal;
 
 const VERSION: PgVersion = PgVersion::V15;
@@ -22,19 +21,6 @@ fn builder() -> PgBuilder {
 async fn flushed(server: &PgCluster) -> Result<u64> {
     server.sql("SELECT txid_current()").await?;
     lsn::parse(&server.value("SELECT pg_current_wal_flush_lsn()").await?)
-}
-
-/// Nothing that was in `before` has changed since, except what is no part of the archive: pulse and probes.
-fn nothing_was_replaced(before: &[S3Snapshot; 2], site: &Site) -> Result<()> {
-    for (before, after) in before.iter().zip(site.snapshots()) {
-        for key in before.keys(BUCKET) {
-            let (old, new) = (before.get(BUCKET, &key), after.get(BUCKET, &key));
-            let same = old.map(|old| old.bytes.clone()) == new.map(|new| new.bytes.clone());
-            let sign = key.ends_with("pulse.json") || key.contains("/probe/");
-            ensure!(same || sign, "{key} was replaced");
-        }
-    }
-    Ok(())
 }
 
 /// What the regions hold without pulses and claims.
@@ -143,7 +129,7 @@ async fn fault_18_old_primary_revived() -> Result<()> {
         "the pulses are the new primary's: {}",
         status.said()
     );
-    nothing_was_replaced(&archived, &site)?;
+    site.nothing_was_replaced(&archived)?;
     ensure!(new_agent.is_running(), "{}", new_agent.last_words());
 
     let log = ledger.stop().await;
@@ -199,7 +185,7 @@ async fn fault_18_two_promotions_to_the_same_timeline() -> Result<()> {
     drop(first_agent);
     first.kill9();
     refused(&mut second_agent()?, 4, &[&ours, &theirs, "Nothing was replaced"]).await?;
-    nothing_was_replaced(&before, &site)
+    site.nothing_was_replaced(&before)
 }
 
 /// One agent beside every node, as under Patroni: whichever node is promoted, its agent becomes the writer, and the
@@ -266,73 +252,6 @@ async fn one_agent_beside_every_node_follows_failovers() -> Result<()> {
     let restored = place.recovered("data", &[]).await?;
     log.check(&restored, Expect::everything()).await?;
     Ok(())
-}
-
-/// Waits until no thread of a process runs that was told to stop.
-async fn until_asleep(agent: &Running) -> Result<()> {
-    let threads = PathBuf::from(format!("/proc/{}/task", agent.pid()));
-    let state = |thread: PathBuf| {
-        let stat = std::fs::read_to_string(thread.join("stat")).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next()
-    };
-    let asleep = || async {
-        let mut threads = std::fs::read_dir(&threads).ok()?.flatten();
-        let all = threads.all(|thread| state(thread.path()) == Some('T'));
-        all.then_some(())
-    };
-    eventually("the agent to be asleep", SOON, asleep).await
-}
-
-/// A writer that slept through the takeover stops when it wakes. Of what was written since, its server is told nothing, and
-/// nothing that anybody has stored is replaced.
-#[tokio::test]
-async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
-    // The server, too, has time until the agent wakes: it does not ask for an answer meanwhile.
-    let mut site = Site::start(builder().conf("wal_sender_timeout", "10min"), 16).await?;
-    // The default: with less the sleeper would have less time to find out what it has missed.
-    site.settings = "[wal]\nflush_interval = \"1s\"\n[pulse]\ninterval = \"1s\"\n".to_owned();
-    let mut sleeper = site.start_agent().await?;
-    let standby = builder().standby_of(&site.primary).await?;
-    site.all_durable().await?;
-    let tap = FeedbackTap::start(&standby).await?;
-    let mut rival = site.agent_at(&tap.connection_string())?.arg("run").start()?;
-    rival.says("streaming", SOON).await?;
-    // The standby is promoted and both servers live: while the first one's agent does too, the other waits its turn.
-    standby.promote().await?;
-    rival.says("this archive is in use", SOON).await?;
-    let sleeper_pid = format!("pid {}", sleeper.pid());
-    ensure!(
-        rival.is_running() && rival.last_words().contains(&sleeper_pid),
-        "{}",
-        rival.last_words()
-    );
-    ensure!(sleeper.is_running(), "{}", sleeper.last_words());
-
-    sleeper.signal(Signal::SIGSTOP);
-    until_asleep(&sleeper).await?;
-    let asleep = site.position().await?;
-    // It finds this on its socket when it wakes.
-    site.primary.sql("CREATE TABLE split_brain ()").await?;
-    let split_brain = flushed(&site.primary).await?;
-    site.archived(2, flushed(&standby).await?)
-        .await
-        .with_context(|| rival.last_words())?;
-    let archived = site.snapshots();
-    sleeper.signal(Signal::SIGCONT);
-    let rival_pid = format!("pid {}", rival.pid());
-    refused(&mut sleeper, 4, &[&rival_pid, "timeline 2"]).await?;
-    let told = site.tap.highest_flush();
-    ensure!(
-        told <= asleep && asleep < split_brain,
-        "{} was called safe by an agent that slept from {} on",
-        lsn::show(told),
-        lsn::show(asleep)
-    );
-    site.primary.sql("CREATE TABLE split_brain_again ()").await?;
-    standby.sql("CREATE TABLE the_other_goes_on ()").await?;
-    site.archived(2, flushed(&standby).await?).await?;
-    ensure!(rival.is_running(), "{}", rival.last_words());
-    nothing_was_replaced(&archived, &site)
 }
 
 /// Beside a standby that is promoted for a test, and has no slot then, a running agent waits while production lives. What it
@@ -449,7 +368,7 @@ async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<
     let mut agent = site.agent_at(&copy.connection_string())?.arg("run").start()?;
     refused(&mut agent, 1, &[&pid, "restored copy"]).await?;
     keeps_no_wal(&copy).await?;
-    nothing_was_replaced(&archived, &site)?;
+    site.nothing_was_replaced(&archived)?;
     ensure!(
         content(&site).iter().zip(&held).all(|(now, before)| now
             .iter()

@@ -15,12 +15,7 @@ use crate::region::Region;
 const PACK: u64 = 3 << 20;
 
 fn region(index: usize, store: Arc<dyn Store>) -> Arc<Region> {
-    Arc::new(Region {
-        name: format!("region-{index}"),
-        index,
-        store: store.clone(),
-        quick: store,
-    })
+    Arc::new(Region::bare(format!("region-{index}"), index, store))
 }
 
 fn settings(pack_size: u64, memory: u64, codec: Codec) -> PackSettings {

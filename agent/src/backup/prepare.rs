@@ -149,13 +149,7 @@ mod tests {
     };
 
     fn archive(store: &Arc<MemoryStore>) -> Archive {
-        let store: Arc<dyn Store> = store.clone();
-        let region = Region {
-            name: "a".to_owned(),
-            index: 0,
-            store: store.clone(),
-            quick: store,
-        };
+        let region = Region::bare("a", 0, store.clone());
         let identity = Identity {
             system_id: SystemId(7),
             server_version: 150_020,

@@ -123,3 +123,60 @@ async fn a_dead_claim_changes_nothing_between_two_that_live() {
         "the region that does not know of its fence gives nothing back"
     );
 }
+
+/// Whether something can be stored there now.
+async fn stores(region: &Region) -> bool {
+    let put = region.store.put("something", Object::new("x"), PutMode::Create);
+    timeout(Duration::from_millis(1), put).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn i8_a_writer_that_slept_stores_nothing_beside_who_may_have_taken_its_place() {
+    let rig = Rig::new();
+    let sleeper = rig.agent("sleeper", false);
+    sleeper.enter(line(1), false).await.unwrap();
+    let [north, south] = &rig.archive.regions[..] else {
+        unreachable!()
+    };
+    assert!(stores(north).await && stores(south).await);
+    let rival = claim(2, "rival", 1);
+    assert!(create(&*north.quick, &rig.archive.layout, &rival).await.unwrap());
+    tokio::time::advance(INTERVAL * SILENT_FOR).await;
+    assert!(!stores(north).await && !stores(south).await, "it may have slept");
+    for moment in 1..=2 {
+        rig.pulse("rival", 1, moment).await;
+        assert!(sleeper.look(north).await.unwrap(), "one change proves nothing");
+        assert!(!stores(north).await);
+    }
+    assert!(sleeper.look(south).await.unwrap() && stores(south).await);
+    rig.pulse("rival", 1, 3).await;
+    assert!(!sleeper.look(north).await.unwrap());
+    assert!(!stores(north).await && !stores(south).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_dead_claim_it_is_stored_once_that_is_known() {
+    let rig = Rig::new();
+    let writer = rig.agent_on(Some("here"), "writer", false);
+    writer.enter(line(1), false).await.unwrap();
+    let [north, south] = &rig.archive.regions[..] else {
+        unreachable!()
+    };
+    // By its silence, or by what the system says.
+    for (region, machine, waited) in [(north, "elsewhere", SILENT_FOR), (south, "here", 0)] {
+        let dead = Writer {
+            machine: Some(machine.to_owned()),
+            pid: 17,
+            ..claim(9, "dead", 1)
+        };
+        assert!(create(&*region.quick, &rig.archive.layout, &dead).await.unwrap());
+        tokio::time::advance(INTERVAL * SILENT_FOR).await;
+        let mut looks = 0;
+        while writer.look(region).await.unwrap() && !stores(region).await {
+            rig.pulse("writer", 1, looks.into()).await;
+            tokio::time::advance(INTERVAL).await;
+            looks += 1;
+        }
+        assert_eq!(looks, waited);
+    }
+}

@@ -11,16 +11,29 @@ use super::claim::{create, descent, name};
 use super::judge::{Asking, Entry, Line, Standing, entry, standing};
 use super::{Claims, Held, Told, newest};
 use crate::error::{AgentError, Kind, Result};
+use crate::lease::Moment;
 use crate::region::get_optional;
 
 /// Lost races for an epoch in a row before the attempt is given up; another connection tries again.
 const ROUNDS: u32 = 16;
+
+/// Whether a timeline may be claimed.
+#[derive(Debug, PartialEq)]
+enum Way {
+    /// Nobody is in the way.
+    Free,
+    /// Somebody was, and is silent: meanwhile another may have claimed, so that the claims have to be read again.
+    Again,
+    /// Somebody may be, and his place is taken all the same.
+    Over(Writer),
+}
 
 impl Claims {
     /// Asks to write what a server on `line` sends: before the first byte of every connection and timeline.
     pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
+            self.regions.iter().for_each(|region| region.lease.free());
             if self.take_over.swap(false, Ordering::Relaxed) {
                 tracing::warn!("--take-over counts for nothing beside a standby, nor when it is promoted");
             }
@@ -87,22 +100,15 @@ impl Claims {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
-            if self.is_free(line, true, &told, &mut silent).await? {
+            if self.way(line, true, &told, &mut silent).await? != Way::Again {
                 return Ok(());
             }
         }
         Err(overtaken(line))
     }
 
-    /// Whether nobody is in the way. False: somebody was, and is `silent`; meanwhile another may have claimed, so that the
-    /// claims have to be read again.
-    async fn is_free(
-        &self,
-        line: Line,
-        standby: bool,
-        told: &Told,
-        silent: &mut Option<Writer>,
-    ) -> Result<bool> {
+    /// Whether anybody is in the way; who was, and is silent now, becomes `silent`.
+    async fn way(&self, line: Line, standby: bool, told: &Told, silent: &mut Option<Writer>) -> Result<Way> {
         let newest = newest(told);
         let asking = Asking {
             me: &self.me.instance,
@@ -112,21 +118,22 @@ impl Claims {
         };
         let holder = match entry(asking, line, newest) {
             Entry::Ask(holder) if silent.as_ref() != Some(&holder) => holder,
-            Entry::Ask(_) | Entry::Free => return Ok(true),
+            Entry::Ask(_) | Entry::Free => return Ok(Way::Free),
         };
         if self.take_over.load(Ordering::Relaxed) {
-            return Ok(true);
+            return Ok(Way::Over(holder));
         }
         self.must_be_silent(told, line, standby, &holder).await?;
         *silent = Some(holder);
-        Ok(false)
+        Ok(Way::Again)
     }
 
     async fn claim(&self, line: Line) -> Result<()> {
         let mut silent = None;
         for _ in 0..ROUNDS {
             let told = self.read().await?;
-            if !self.is_free(line, false, &told, &mut silent).await? {
+            let way = self.way(line, false, &told, &mut silent).await?;
+            if way == Way::Again {
                 continue;
             }
             let newest = newest(&told);
@@ -142,6 +149,9 @@ impl Claims {
             };
             if self.place(&claim, &told).await? {
                 log_claim(&claim, newest);
+                if let Way::Over(holder) = way {
+                    self.outlast(&told, &holder).await;
+                }
                 self.take_over.store(false, Ordering::Relaxed);
                 self.hold(Some(claim));
                 return Ok(());
@@ -161,8 +171,13 @@ impl Claims {
     async fn place(&self, claim: &Writer, told: &Told) -> Result<bool> {
         let (mut placed, mut failure) = (false, None);
         for (region, _) in told {
+            let began = Moment::now();
             match create(&*region.quick, &self.layout, claim).await {
-                Ok(true) => placed = true,
+                Ok(true) => {
+                    placed = true;
+                    region.lease.claim(self.interval);
+                    region.lease.looked(began);
+                }
                 Ok(false) => return Ok(false),
                 Err(error) if is_of_the_region(&error) => {
                     tracing::warn!(region = region.name, %error, "the claim is placed there later");

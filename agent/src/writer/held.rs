@@ -6,16 +6,56 @@ use std::sync::PoisonError;
 
 use highwater_format::{Pulse, TimelineId, Writer};
 use highwater_store::Store;
+use tokio::time::Instant;
 
 use super::claim::{GRACE, create, name, newest_of, older_claim};
 use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
-use super::{Claims, Held};
-use crate::error::{AgentError, Result};
+use super::silence::SILENT_FOR;
+use super::{Claims, Held, Told};
+use crate::error::{AgentError, Kind, Result};
 use crate::inventory;
+use crate::lease::Moment;
 use crate::region::Region;
 
+/// What a look has found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    /// The claim is the newest, or whoever made a newer one has to give way or is dead.
+    Holds,
+    /// There is a newer one, and it is not known yet whether anybody else lives.
+    Beside,
+    /// This agent has no say here.
+    Lost,
+}
+
+fn holds_if(holds: bool) -> Found {
+    if holds { Found::Holds } else { Found::Lost }
+}
+
+/// Whether anybody else lives.
+enum Life {
+    Shown,
+    Unknown,
+    /// Silent for as long as is waited for before a writer's place is taken.
+    None,
+}
+
+/// A newer claim in a region that does not say that this agent was left behind, and what was seen since.
+#[derive(Debug)]
+pub(super) struct Beside {
+    rival: Writer,
+    watch: Watch,
+    changed: Instant,
+}
+
 impl Claims {
+    /// Whoever holds a claim writes where he has looked; nothing more is allowed to one who has just lost it.
     pub(super) fn hold(&self, claim: Option<Writer>) {
+        if claim.is_some() {
+            self.regions
+                .iter()
+                .for_each(|region| region.lease.claim(self.interval));
+        }
         let epoch = claim.as_ref().map_or(0, |claim| claim.epoch);
         self.held.send_replace(Held { claim, fenced: None });
         self.state.update(|snapshot| snapshot.writer_epoch = epoch);
@@ -44,26 +84,40 @@ impl Claims {
         Ok(())
     }
 
-    /// With each pulse: whether the claim still holds in that region. A region that was away when the claim was
-    /// made gets it now. False: this agent has no say there at present, and writes no pulse.
+    /// With each pulse: whether this agent has a say in that region. A region that was away when the claim was made gets it
+    /// now. False: it has none there at present, and writes no pulse.
     pub async fn look(&self, region: &Region) -> Result<bool> {
         let Some(own) = self.held.borrow().claim.clone() else {
             return Ok(false);
         };
+        let began = Moment::now();
+        let found = self.found_in(region, own).await;
+        match &found {
+            Ok(Found::Holds) => region.lease.looked(began),
+            // Somebody may have claimed where nobody could look.
+            Err(error) if error.kind() == Kind::Retry => {}
+            // What cannot be read fences nobody.
+            Err(_) => region.lease.looked(began),
+            Ok(Found::Beside | Found::Lost) => {}
+        }
+        Ok(found? != Found::Lost)
+    }
+
+    async fn found_in(&self, region: &Region, own: Writer) -> Result<Found> {
         let store = &*region.quick;
         let newest = newest_of(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
         if let Some(epoch) = newest.as_ref().and_then(|newest| above_a_stray(&own, newest)) {
-            return self.claim_above(store, &own, epoch).await;
+            return Ok(holds_if(self.claim_above(store, &own, epoch).await?));
         }
         match newest {
-            None => create(store, &self.layout, &own).await,
+            None => Ok(holds_if(create(store, &self.layout, &own).await?)),
             Some(newest) => match standing(&own, &newest) {
-                Standing::Holds => Ok(true),
+                Standing::Holds => Ok(Found::Holds),
                 Standing::Beside(rival) => self.beside(region, &own, rival).await,
                 Standing::Fenced(holder) => {
                     self.fence(&own, holder);
-                    Ok(false)
+                    Ok(Found::Lost)
                 }
             },
         }
@@ -71,17 +125,24 @@ impl Claims {
 
     /// Another process has claimed after us what is no later than our timeline: because it saw us silent, was told to take our place,
     /// or did so where we could not see it. Whose claim it was may be dead, and hide another's that lives: of those who live only
-    /// one may go on.
-    async fn beside(&self, region: &Region, own: &Writer, rival: Writer) -> Result<bool> {
+    /// one may go on, and until that is known nothing is stored here.
+    async fn beside(&self, region: &Region, own: &Writer, rival: Writer) -> Result<Found> {
+        let here = self.regions.iter().filter(|known| known.index == region.index);
+        let here: Told = here.map(|region| (region.clone(), None)).collect();
+        if self.is_gone(&here, Some(&rival)).await? {
+            return Ok(Found::Holds);
+        }
         let pulse = match inventory::pulse(&*region.quick, &self.layout).await {
             // The next one replaces it.
-            Err(AgentError::Object { .. }) | Ok(None) => return Ok(true),
-            Err(error) => return Err(error),
-            Ok(Some(pulse)) => pulse,
+            Err(AgentError::Object { .. }) => None,
+            pulse => pulse?,
         };
-        if !self.is_alive_beside(region.index, own, &rival, &pulse) {
-            return Ok(true);
-        }
+        let life = self.life_beside(region.index, own, &rival, pulse.as_ref());
+        let pulse = match (life, pulse) {
+            (Life::Shown, Some(pulse)) => pulse,
+            (Life::None, _) => return Ok(Found::Holds),
+            _ => return Ok(Found::Beside),
+        };
         let theirs = match pulse.instance == rival.instance {
             true => Some(rival.clone()),
             // Who cannot be named lives all the same.
@@ -92,22 +153,38 @@ impl Claims {
         };
         match theirs {
             // It is that one which has to give way, as its own looks tell it.
-            Some(theirs) if rank(&theirs) < rank(own) => return Ok(true),
+            Some(theirs) if rank(&theirs) < rank(own) => return Ok(Found::Holds),
             Some(theirs) => self.fence(own, theirs),
             None => self.fence(own, rival),
         }
-        Ok(false)
+        Ok(Found::Lost)
     }
 
-    /// Whether the pulse of a region, looked at since `rival` was first seen there, has shown that anybody else lives.
-    fn is_alive_beside(&self, region: usize, own: &Writer, rival: &Writer, pulse: &Pulse) -> bool {
+    /// What the pulses of a region, looked at since `rival` was first seen there, have shown of anybody else.
+    fn life_beside(&self, region: usize, own: &Writer, rival: &Writer, pulse: Option<&Pulse>) -> Life {
         let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || (rival.clone(), Watch::new(&own.instance, None, &rival.instance));
-        let (known, watch) = beside.entry(region).or_insert_with(fresh);
-        if known != rival {
-            (*known, *watch) = fresh();
+        let fresh = || Beside {
+            rival: rival.clone(),
+            watch: Watch::new(&own.instance, None, &rival.instance),
+            changed: Instant::now(),
+        };
+        let known = beside.entry(region).or_insert_with(fresh);
+        if known.rival != *rival {
+            *known = fresh();
         }
-        watch.observe(region, pulse, self.interval) == Sign::Alive
+        match pulse.map_or(Sign::None, |pulse| {
+            known.watch.observe(region, pulse, self.interval)
+        }) {
+            Sign::Alive => Life::Shown,
+            Sign::Changed => {
+                known.changed = Instant::now();
+                Life::Unknown
+            }
+            Sign::None if known.changed.elapsed() < known.watch.interval(self.interval) * SILENT_FOR => {
+                Life::Unknown
+            }
+            Sign::None => Life::None,
+        }
     }
 
     /// Claims what is held again, above a stray claim. The other regions get it with their next look.
@@ -141,6 +218,7 @@ impl Claims {
             changed
         });
         if changed {
+            self.regions.iter().for_each(|region| region.lease.revoke());
             self.state.update(|snapshot| snapshot.writer_epoch = 0);
         }
     }

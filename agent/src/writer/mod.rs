@@ -32,7 +32,8 @@ use crate::error::{AgentError, Result};
 use crate::region::{Archive, Region};
 use crate::state::State;
 use claim::{ask, name, newest_of};
-use judge::{Watch, rank};
+use held::Beside;
+use judge::rank;
 pub use process::Me;
 pub(crate) use silence::SILENT_FOR;
 
@@ -63,8 +64,8 @@ pub struct Claims {
     held: watch::Sender<Held>,
     /// Regions that did not answer at the start and have not since: nobody waits for them.
     away: Mutex<BTreeSet<usize>>,
-    /// Whether the newest claim of a region, on our timeline and not ours, is of somebody who lives.
-    beside: Mutex<BTreeMap<usize, (Writer, Watch)>>,
+    /// Regions in which somebody else's claim is newer and does not fence by itself.
+    beside: Mutex<BTreeMap<usize, Beside>>,
 }
 
 /// The newest claim of each region that answered.

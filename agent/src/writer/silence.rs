@@ -8,10 +8,11 @@ use highwater_format::{Pulse, Writer};
 use tokio::time::Instant;
 
 use super::claim::{ask, name, older_claim};
-use super::judge::{Line, Sign, Watch};
+use super::judge::{Line, Sign, Watch, interval};
 use super::{Claims, Told};
 use crate::error::{AgentError, Result};
 use crate::inventory;
+use crate::lease;
 use crate::region::Region;
 
 /// The other side of a timeline is silent when its pulses did not change for so many of its own intervals, which its pulses
@@ -90,6 +91,22 @@ impl Claims {
             }
             tokio::time::sleep(interval.min(self.interval) / LOOKS).await;
         }
+    }
+
+    /// Our claim is placed, and `holder` may live: waits until whatever it has looked at before counts for nothing to it, so that the
+    /// two never write at the same time.
+    pub(super) async fn outlast(&self, told: &Told, holder: &Writer) {
+        let pulses = self.pulses(told).await.unwrap_or_default();
+        let others = pulses
+            .iter()
+            .filter(|(_, pulse)| pulse.instance != self.me.instance);
+        let longest = others.map(|(_, pulse)| interval(pulse, self.interval)).max();
+        let term = lease::term(longest.unwrap_or(self.interval));
+        tracing::warn!(
+            holder = %name(holder), seconds = term.as_secs(),
+            "its place is taken as soon as it must have noticed"
+        );
+        tokio::time::sleep(term).await;
     }
 
     async fn in_use(&self, region: &Region, pulse: &Pulse, newest: &Writer, line: Line) -> AgentError {

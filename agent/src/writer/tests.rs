@@ -83,12 +83,7 @@ impl Rig {
             block_size: 8192,
         };
         let region = |(index, store): (usize, &Arc<FaultyStore>)| {
-            Arc::new(Region {
-                name: store.region().to_owned(),
-                index,
-                store: store.clone(),
-                quick: store.clone(),
-            })
+            Arc::new(Region::bare(store.region(), index, store.clone()))
         };
         let regions = stores.iter().enumerate().map(region).collect();
         let archive = Archive::new("orders".parse().unwrap(), identity, regions);
@@ -456,14 +451,12 @@ async fn a_lost_answer_is_no_rival() {
     let lost = Rule::once(Fault::FailAfter(ErrorKind::Retry)).on(Operation::Put);
     rig.stores[0].inject(lost);
     let quick = Region {
-        name: "north".to_owned(),
-        index: 0,
-        store: rig.stores[0].clone(),
         quick: Arc::new(Retrying::new(
             rig.stores[0].clone(),
             RetryPolicy::interactive(),
             Arc::new(NoObserver),
         )),
+        ..Region::bare("north", 0, rig.stores[0].clone())
     };
     let mut archive = rig.archive.clone();
     archive.regions[0] = Arc::new(quick);

@@ -173,14 +173,9 @@ async fn copy_online(primary: &PgCluster, into: &Path) -> anyhow::Result<()> {
     };
     let client = primary.client().await?;
     client.simple_query(&format!("SELECT {start}")).await?;
-    process::run(
-        Path::new("cp"),
-        &["-a".as_ref(), primary.data_dir().as_os_str(), into.as_os_str()],
-        Path::new("/"),
-    )
-    .or_else(|error| {
+    process::copy_tree(primary.data_dir(), into).or_else(|error| {
         if into.join("global/pg_control").exists() {
-            Ok(String::new())
+            Ok(())
         } else {
             Err(error)
         }

@@ -1,0 +1,270 @@
+//! How long a look at the writer claim is good for: a writer stores nothing in a region that it has not looked at lately.
+//!
+//! Owns: the term in one region, and the store that keeps to it. Does not own what a look finds
+//! ([`crate::writer`]), nor when it is taken (the pulse, which is told when somebody waits).
+//!
+//! A process that was stopped, or a machine that was suspended, wakes with WAL in its hands and does not know that another one
+//! has taken its place meanwhile. Nobody takes it before three intervals of the pulse have passed without one, so a look
+//! is good for less, and what is to be stored later waits for the next one. A request that was under way
+//! when the process fell asleep is beyond reach.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use highwater_store::{Meta, Object, Page, Put, PutMode, Store, StoreError};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// For how many intervals of the pulse a look is good: fewer than the silence after which another writer takes over.
+const TERM: u32 = 2;
+
+/// How long a look is good for a writer with this interval of the pulse.
+pub(crate) fn term(interval: Duration) -> Duration {
+    interval * TERM
+}
+
+/// A moment by the runtime's clock, which stands still while a machine is suspended, and by the one that does not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    ran: Instant,
+    booted: Duration,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        let since_boot = clock_gettime(ClockId::Boottime);
+        let booted = Duration::try_from(since_boot).unwrap_or_default();
+        Self {
+            ran: Instant::now(),
+            booted,
+        }
+    }
+
+    fn since(self, earlier: Self) -> Duration {
+        let ran = self.ran.saturating_duration_since(earlier.ran);
+        ran.max(self.booted.saturating_sub(earlier.booted))
+    }
+}
+
+/// What a writer may do in one region.
+#[derive(Clone, Copy, Debug, Default)]
+enum Terms {
+    /// Nothing is claimed: by a command, or beside a standby.
+    #[default]
+    Free,
+    /// A look is good for so long.
+    Claimed { term: Duration, looked: Option<Moment> },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    terms: watch::Sender<Terms>,
+    /// Writes that wait for a look.
+    waiting: watch::Sender<usize>,
+}
+
+impl Lease {
+    /// From now on only what a look allows. An earlier look stays good; `interval` is that of the pulse.
+    pub(crate) fn claim(&self, interval: Duration) {
+        self.terms.send_modify(|terms| {
+            let looked = match *terms {
+                Terms::Claimed { looked, .. } => looked,
+                Terms::Free => None,
+            };
+            *terms = Terms::Claimed {
+                term: term(interval),
+                looked,
+            };
+        });
+    }
+
+    /// Nothing is claimed any more.
+    pub(crate) fn free(&self) {
+        self.terms.send_replace(Terms::Free);
+    }
+
+    /// A look that began at `began` has found the claim to hold.
+    pub(crate) fn looked(&self, began: Moment) {
+        self.set_look(Some(began));
+    }
+
+    /// Another writer has taken the place: nothing more is stored.
+    pub(crate) fn revoke(&self) {
+        self.set_look(None);
+    }
+
+    fn set_look(&self, look: Option<Moment>) {
+        self.terms.send_modify(|terms| {
+            if let Terms::Claimed { looked, .. } = terms {
+                *looked = look;
+            }
+        });
+    }
+
+    /// Returns when something waits for a look.
+    pub(crate) async fn wanted(&self) {
+        let mut waiting = self.waiting.subscribe();
+        // The sender is ours.
+        let _ = waiting.wait_for(|waiting| *waiting > 0).await;
+    }
+
+    /// Returns when a look is good: one that was taken lately or, where looks take longer than that, begun meanwhile.
+    async fn may_write(&self) {
+        let asked = Moment::now();
+        let good = |terms: &Terms| match *terms {
+            Terms::Free => true,
+            Terms::Claimed { term, looked } => {
+                looked.is_some_and(|looked| looked.ran >= asked.ran || asked.since(looked) <= term)
+            }
+        };
+        let mut terms = self.terms.subscribe();
+        if good(&terms.borrow_and_update()) {
+            return;
+        }
+        let _waits = Waits::begin(&self.waiting);
+        // The sender is ours.
+        let _ = terms.wait_for(good).await;
+    }
+}
+
+/// Counted as long as it lives: a write may be given up.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+/// A store whose every attempt to write waits for a good look.
+#[derive(Debug)]
+pub(crate) struct Leased {
+    inner: Arc<dyn Store>,
+    lease: Arc<Lease>,
+}
+
+impl Leased {
+    pub(crate) fn new(inner: Arc<dyn Store>, lease: Arc<Lease>) -> Self {
+        Self { inner, lease }
+    }
+}
+
+#[async_trait]
+impl Store for Leased {
+    fn region(&self) -> &str {
+        self.inner.region()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
+        self.lease.may_write().await;
+        self.inner.put(key, object, mode).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Meta, StoreError> {
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>, max: usize) -> Result<Page, StoreError> {
+        self.inner.list(prefix, start_after, max).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.inner.delete(key).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_store::MemoryStore;
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+    const AT_ONCE: Duration = Duration::from_millis(1);
+
+    fn leased() -> (Arc<Lease>, Leased) {
+        let lease = Arc::<Lease>::default();
+        let store = Leased::new(Arc::new(MemoryStore::new("a")), lease.clone());
+        (lease, store)
+    }
+
+    async fn writes(store: &Leased, key: &str) -> bool {
+        let put = store.put(key, Object::new("x"), PutMode::Create);
+        timeout(AT_ONCE, put).await.is_ok_and(|put| put.is_ok())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_stored_on_a_look_that_is_too_old() {
+        let (lease, store) = leased();
+        assert!(writes(&store, "free").await);
+        lease.claim(INTERVAL);
+        assert!(!writes(&store, "never looked").await);
+        lease.looked(Moment::now());
+        assert!(writes(&store, "looked").await);
+        advance(INTERVAL * TERM - AT_ONCE * 10).await;
+        assert!(writes(&store, "lately").await);
+        advance(AT_ONCE * 20).await;
+        assert!(!writes(&store, "too long ago").await);
+        lease.looked(Moment::now());
+        // The next timeline is claimed.
+        lease.claim(INTERVAL);
+        assert!(writes(&store, "looked again").await);
+        lease.revoke();
+        assert!(!writes(&store, "another one writes").await);
+        lease.free();
+        assert!(writes(&store, "beside a standby").await);
+    }
+
+    /// In a region so slow that every look is too old when it is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_was_begun_meanwhile_is_good_however_long_it_took() {
+        let (lease, store) = leased();
+        lease.claim(INTERVAL);
+        let before = Moment::now();
+        advance(INTERVAL * TERM * 2).await;
+        let write = store.put("slow", Object::new("x"), PutMode::Create);
+        tokio::pin!(write);
+        assert!(timeout(AT_ONCE, &mut write).await.is_err());
+        lease.wanted().await;
+        lease.looked(before);
+        assert!(timeout(AT_ONCE, &mut write).await.is_err());
+        let during = Moment::now();
+        advance(INTERVAL * TERM * 2).await;
+        lease.looked(during);
+        assert_eq!(write.await.unwrap(), Put::Created);
+        assert!(timeout(AT_ONCE, lease.wanted()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_was_given_up_wants_nothing() {
+        let (lease, store) = leased();
+        lease.claim(INTERVAL);
+        assert!(!writes(&store, "given up").await);
+        assert!(timeout(AT_ONCE, lease.wanted()).await.is_err());
+    }
+}
