@@ -9,14 +9,14 @@
 //! when the process fell asleep is beyond reach.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use highwater_store::{Meta, Object, Page, Put, PutMode, Store, StoreError};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// For how many intervals of the pulse a look is good: fewer than the silence after which another writer takes over.
@@ -27,26 +27,33 @@ pub(crate) fn term(interval: Duration) -> Duration {
     interval * TERM
 }
 
-/// A moment by the runtime's clock, which stands still while a machine is suspended, and by the one that does not.
+/// A moment by the runtime's clock, which stands still while a machine is suspended, and for how long it was suspended so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     ran: Instant,
-    booted: Duration,
+    suspended: Duration,
 }
+
+/// The two clocks are not read in the same instant: less than this is no suspension.
+const LEAST_SUSPENSION: Duration = Duration::from_millis(500);
 
 impl Moment {
     pub(crate) fn now() -> Self {
-        let since_boot = clock_gettime(ClockId::Boottime);
-        let booted = Duration::try_from(since_boot).unwrap_or_default();
+        let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+        let (ran, booted) = (read(ClockId::Monotonic), read(ClockId::Boottime));
         Self {
             ran: Instant::now(),
-            booted,
+            suspended: booted.saturating_sub(ran),
         }
     }
 
     fn since(self, earlier: Self) -> Duration {
+        let suspended = self.suspended.saturating_sub(earlier.suspended);
         let ran = self.ran.saturating_duration_since(earlier.ran);
-        ran.max(self.booted.saturating_sub(earlier.booted))
+        match suspended >= LEAST_SUSPENSION {
+            true => ran + suspended,
+            false => ran,
+        }
     }
 }
 
@@ -63,7 +70,9 @@ enum Terms {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Lease {
-    terms: watch::Sender<Terms>,
+    terms: Mutex<Terms>,
+    /// Wakes writes in the order in which they began to wait.
+    changed: Notify,
     /// Writes that wait for a look.
     waiting: watch::Sender<usize>,
 }
@@ -71,7 +80,7 @@ pub(crate) struct Lease {
 impl Lease {
     /// From now on only what a look allows. An earlier look stays good; `interval` is that of the pulse.
     pub(crate) fn claim(&self, interval: Duration) {
-        self.terms.send_modify(|terms| {
+        self.change(|terms| {
             let looked = match *terms {
                 Terms::Claimed { looked, .. } => looked,
                 Terms::Free => None,
@@ -85,7 +94,7 @@ impl Lease {
 
     /// Nothing is claimed any more.
     pub(crate) fn free(&self) {
-        self.terms.send_replace(Terms::Free);
+        self.change(|terms| *terms = Terms::Free);
     }
 
     /// A look that began at `began` has found the claim to hold.
@@ -99,11 +108,20 @@ impl Lease {
     }
 
     fn set_look(&self, look: Option<Moment>) {
-        self.terms.send_modify(|terms| {
+        self.change(|terms| {
             if let Terms::Claimed { looked, .. } = terms {
                 *looked = look;
             }
         });
+    }
+
+    fn terms(&self) -> MutexGuard<'_, Terms> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Terms)) {
+        change(&mut self.terms());
+        self.changed.notify_waiters();
     }
 
     /// Returns when something waits for a look.
@@ -116,19 +134,23 @@ impl Lease {
     /// Returns when a look is good: one that was taken lately or, where looks take longer than that, begun meanwhile.
     async fn may_write(&self) {
         let asked = Moment::now();
-        let good = |terms: &Terms| match *terms {
+        let good = || match *self.terms() {
             Terms::Free => true,
             Terms::Claimed { term, looked } => {
                 looked.is_some_and(|looked| looked.ran >= asked.ran || asked.since(looked) <= term)
             }
         };
-        let mut terms = self.terms.subscribe();
-        if good(&terms.borrow_and_update()) {
+        if good() {
             return;
         }
         let _waits = Waits::begin(&self.waiting);
-        // The sender is ours.
-        let _ = terms.wait_for(good).await;
+        loop {
+            let changed = self.changed.notified();
+            if good() {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -258,6 +280,19 @@ mod tests {
         lease.looked(during);
         assert_eq!(write.await.unwrap(), Put::Created);
         assert!(timeout(AT_ONCE, lease.wanted()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_passes_while_a_machine_is_suspended() {
+        let before = Moment::now();
+        advance(INTERVAL).await;
+        let after = |suspended| Moment {
+            ran: Instant::now(),
+            suspended: before.suspended + suspended,
+        };
+        assert_eq!(after(Duration::ZERO).since(before), INTERVAL);
+        assert_eq!(after(AT_ONCE).since(before), INTERVAL, "two clocks, read in turn");
+        assert_eq!(after(INTERVAL * 9).since(before), INTERVAL * 10);
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use super::judge::Line;
 use super::silence::SILENT_FOR;
 use super::*;
 use crate::error::Kind;
+use crate::lease;
 use crate::region::{Written, write_once};
 
 #[path = "beside_tests.rs"]
@@ -262,8 +263,13 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
     assert_eq!(rig.newest(0).await, Some((1, "production".to_owned())));
-    let copy = rig.agent("copy", true);
+    let (began, copy) = (Instant::now(), rig.agent("copy", true));
     copy.enter(line(2), false).await.unwrap();
+    assert_eq!(
+        began.elapsed(),
+        lease::term(INTERVAL),
+        "production may still write"
+    );
     assert!(
         !copy.take_over.load(Ordering::Relaxed),
         "it would take over for ever"
