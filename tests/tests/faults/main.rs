@@ -9,6 +9,7 @@ mod clock;
 mod cold;
 mod cuts;
 mod damage;
+mod memory;
 #[path = "../pulse/mod.rs"]
 mod pulse;
 mod restore;
