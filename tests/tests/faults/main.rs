@@ -4,6 +4,7 @@
 //! fail on order, and ends with the oracle of the rig: what was reported as stored comes back from what the
 //! regions hold.
 
+mod apart;
 mod backup;
 mod clock;
 mod cold;
