@@ -23,6 +23,8 @@ mod windows;
 pub(crate) mod model;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod say_tests;
 
 use std::fmt;
 

@@ -295,6 +295,38 @@ async fn a_standby_is_given_what_lies_before_a_hole_and_lives() {
     assert!(matches!(told, Answer::Damaged { .. }), "{told:?}");
 }
 
+/// Where every region has answered and nobody fills a hole, waiting helps nobody: it is told with the restore that works. A region
+/// that is silent may hold what is missing, and then nothing of the kind is said.
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_stays_is_told_with_the_lsn_that_can_be_had() {
+    let newest = *POSITIONS.end();
+    for (holed, number, before) in [
+        (archive_without(Some(5), None).await, 5, 5 * SIZE),
+        (archive_without(None, Some(0)).await, newest, NEWEST),
+        (archive_without(None, Some(1)).await, newest, CHUNKS[0].1),
+    ] {
+        let (told, _) = Case::new(&[&holed]).ask_with(Some(END), &name(number)).await;
+        let Answer::Failed(reason) = told else {
+            panic!("{told:?}")
+        };
+        let before = Lsn(before);
+        let words = format!(
+            "every region has answered: if no agent is still storing it, what there is ends at {before} \
+             (`highwater-restore run --to-lsn {before}` into another directory)"
+        );
+        assert!(reason.ends_with(&words), "{reason}");
+        for was_read in [true, false] {
+            let case = Case::new(&[&holed]).silent("b", was_read);
+            let (told, _) = case.ask_with(Some(END), &name(number)).await;
+            let Answer::Failed(reason) = told else {
+                panic!("{told:?}")
+            };
+            assert!(!reason.contains("--to-lsn"), "{reason}");
+            assert!(!reason.contains("every region has answered"), "{reason}");
+        }
+    }
+}
+
 /// Nor is damage, whichever object it strikes.
 #[tokio::test(start_paused = true)]
 async fn i12_damage_at_no_position_is_the_end() {

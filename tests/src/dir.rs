@@ -120,13 +120,15 @@ for dir in $dirs; do
     for cwd in $(set +f; echo /proc/[0-9]*/cwd); do
       case "$(readlink "$cwd" 2>/dev/null)" in "$dir"|"$dir"/*) pid=${cwd#/proc/}; kill -9 "${pid%/cwd}" 2>/dev/null ;; esac
     done
+    # Of a control group nobody can remove the files, and needs not.
+    rmdir "$dir" 2>/dev/null && break
     rm -rf "$dir" 2>/dev/null && break
     sleep 0.2
   done
 done
 "#;
 
-fn janitor_add(dir: &Path) {
+pub(crate) fn janitor_add(dir: &Path) {
     static JANITOR_PIPE: OnceLock<Mutex<Option<ChildStdin>>> = OnceLock::new();
     let pipe = JANITOR_PIPE.get_or_init(|| {
         let mut command = Command::new("setsid");

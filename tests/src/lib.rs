@@ -12,6 +12,7 @@
 )]
 
 pub mod archive;
+pub mod cgroup;
 pub mod clock;
 pub mod dice;
 pub mod dir;

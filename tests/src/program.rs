@@ -84,15 +84,26 @@ impl Program {
             RunAs::own(&copy)?;
             path = copy;
         }
-        let program = Self {
+        Ok(Self::new(path, dir)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("RUST_BACKTRACE", "1"))
+    }
+
+    /// A program of this machine.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn other(name: &str) -> anyhow::Result<Self> {
+        Ok(Self::new(PathBuf::from(name), Arc::new(TestDir::new()?)))
+    }
+
+    fn new(path: PathBuf, dir: Arc<TestDir>) -> Self {
+        Self {
             path,
             dir,
             arguments: Vec::new(),
             environment: Vec::new(),
-        };
-        Ok(program
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("RUST_BACKTRACE", "1"))
+        }
     }
 
     /// Where the program is.

@@ -77,11 +77,41 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 #[tokio::test]
+async fn i22_an_archive_of_the_first_format_is_restored_on_postgresql_14() -> Result<()> {
+    restored_everywhere(Golden {
+        version: PgVersion::V14,
+        directory: "14",
+        moment: "2026-11-22T20:03:12.144399Z",
+    })
+    .await
+}
+
+#[tokio::test]
 async fn i22_an_archive_of_the_first_format_is_restored_on_postgresql_15() -> Result<()> {
     restored_everywhere(Golden {
         version: PgVersion::V15,
         directory: "15",
         moment: "2026-11-22T16:35:34.362669Z",
+    })
+    .await
+}
+
+#[tokio::test]
+async fn i22_an_archive_of_the_first_format_is_restored_on_postgresql_16() -> Result<()> {
+    restored_everywhere(Golden {
+        version: PgVersion::V16,
+        directory: "16",
+        moment: "2026-11-22T20:03:35.829488Z",
+    })
+    .await
+}
+
+#[tokio::test]
+async fn i22_an_archive_of_the_first_format_is_restored_on_postgresql_17() -> Result<()> {
+    restored_everywhere(Golden {
+        version: PgVersion::V17,
+        directory: "17",
+        moment: "2026-11-22T20:03:56.472401Z",
     })
     .await
 }

@@ -3,12 +3,14 @@
 
 use highwater_config::Exit;
 use highwater_format::{Kind, Lsn, LsnRange, SegmentName, TimelineId};
-use highwater_store::{MemoryStore, Store, list_all};
+use highwater_store::{ErrorKind, Fault, FaultyStore, MemoryStore, Operation, Rule, Store, list_all};
 
 use crate::{
+    catalog::read,
     error::RestoreError,
     list, locate,
     plan::{Reason, Refusal},
+    regions::Access,
     target::{Request, Target},
     verify,
 };
@@ -143,10 +145,10 @@ async fn damage_is_not_proven_while_a_region_is_silent() {
         .await
         .unwrap();
     let mut regions = archive.regions();
-    let faulty = std::sync::Arc::new(highwater_store::FaultyStore::new(archive.b.clone()));
+    let faulty = std::sync::Arc::new(FaultyStore::new(archive.b.clone()));
     let mut catalog = archive.catalog().await;
-    let kind = highwater_store::ErrorKind::Operator;
-    let rule = highwater_store::Rule::times(1_000, highwater_store::Fault::FailBefore(kind));
+    let kind = ErrorKind::Operator;
+    let rule = Rule::times(1_000, Fault::FailBefore(kind));
     faulty.inject(rule);
     regions[1] = crate::regions::Region::over(faulty);
     let request = Request::to(Target::Xid(999));
@@ -181,6 +183,56 @@ async fn verify_says_what_else_holds_damaged_wal_and_what_is_lost() {
         lost.problem.contains("no base backup lies behind it yet"),
         "{found}"
     );
+}
+
+/// Nothing that was read holds the WAL of a damaged object. While a region or an object of it could not be read, that is no loss:
+/// it may be there.
+#[tokio::test]
+async fn verify_calls_nothing_lost_beside_what_it_could_not_read() {
+    let archive = damaged().await;
+    let key = Archive::key_of(&archive.a, Lsn(0x71_0000)).await;
+    hurt(&archive.a, &key).await;
+    let of_both = verify::verify(&archive.catalog().await, &archive.regions(), 4).await;
+    assert_eq!(
+        of_both.lost.len(),
+        1,
+        "nothing is lost: this proves nothing: {of_both}"
+    );
+
+    let silent = |rule: Rule| {
+        let store = FaultyStore::new(archive.b.clone());
+        store.inject(rule);
+        Access::Store(std::sync::Arc::new(store))
+    };
+    let failing = || Rule::times(1_000, Fault::FailBefore(ErrorKind::Operator));
+    let failed = Access::Failed {
+        error: "connection refused".to_owned(),
+        kind: ErrorKind::Retry,
+    };
+    // As the catalog found it, and as it turned out behind the catalog: all of it, its listing, or a single object.
+    for (access, at_first) in [
+        (failed, true),
+        (Access::LeftOut, true),
+        (silent(failing()), false),
+        (silent(failing().on(Operation::List)), false),
+        (silent(failing().key(segment_key())), false),
+    ] {
+        let case = format!("{access:?}");
+        let mut regions = archive.regions();
+        regions[1].access = access;
+        let seen = if at_first { &regions } else { &archive.regions() };
+        let catalog = read::read(seen, &"orders".parse().unwrap(), None).await.unwrap();
+        let found = verify::verify(&catalog, &regions, 4).await;
+        assert!(found.lost.is_empty(), "{case}: {found}");
+        assert!(!found.to_string().contains("LOST"), "{case}: {found}");
+        let told = found.damage.iter().find(|problem| problem.what == key).unwrap();
+        assert!(
+            told.problem
+                .ends_with("nothing else that was read holds all of it; what could not be read may"),
+            "{case}: {found}"
+        );
+        assert_eq!(found.exit(), Exit::No, "{case}: the damage is there: {found}");
+    }
 }
 
 #[tokio::test]

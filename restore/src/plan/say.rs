@@ -196,8 +196,10 @@ pub(super) fn hole(line: &Line, reason: Reason, end: Lsn, target: &Target) -> Re
     } else {
         ""
     };
-    let next =
-        format!("{first}to accept that, add --to-lsn {end}; `highwater-restore list` shows all windows");
+    // Beside the target that was asked for a second one would be refused.
+    let next = format!(
+        "{first}to accept that, ask for --to-lsn {end} instead; `highwater-restore list` shows all windows"
+    );
     Refusal::no(reason, message, next).because_of_damage(is_damage)
 }
 

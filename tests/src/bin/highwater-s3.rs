@@ -30,6 +30,9 @@ struct Arguments {
         hide_env_values = true
     )]
     secret: String,
+    /// The buckets keep older versions, and a DELETE leaves a delete marker
+    #[arg(long)]
+    versions: bool,
     /// Milliseconds that every request takes longer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
@@ -58,6 +61,9 @@ async fn main() -> anyhow::Result<()> {
     }
     for bucket in &arguments.buckets {
         server.create_bucket(bucket);
+        if arguments.versions {
+            server.keep_versions(bucket);
+        }
     }
     if arguments.delay_ms > 0 {
         server

@@ -13,7 +13,7 @@ use highwater_tests::{Ledger, PgCluster, Witness, clock};
 
 use crate::support::{VERSION, both_hold, from_both, leave};
 
-fn libfaketime() -> Option<PathBuf> {
+pub(crate) fn libfaketime() -> Option<PathBuf> {
     let architectures = ["x86_64-linux-gnu", "aarch64-linux-gnu"];
     let library = |name: &&str| PathBuf::from(format!("/usr/lib/{name}/faketime/libfaketime.so.1"));
     architectures.iter().map(library).find(|path| path.exists())

@@ -4,11 +4,13 @@
 //! fail on order, and ends with the oracle of the rig: what was reported as stored comes back from what the
 //! regions hold.
 
+mod apart;
 mod backup;
 mod clock;
 mod cold;
 mod cuts;
 mod damage;
+mod memory;
 #[path = "../pulse/mod.rs"]
 mod pulse;
 mod restore;
