@@ -8,6 +8,7 @@
 
 mod check;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,34 @@ pub struct Entry {
 pub struct LedgerLog {
     /// In the order of acknowledgement.
     pub entries: Vec<Entry>,
+}
+
+impl LedgerLog {
+    /// Forgets what a server lacks that was promoted at `switch` and goes on from there.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn falls_back_to(&mut self, promoted: &PgCluster, switch: u64) -> anyhow::Result<()> {
+        let client = promoted.client().await?;
+        let rows = client
+            .query("SELECT client, max(number) FROM ledger GROUP BY client", &[])
+            .await?;
+        let mut held = BTreeMap::new();
+        for row in rows {
+            held.insert(
+                u32::try_from(row.get::<_, i32>(0))?,
+                u64::try_from(row.get::<_, i64>(1))?,
+            );
+        }
+        self.entries
+            .retain(|entry| held.get(&entry.client).is_some_and(|last| entry.number <= *last));
+        for entry in &mut self.entries {
+            // Positions behind it were read of WAL that is another line's.
+            entry.before = entry.before.min(switch);
+            entry.after = entry.after.map(|after| after.min(switch));
+        }
+        Ok(())
+    }
 }
 
 /// A running ledger.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 pub use frozen::{Frozen, both_regions_frozen};
-use site::Soaked;
+use site::{Branch, Soaked};
 use troubles::Trouble;
 
 use crate::clock::unix_micros;
@@ -60,11 +60,12 @@ enum Fault {
     SwitchSegment,
     Checkpoint,
     Promote,
+    FailOver,
     Quiet,
 }
 
 /// Frequent ones are listed more than once.
-const FAULTS: [Fault; 18] = [
+const FAULTS: [Fault; 20] = [
     Fault::KillAgent,
     Fault::KillAgent,
     Fault::KillAgent,
@@ -82,6 +83,8 @@ const FAULTS: [Fault; 18] = [
     Fault::SwitchSegment,
     Fault::Checkpoint,
     Fault::Promote,
+    Fault::FailOver,
+    Fault::FailOver,
     Fault::Quiet,
 ];
 
@@ -115,7 +118,14 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
         }
         let (log, seen) = soaked.lose_the_machine(&mut dice).await?;
         passed.commits = log.entries.len();
-        passed.promised = promised(&log, &seen).len();
+        passed.promised = promised(&log, seen.flush).len();
+        if let Some(branch) = &soaked.branch {
+            let left_behind = promised(&branch.log, branch.flush);
+            passed.promised += left_behind
+                .iter()
+                .filter(|entry| entry.after > Some(branch.switch))
+                .count();
+        }
         verdict(&soaked, &log, &seen, &mut dice).await
     }
     .await;
@@ -133,8 +143,8 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
 }
 
 /// The acknowledged commits that were reported as stored.
-fn promised(log: &LedgerLog, seen: &Seen) -> Vec<Entry> {
-    let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= seen.flush);
+fn promised(log: &LedgerLog, flush: u64) -> Vec<Entry> {
+    let is_promised = |entry: &&Entry| entry.after.is_some_and(|after| after <= flush);
     log.entries.iter().filter(is_promised).copied().collect()
 }
 
@@ -198,6 +208,10 @@ async fn strike(soaked: &mut Soaked, fault: Fault, dice: &mut Dice) -> Result<&'
             true => "standby promoted",
             false => "quiet",
         },
+        Fault::FailOver => match soaked.fails_over(dice.millis(100, 4000)).await? {
+            true => "failed over to a standby that lags",
+            false => "quiet",
+        },
         Fault::Quiet => {
             soaked.lives_on(dice.millis(500, 2500)).await;
             "quiet"
@@ -222,7 +236,12 @@ async fn verdict(soaked: &Soaked, log: &LedgerLog, seen: &Seen, dice: &mut Dice)
         ("south alone", &both[1..], all),
         ("both", &both[..], true),
     ] {
-        in_time(what, restore(version, regions, log, end, must)).await?;
+        let branch = soaked.branch.as_ref();
+        in_time(what, restore(version, regions, (log, branch), end, must)).await?;
+    }
+    if let Some(branch) = &soaked.branch {
+        let regions = if all { &both[1..] } else { &both[..] };
+        branch_restores(version, regions, branch).await?;
     }
     let Some(entry) = some_promised(log, seen, dice) else {
         return Ok(());
@@ -247,6 +266,15 @@ async fn verdict(soaked: &Soaked, log: &LedgerLog, seen: &Seen, dice: &mut Dice)
     Ok(())
 }
 
+/// What was promised of a line that was left is there too, when it is asked for.
+async fn branch_restores(version: PgVersion, regions: &[(&str, &S3Server)], branch: &Branch) -> Result<()> {
+    let timeline = branch.timeline.to_string();
+    let target = ["--timeline", timeline.as_str()];
+    let expect = Expect::held_through(branch.flush);
+    let restored = recovered(version, regions, &branch.log, &target, expect);
+    in_time("the branch that was left", restored).await.map(drop)
+}
+
 async fn in_time<T>(what: &str, restore: impl Future<Output = Result<T>>) -> Result<T> {
     let restored = tokio::time::timeout(RESTORE_LIMIT, restore).await;
     restored
@@ -257,7 +285,7 @@ async fn in_time<T>(what: &str, restore: impl Future<Output = Result<T>>) -> Res
 
 /// Any promised commit but the last ones: a time needs a commit behind it to be known.
 fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry> {
-    let promised = promised(log, seen);
+    let promised = promised(log, seen.flush);
     let most = promised.len() * 9 / 10;
     (most > 0).then(|| promised[usize::try_from(dice.below(most as u64)).unwrap_or(0)])
 }
@@ -267,7 +295,7 @@ fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry>
 async fn restore(
     version: PgVersion,
     regions: &[(&str, &S3Server)],
-    log: &LedgerLog,
+    (log, branch): (&LedgerLog, Option<&Branch>),
     end: Expect,
     must: bool,
 ) -> Result<()> {
@@ -281,9 +309,14 @@ async fn restore(
     let mut cluster = PgCluster::adopt(version, &place.data("data"))?;
     cluster.start_again().await?;
     place.until_writable(&cluster).await?;
-    let expect = if must { end } else { Expect::default() };
-    log.check(&cluster, expect).await?;
-    Ok(())
+    if must {
+        return log.check(&cluster, end).await.map(drop);
+    }
+    match (log.check(&cluster, Expect::default()).await, branch) {
+        // The region may not know of the failover.
+        (Err(_), Some(branch)) => branch.log.check(&cluster, Expect::default()).await.map(drop),
+        (checked, _) => checked.map(drop),
+    }
 }
 
 /// A restore to a target that was promised, and the server that came of it.

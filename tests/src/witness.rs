@@ -45,6 +45,8 @@ pub struct Seen {
     pub violation: Option<String>,
     last: u64,
     connection: u32,
+    /// The first timeline that counts, and where it began: 0 as long as no server has lost anything.
+    line: (u32, u64),
 }
 
 /// See the module.
@@ -71,6 +73,15 @@ impl Witness {
     #[must_use]
     pub fn seen(&self) -> Seen {
         lock(&self.0).clone()
+    }
+
+    /// A server has taken over that lacks what lies behind `switch`, and goes on from there on `timeline`. What was promised of
+    /// the other line behind that place is not this one's.
+    pub fn moves_on(&self, timeline: u32, switch: u64) {
+        let mut seen = lock(&self.0);
+        seen.flush = seen.flush.min(switch);
+        seen.last = 0;
+        seen.line = (timeline, switch);
     }
 
     /// Fails when the rules were breached.
@@ -116,13 +127,14 @@ impl Seen {
     }
 
     fn compare(&mut self, feedback: &Feedback, rules: Rules, segment: u64) {
+        let (first, switch) = self.line;
         let held = |snapshot: &S3Snapshot| {
             let timelines = archive::wal(snapshot, BUCKET, segment);
             // Without a hole since the timeline began: nothing behind a hole counts.
             let ends = timelines
-                .values()
-                .filter_map(|wal| wal.start().map(|start| wal.contiguous_end(start)));
-            ends.max().unwrap_or(0)
+                .range(first..)
+                .filter_map(|(_, wal)| wal.start().map(|start| wal.contiguous_end(start)));
+            ends.max().unwrap_or(0).max(switch)
         };
         let ends = [held(&self.regions[0]), held(&self.regions[1])];
         let enough = ends.iter().filter(|end| **end >= feedback.flush).count();

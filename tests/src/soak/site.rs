@@ -21,6 +21,17 @@ use super::troubles::Troubles;
 /// How long a server may take to answer something in the middle of faults.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// What a server had acknowledged before another one took over that lacked the end of it.
+#[derive(Debug)]
+pub(super) struct Branch {
+    pub(super) timeline: u32,
+    /// Where it was left.
+    pub(super) switch: u64,
+    pub(super) log: LedgerLog,
+    /// What was promised of it.
+    pub(super) flush: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Soaked {
     pub(super) site: Site,
@@ -30,6 +41,7 @@ pub(super) struct Soaked {
     pub(super) agent: Running,
     pub(super) troubles: Troubles,
     standby: Option<PgCluster>,
+    pub(super) branch: Option<Branch>,
     witness: Witness,
     ledger: Option<Ledger>,
     log: LedgerLog,
@@ -69,7 +81,7 @@ impl Soaked {
         let witness = Witness::of(&site, rules);
         let agent = site.start_agent().await?;
         site.backup().await?;
-        let standby = match dice.once_in(3) {
+        let standby = match dice.once_in(2) {
             true => Some(PgCluster::builder(version).standby_of(&site.primary).await?),
             false => None,
         };
@@ -90,6 +102,7 @@ impl Soaked {
             agent,
             troubles: Troubles::default(),
             standby,
+            branch: None,
             witness,
             ledger: Some(ledger),
             log: LedgerLog::default(),
@@ -191,8 +204,44 @@ impl Soaked {
         Ok(true)
     }
 
+    /// A failover: the primary dies, and the standby that is promoted lacks the last it had acknowledged. Whether there was one.
+    pub(super) async fn fails_over(&mut self, lag: Duration) -> Result<bool> {
+        let Some(mut standby) = self.standby.take() else {
+            return Ok(false);
+        };
+        standby.stop(Stop::Immediate).await?;
+        self.lives_on(lag).await;
+        self.site.primary.kill9();
+        self.ledger_stops().await;
+        standby.start_again().await?;
+        standby.promote().await?;
+        let (timeline, switch) = left_at(&standby).await?;
+        self.branch = Some(Branch {
+            timeline,
+            switch,
+            log: self.log.clone(),
+            flush: self.witness.seen().flush,
+        });
+        self.witness.moves_on(timeline + 1, switch);
+        self.log.falls_back_to(&standby, switch).await?;
+        self.site.tap.redirect(&standby);
+        std::mem::swap(&mut self.site.primary, &mut standby);
+        self.ledger_goes_on().await?;
+        Ok(true)
+    }
+
+    /// After a failover the regions at the last promise must tell of it, or what they hold is another story.
+    async fn tells_of_the_failover(&mut self) -> Result<()> {
+        let switch = self.branch.as_ref().map(|branch| branch.switch);
+        match switch.is_some_and(|switch| self.witness.seen().flush <= switch) {
+            true => self.settles().await,
+            false => Ok(()),
+        }
+    }
+
     /// Server, agent and disk are gone in the middle of it all. What was acknowledged, and what was promised.
     pub(super) async fn lose_the_machine(&mut self, dice: &mut Dice) -> Result<(LedgerLog, Seen)> {
+        self.tells_of_the_failover().await?;
         tokio::time::sleep(dice.millis(100, 1500)).await;
         self.site.primary.kill9();
         tokio::time::sleep(dice.millis(0, 60)).await;
@@ -254,4 +303,14 @@ impl Soaked {
         std::fs::write(dir.join("postgresql.log"), self.site.primary.log())?;
         Ok(())
     }
+}
+
+/// The timeline that a promoted server has left, and where.
+async fn left_at(promoted: &PgCluster) -> Result<(u32, u64)> {
+    let newest = "SELECT pg_read_file('pg_wal/' || max(name)) FROM pg_ls_dir('pg_wal') name WHERE name LIKE '%.history'";
+    let history = promoted.value(newest).await?;
+    let last = history.lines().rfind(|line| !line.trim().is_empty());
+    let mut words = last.context("an empty history")?.split_whitespace();
+    let timeline = words.next().context("no timeline")?.parse()?;
+    Ok((timeline, lsn::parse(words.next().context("no switch point")?)?))
 }
