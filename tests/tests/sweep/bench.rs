@@ -42,10 +42,11 @@ pub(crate) struct Bench {
     pub(crate) settings: &'static str,
     /// What the agent's `run` is told besides.
     pub(crate) told: &'static [&'static str],
-    /// The timelines of the archive, each with where it was left; the last one is the server's.
+    /// The timelines before the server's, each with where it was left.
     pub(crate) left: Vec<(u32, u64)>,
+    /// The server's.
     pub(crate) timeline: u32,
-    /// Whether a row is one that was written at last, before the runs.
+    /// The condition of a row that whatever is restored has to hold.
     pub(crate) newest: &'static str,
     pub(crate) law: Law,
     /// The end states that were restored.
