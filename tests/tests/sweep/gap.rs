@@ -90,7 +90,6 @@ async fn goes_on(run: Run<'_>, target: u64, nth: u64, blow: Blow) -> Result<bool
 #[tokio::test]
 async fn every_request_of_a_gap_may_fail_or_be_the_last() -> Result<()> {
     let bench = forgotten().await?;
-    // A base backup in each run, and many requests of which most are listings.
     let struck = sweep(|nth, blow| {
         let bench = &bench;
         async move {

@@ -5,7 +5,7 @@
 //! n = 1, 2, ... until the operation makes fewer. In one run the n-th request to one region fails and the n-th to
 //! the other takes effect without a reply; in another one the process is killed at the n-th request of one region,
 //! before it takes effect or after it did. Regions and sides take turns from request to request, and of the many
-//! requests of a long operation every third is struck; `HIGHWATER_SWEEP=all` strikes every one, with the error in either
+//! requests of a long operation every fifth is struck; `HIGHWATER_SWEEP=all` strikes every one, with the error in either
 //! region and all four crashes.
 //!
 //! The same state: in both regions WAL without a hole to the end that was asked for, but for gaps that both have on record,
