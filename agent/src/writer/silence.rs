@@ -96,6 +96,9 @@ impl Claims {
     /// Our claim is placed, and `holder` may live: waits until whatever it has looked at before counts for nothing to it, so that the
     /// two never write at the same time.
     pub(super) async fn outlast(&self, told: &Told, holder: &Writer) {
+        if self.is_gone(told, Some(holder)).await.unwrap_or(false) {
+            return;
+        }
         let pulses = self.pulses(told).await.unwrap_or_default();
         let others = pulses
             .iter()
