@@ -124,6 +124,17 @@ pub enum AgentError {
         /// The identifier that the region holds.
         theirs: SystemId,
     },
+    /// The server that was streamed from has made way for another cluster.
+    #[error(
+        "the server's system identifier is now {now}, it was {before}: another cluster answers at this address. Nothing of it was \
+         stored. Look where the connection leads; after pg_upgrade or a deliberate re-creation start the agent once with --new-lineage"
+    )]
+    ServerChanged {
+        /// The identifier before.
+        before: SystemId,
+        /// The identifier now.
+        now: SystemId,
+    },
     /// Another lineage was begun in the place of this one.
     #[error(
         "region {region}: this server is system identifier {ours}, and that of {theirs} was begun in its place with \
@@ -199,7 +210,8 @@ impl AgentError {
                 _ => Kind::Retry,
             },
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
-            Self::OtherCluster { .. } | Self::Succeeded { .. } | Self::Fenced { .. } => Kind::Damage,
+            Self::OtherCluster { .. } | Self::ServerChanged { .. } => Kind::Damage,
+            Self::Succeeded { .. } | Self::Fenced { .. } => Kind::Damage,
             Self::Refused { .. } | Self::InUse { .. } => Kind::Refused,
             Self::Trouble { .. } | Self::Restart { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,

@@ -4,10 +4,11 @@
 //! ([`crate::writer`]), nor when it is taken (the pulse, which is told when somebody waits).
 //!
 //! A process that was stopped, or a machine that was suspended, wakes with WAL in its hands and does not know that another one
-//! has taken its place meanwhile. Nobody takes it before three intervals of the pulse have passed without one, so a look
-//! is good for less, and what is to be stored later waits for the next one. A request that was under way
+//! has taken its place meanwhile. Who takes a place that may not be empty lets pass, after it has claimed, what an earlier look
+//! is good for; what is to be stored later waits for the next look. A request that was under way
 //! when the process fell asleep is beyond reach.
 
+use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,9 @@ pub(crate) struct Moment {
 /// The two clocks are not read in the same instant: less than this is no suspension.
 const LEAST_SUSPENSION: Duration = Duration::from_millis(500);
 
+/// Between two looks at the clocks while somebody looks at a claim.
+const TICK: Duration = Duration::from_millis(250);
+
 impl Moment {
     pub(crate) fn now() -> Self {
         let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
@@ -47,12 +51,39 @@ impl Moment {
         }
     }
 
-    fn since(self, earlier: Self) -> Duration {
+    pub(crate) fn since(self, earlier: Self) -> Duration {
         let suspended = self.suspended.saturating_sub(earlier.suspended);
         let ran = self.ran.saturating_duration_since(earlier.ran);
         match suspended >= LEAST_SUSPENSION {
             true => ran + suspended,
             false => ran,
+        }
+    }
+}
+
+/// Asks `question`, and says when it was begun. None if this process did not run for longer than `limit` meanwhile: what it
+/// hears then may have been said before it fell asleep.
+pub(crate) async fn asked_awake<T>(
+    limit: Duration,
+    question: impl Future<Output = T>,
+) -> (T, Option<Moment>) {
+    let began = Moment::now();
+    let mut last = began;
+    let mut slept = false;
+    let mut notice = || {
+        let now = Moment::now();
+        slept |= now.since(last) > limit + TICK;
+        last = now;
+        slept
+    };
+    tokio::pin!(question);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut question => return (answer, (!notice()).then_some(began)),
+            () = tokio::time::sleep(TICK) => {
+                notice();
+            }
         }
     }
 }
@@ -105,6 +136,17 @@ impl Lease {
     /// Another writer has taken the place: nothing more is stored.
     pub(crate) fn revoke(&self) {
         self.set_look(None);
+    }
+
+    /// Returns when another writer has taken the place, or may have.
+    async fn revoked(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if matches!(*self.terms(), Terms::Claimed { looked: None, .. }) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn set_look(&self, look: Option<Moment>) {
@@ -194,8 +236,14 @@ impl Store for Leased {
     }
 
     async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
-        self.lease.may_write().await;
-        self.inner.put(key, object, mode).await
+        loop {
+            self.lease.may_write().await;
+            tokio::select! {
+                biased;
+                put = self.inner.put(key, object.clone(), mode) => return put,
+                () = self.lease.revoked() => {}
+            }
+        }
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
@@ -221,7 +269,7 @@ impl Store for Leased {
 
 #[cfg(test)]
 mod tests {
-    use highwater_store::MemoryStore;
+    use highwater_store::{Fault, FaultyStore, MemoryStore, Rule};
     use tokio::time::{advance, timeout};
 
     use super::*;
@@ -293,6 +341,38 @@ mod tests {
         assert_eq!(after(Duration::ZERO).since(before), INTERVAL);
         assert_eq!(after(AT_ONCE).since(before), INTERVAL, "two clocks, read in turn");
         assert_eq!(after(INTERVAL * 9).since(before), INTERVAL * 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_during_which_the_process_slept_says_nothing() {
+        let slow = tokio::time::sleep(INTERVAL * 9);
+        let ((), began) = asked_awake(INTERVAL, slow).await;
+        assert!(began.is_some(), "an answer may take its time");
+        let asleep = async {
+            advance(INTERVAL + TICK * 2).await;
+        };
+        let ((), began) = asked_awake(INTERVAL, asleep).await;
+        assert!(began.is_none());
+    }
+
+    /// What is on its way when another writer takes the place is not waited for, and not done again before a look.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_under_way_is_dropped_with_the_lease() {
+        let lease = Arc::<Lease>::default();
+        let hangs = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new("a"))));
+        hangs.inject(Rule::times(1, Fault::Delay(INTERVAL * 1000)));
+        let store = Leased::new(hangs, lease.clone());
+        lease.claim(INTERVAL);
+        lease.looked(Moment::now());
+        let write = store.put("slow", Object::new("x"), PutMode::Create);
+        tokio::pin!(write);
+        assert!(timeout(AT_ONCE, &mut write).await.is_err());
+        assert!(timeout(AT_ONCE, lease.wanted()).await.is_err());
+        lease.revoke();
+        assert!(timeout(AT_ONCE, &mut write).await.is_err());
+        lease.wanted().await;
+        lease.looked(Moment::now());
+        assert_eq!(write.await.unwrap(), Put::Created);
     }
 
     #[tokio::test(start_paused = true)]

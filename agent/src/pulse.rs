@@ -2,14 +2,16 @@
 //!
 //! It tells "nothing happened" from "the agent is dead": it says up to which moment of the server's clock
 //! nothing lies beyond the stored WAL. Each region has its own, with its own position, and a region that
-//! does not answer holds up no other. Each beat looks first whether the writer claim still holds there; an agent
-//! that has none (its server is a standby, or another writer has taken its place) writes no pulse.
+//! does not answer holds up no other. Each beat follows a look whether the writer claim still holds there, and a pulse that
+//! hangs does not hold up the next look; an agent
+//! that has no claim (its server is a standby, or another writer has taken its place) writes no pulse.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_format::{Lsn, Pulse, Quorum, Time, TimelineId, records};
 use highwater_store::{Object, PutMode};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{AgentError, Result};
@@ -22,10 +24,13 @@ use crate::writer::Claims;
 /// Between two looks that somebody waits for.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// The same after one that has failed.
+const AGAIN_AFTER_TROUBLE: Duration = Duration::from_secs(2);
+
 /// How long the last pulse may take: the process waits for it.
 const LAST: Duration = Duration::from_secs(5);
 
-/// Writes one region's pulse until cancelled.
+/// Looks at the claims of one region, and writes its pulse, until cancelled.
 pub async fn run(
     shared: Shared,
     region: Arc<Region>,
@@ -33,32 +38,54 @@ pub async fn run(
     claims: Arc<Claims>,
     cancel: CancellationToken,
 ) {
-    let mut sequence = 0;
-    while cancel
-        .run_until_cancelled(next(&region, interval))
-        .await
-        .is_some()
-    {
-        sequence += 1;
-        if let Some(written) = cancel
-            .run_until_cancelled(write(&shared, &region, &claims, sequence))
-            .await
-        {
-            log(&region, written);
+    let beat = Notify::new();
+    let looks = Box::pin(async {
+        let mut failed = false;
+        loop {
+            next(&region, interval, &claims, failed).await;
+            let looked = look(&region, &claims).await;
+            failed = looked.is_err();
+            if log(&region, looked) == Some(true) {
+                beat.notify_one();
+            }
         }
-    }
+    });
+    let mut sequence = 0;
+    let beats = Box::pin(async {
+        loop {
+            beat.notified().await;
+            sequence += 1;
+            log(&region, write(&shared, &region, &claims, sequence).await);
+        }
+    });
+    cancel
+        .run_until_cancelled(async { tokio::join!(looks, beats) })
+        .await;
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
-    let last = write(&shared, &region, &claims, sequence + 1);
+    let last = async {
+        match look(&region, &claims).await? {
+            true => write(&shared, &region, &claims, sequence + 1).await,
+            false => Ok(()),
+        }
+    };
     if let Ok(written) = tokio::time::timeout(interval.min(LAST), last).await {
         log(&region, written);
     }
 }
 
-/// An interval, or less where something waits to be stored until somebody has looked.
-async fn next(region: &Region, interval: Duration) {
+/// Whether there is a pulse to write.
+async fn look(region: &Region, claims: &Claims) -> Result<bool> {
+    Ok(claims.look(region).await? && claims.is_writer())
+}
+
+/// An interval, or less where something waits to be stored until a writer has looked.
+async fn next(region: &Region, interval: Duration, claims: &Claims, failed: bool) {
     let wanted = async {
-        tokio::time::sleep(AGAIN).await;
-        region.lease.wanted().await;
+        tokio::time::sleep(if failed { AGAIN_AFTER_TROUBLE } else { AGAIN }).await;
+        match claims.is_writer() {
+            true => region.lease.wanted().await,
+            false => std::future::pending().await,
+        }
     };
     tokio::select! {
         () = tokio::time::sleep(interval) => {}
@@ -66,16 +93,12 @@ async fn next(region: &Region, interval: Duration) {
     }
 }
 
-fn log(region: &Region, written: Result<()>) {
-    if let Err(error) = written {
-        tracing::warn!(region = region.name, %error, "the pulse could not be written");
-    }
+fn log<T>(region: &Region, done: Result<T>) -> Option<T> {
+    done.inspect_err(|error| tracing::warn!(region = region.name, %error, "the pulse could not be written"))
+        .ok()
 }
 
 async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64) -> Result<()> {
-    if !claims.look(region).await? || !claims.is_writer() {
-        return Ok(());
-    }
     let Some(pulse) = pulse(&shared.state.snapshot(), region.index, claims, sequence) else {
         return Ok(());
     };

@@ -187,17 +187,41 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         .enumerate()
         .filter(|(_, position)| position.is_none());
     claims.leave_out(unread.map(|(index, _)| index));
-    let furthest = positions.iter().flatten().flatten().max().copied();
+    let begun = start::beginning(
+        config,
+        &conninfo,
+        &identity,
+        &claims,
+        &state,
+        furthest(&positions),
+        connection,
+    );
+    let mut begun = begun.await?;
+    let mut positions = positions;
+    if furthest(&positions).is_none() {
+        // Until this agent might write another one may have: an archive is begun once.
+        positions = read_regions(&archive, &places, config.outage.policy).await?;
+        if furthest(&positions).is_some() {
+            tracing::info!("another agent has begun the archive meanwhile: going on where that ends");
+            begun = begun
+                .anew(
+                    config,
+                    &conninfo,
+                    &identity,
+                    &claims,
+                    &state,
+                    furthest(&positions),
+                )
+                .await?;
+        }
+    }
     let Beginning {
         connection,
         new_slot,
         view,
         resume,
         histories,
-    } = start::beginning(
-        config, &conninfo, &identity, &claims, &state, furthest, connection,
-    )
-    .await?;
+    } = begun;
     let limit = wal_limit(config, identity.segment_size);
     let origin = Position {
         timeline: resume.timeline,
@@ -239,6 +263,11 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         positions,
         clock,
     })
+}
+
+/// The end of the archive, as far as it was read.
+fn furthest(positions: &[Option<Option<Position>>]) -> Option<Position> {
+    positions.iter().flatten().flatten().max().copied()
 }
 
 /// Connects for the first time. A server that is not up yet is waited for; one that says no is not.

@@ -93,13 +93,10 @@ pub async fn admit(
 ) -> Result<(IdentifySystem, bool)> {
     let system = conn.identify_system().await?;
     if let Some(before) = system_id.filter(|before| *before != system.system_id) {
-        return Err(AgentError::refused(
-            format!(
-                "the server's system identifier is now {}, it was {before}",
-                system.system_id
-            ),
-            "Another cluster answers at this address. Nothing was stored; start the agent anew for it with its own cluster name",
-        ));
+        return Err(AgentError::ServerChanged {
+            before,
+            now: system.system_id,
+        });
     }
     let in_recovery = in_recovery(conn).await?;
     if in_recovery && standby == Standby::Refuse {

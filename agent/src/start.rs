@@ -38,6 +38,43 @@ pub(crate) struct Beginning {
     pub(crate) histories: Vec<(TimelineId, Bytes)>,
 }
 
+impl Beginning {
+    /// The same once more, where the archive turned out to end elsewhere.
+    pub(crate) async fn anew(
+        self,
+        config: &Config,
+        conninfo: &ConnInfo,
+        identity: &Identity,
+        claims: &Claims,
+        state: &State,
+        furthest: Option<Position>,
+    ) -> Result<Self> {
+        let made = self.new_slot;
+        match beginning(
+            config,
+            conninfo,
+            identity,
+            claims,
+            state,
+            furthest,
+            self.connection,
+        )
+        .await
+        {
+            Ok(begun) => Ok(Self {
+                new_slot: begun.new_slot.or(made),
+                ..begun
+            }),
+            Err(error) => {
+                if let Some(made_at) = made {
+                    slot::take_back(conninfo, &config.cluster.slot, made_at).await;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
 /// Asks until it is known. Waits for a standby that has yet to receive what is archived; a connection that was lost
 /// while the regions were read is made again.
 pub(crate) async fn beginning(

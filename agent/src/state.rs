@@ -74,7 +74,7 @@ pub struct RegionView {
     pub stored: Lsn,
     /// Timeline of `stored`; none before the region was read.
     pub timeline: Option<TimelineId>,
-    /// How it does: the worse of what its pipeline and its calls say.
+    /// How it does: the worst of what its pipeline, its calls and the looks at the writer claims say.
     pub state: RegionState,
     /// Text of the last error of what is worse, cleared by the next success of the same.
     pub last_error: Option<String>,
@@ -84,6 +84,9 @@ pub struct RegionView {
     /// The last error of the calls, none while they succeed.
     #[serde(skip)]
     pub(crate) calls: Option<String>,
+    /// Why nothing is stored there although it would be taken: another writer may have this one's place.
+    #[serde(skip)]
+    pub(crate) beside: Option<String>,
     /// Why it cannot be filled beyond `stored` although others hold more, and what to do; none when it can.
     pub blocked: Option<String>,
     /// Calls that had to be repeated since the start.
@@ -250,9 +253,15 @@ impl RegionView {
         self.calls.is_some()
     }
 
+    /// Notes that nothing is stored because another writer may live, or that this is over.
+    pub fn beside(&mut self, why: Option<String>) {
+        self.beside = why;
+        self.show();
+    }
+
     fn show(&mut self) {
         let (state, why) = self.pipeline.clone();
-        (self.state, self.last_error) = match &self.calls {
+        (self.state, self.last_error) = match self.calls.as_ref().or(self.beside.as_ref()) {
             Some(error) if state != RegionState::Failing => (RegionState::Failing, Some(error.clone())),
             _ => (state, why),
         };

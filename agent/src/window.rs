@@ -207,6 +207,20 @@ impl Window {
         self.changed.send(end);
     }
 
+    /// The stream goes on at `to`, up to where some region holds everything: what others lack before that will never be here.
+    pub fn leap(&self, to: Position) {
+        let end = {
+            let mut inner = self.lock();
+            // The number of what is passed over, so that nobody waits for it.
+            inner.first = inner.end() + 1;
+            inner.items.clear();
+            inner.bytes = 0;
+            inner.forgotten = inner.forgotten.max(to);
+            inner.end()
+        };
+        self.changed.send(end);
+    }
+
     /// Follows additions; the value is the number of the next item.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.follow()

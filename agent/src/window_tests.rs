@@ -173,3 +173,26 @@ fn a_region_that_lags_at_the_start_is_behind_before_the_first_item() {
     assert_eq!(window.attach(0, at(100)), Some(0));
     assert_eq!(window.attach(1, at(90)), None);
 }
+
+/// Nobody waits for what will never be here, also while nothing new comes.
+#[test]
+fn a_region_that_lags_is_behind_when_the_stream_leaps_over_what_another_holds() {
+    for items in 0..3 {
+        let window = Window::new(2, 1000, at(0));
+        window.attach(0, at(0));
+        for step in 0..items {
+            window.push(wal(step * 10, step * 10 + 10, 1));
+        }
+        let mut changed = window.subscribe();
+        changed.mark_unchanged();
+        window.leap(at(50));
+        assert!(changed.has_changed().unwrap());
+        (0..=items).for_each(|number| assert_eq!(key(&window.next(number)), "behind"));
+        assert_eq!(
+            (window.attach(0, at(10 * items)), window.attach(1, at(50))),
+            (None, Some(items + 1))
+        );
+        window.push(wal(50, 60, 1));
+        assert_eq!(key(&window.next(items + 1)), format!("{} 50-60", items + 1));
+    }
+}

@@ -8,7 +8,7 @@ use highwater_tests::ledger::{Expect, Pace};
 use highwater_tests::postgres::PgBuilder;
 use highwater_tests::program::Running;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, Stop, archive, lsn};
+use highwater_tests::{FeedbackTap, Ledger, PgCluster, PgVersion, Stop, archive, lsn, process};
 use nix::sys::signal::Signal;
 
 const VERSION: PgVersion = PgVersion::V15;
@@ -452,6 +452,87 @@ async fn fault_78_and_79_a_new_system_identifier() -> Result<()> {
         restored.value("SELECT to_regclass('newer')").await? == "newer",
         "the new lineage lacks its table"
     );
+    Ok(())
+}
+
+/// PostgreSQL's own `pg_upgrade`, by the steps of `deploy/README.md`: what was archived before restores, and so does what
+/// comes afterwards, rows of before included. (From one directory to another of the same major: the others lack the program.)
+#[tokio::test]
+async fn fault_78_after_pg_upgrade_both_lineages_restore() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    let mut agent = site.start_agent().await?;
+    let ledger = Ledger::start(&site.primary, 1).await?;
+    ledger.grow(30).await?;
+    site.backup().await?;
+    ledger.grow(30).await?;
+    let before = ledger.stop().await;
+    site.all_durable().await?;
+    let identifier = "SELECT system_identifier FROM pg_control_system()";
+    let old = site.primary.value(identifier).await?;
+    site.primary.stop(Stop::Fast).await?;
+
+    let mut upgraded = builder().start().await?;
+    upgraded.stop(Stop::Fast).await?;
+    pg_upgrade(&site.primary, &upgraded)?;
+    upgraded.start_again().await?;
+    std::mem::swap(&mut site.primary, &mut upgraded);
+    site.tap.redirect(&site.primary);
+    let new = site.primary.value(identifier).await?;
+    // The agent that was running finds another cluster.
+    refused(&mut agent, 4, &[&old, &new, "--new-lineage"]).await?;
+    keeps_no_wal(&site.primary).await?;
+
+    let mut by_hand = site.agent()?.args(["run", "--new-lineage"]).start()?;
+    by_hand.says("streaming", SOON).await?;
+    site.all_durable().await.with_context(|| by_hand.last_words())?;
+    by_hand.terminate();
+    ensure!(
+        by_hand.wait_exit(PATIENCE).await? == 0,
+        "{}",
+        by_hand.last_words()
+    );
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    let ledger = Ledger::resume(&site.primary, Pace::default(), before.clone()).await?;
+    ledger.grow(30).await?;
+    let after = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+
+    for (name, region) in REGIONS.iter().zip(&site.regions) {
+        let place = RestoreSite::new(VERSION, &[(name, region.as_ref())])?;
+        let restored = place.recovered("old", &["--system-id", &old]).await?;
+        before
+            .check(&restored, Expect::everything())
+            .await
+            .context(*name)?;
+        ensure!(restored.value(identifier).await? == old);
+        // Nothing said is the lineage that was begun last.
+        let restored = place.recovered("new", &[]).await?;
+        after
+            .check(&restored, Expect::everything())
+            .await
+            .context(*name)?;
+        ensure!(restored.value(identifier).await? == new);
+        let verify = place.program()?.arg("verify").output().await?;
+        ensure!(verify.code == 0, "{name}: {}", verify.said());
+    }
+    Ok(())
+}
+
+/// Both servers are stopped.
+fn pg_upgrade(old: &PgCluster, new: &PgCluster) -> Result<()> {
+    let path = |path: &std::path::Path| path.display().to_string();
+    let arguments = [
+        ("--old-bindir", path(old.bin())),
+        ("--new-bindir", path(new.bin())),
+        ("--old-datadir", path(old.data_dir())),
+        ("--new-datadir", path(new.data_dir())),
+        ("--socketdir", path(new.socket_dir())),
+        ("--username", "postgres".to_owned()),
+        ("--jobs", "1".to_owned()),
+    ];
+    let arguments: Vec<String> = arguments.map(|(name, value)| format!("{name}={value}")).into();
+    process::run(&new.bin().join("pg_upgrade"), &arguments, new.dir().path())?;
     Ok(())
 }
 

@@ -33,11 +33,23 @@ pub(super) async fn create(store: &dyn Store, layout: &Layout, claim: &Writer) -
     Ok(put == Put::Created || store.get(&key).await? == document)
 }
 
-/// The claim with the highest epoch above `after`.
+/// The claim with the highest epoch above `after`. One that is damaged fences nobody, and hides none before it.
 pub async fn newest_of(store: &dyn Store, layout: &Layout, after: u64) -> Result<Option<Writer>> {
-    match epochs(store, layout, after).await?.last() {
-        Some(epoch) => read_claim(store, layout, *epoch).await,
-        None => Ok(None),
+    let epochs = epochs(store, layout, after).await?;
+    let mut damaged = None;
+    for epoch in epochs.into_iter().rev() {
+        match read_claim(store, layout, epoch).await {
+            Err(error @ AgentError::Object { .. }) => {
+                tracing::debug!(%error, "a writer claim is passed over");
+                damaged.get_or_insert(error);
+            }
+            claim => return claim,
+        }
+    }
+    // Nothing but damage says nothing of who writes.
+    match damaged {
+        Some(error) if after == 0 => Err(error),
+        _ => Ok(None),
     }
 }
 
@@ -48,7 +60,10 @@ pub(super) async fn older_claim(
     instance: &str,
 ) -> Result<Option<Writer>> {
     for epoch in epochs(store, layout, 0).await?.into_iter().rev().take(OLDER) {
-        let claim = read_claim(store, layout, epoch).await?;
+        let claim = match read_claim(store, layout, epoch).await {
+            Err(AgentError::Object { .. }) => continue,
+            claim => claim?,
+        };
         if claim.as_ref().is_some_and(|claim| claim.instance == instance) {
             return Ok(claim);
         }

@@ -3,19 +3,28 @@
 //! Owns: comparing histories, the decision whether to claim, and placing the claim. Does not own the rules
 //! ([`super::judge`]) nor waiting for another writer's silence ([`super::silence`]).
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use highwater_format::{History, TimelineId, Writer};
 
-use super::claim::{create, descent, name};
+use super::claim::{GRACE, create, descent, name};
 use super::judge::{Asking, Entry, Line, Standing, entry, standing};
 use super::{Claims, Held, Told, newest};
 use crate::error::{AgentError, Kind, Result};
 use crate::lease::Moment;
-use crate::region::get_optional;
+use crate::region::{Region, get_optional};
 
 /// Lost races for an epoch in a row before the attempt is given up; another connection tries again.
 const ROUNDS: u32 = 16;
+
+/// Whose silence was made sure of.
+struct Silent {
+    holder: Writer,
+    /// Some agent goes on, whose looks at its claim are good for a while yet.
+    lives: bool,
+    since: Moment,
+}
 
 /// Whether a timeline may be claimed.
 #[derive(Debug, PartialEq)]
@@ -33,11 +42,12 @@ impl Claims {
     pub async fn enter(&self, line: Line, standby: bool) -> Result<()> {
         if standby {
             self.hold(None);
-            self.regions.iter().for_each(|region| region.lease.free());
+            self.listens_no_more();
             if self.take_over.swap(false, Ordering::Relaxed) {
                 tracing::warn!("--take-over counts for nothing beside a standby, nor when it is promoted");
             }
             self.follow(line).await?;
+            self.regions.iter().for_each(|region| region.lease.free());
         } else {
             self.drop_a_claim_beside_the_living();
             let own = self.held.borrow().claim.clone();
@@ -108,7 +118,7 @@ impl Claims {
     }
 
     /// Whether anybody is in the way; who was, and is silent now, becomes `silent`.
-    async fn way(&self, line: Line, standby: bool, told: &Told, silent: &mut Option<Writer>) -> Result<Way> {
+    async fn way(&self, line: Line, standby: bool, told: &Told, silent: &mut Option<Silent>) -> Result<Way> {
         let newest = newest(told);
         let asking = Asking {
             me: &self.me.instance,
@@ -117,14 +127,18 @@ impl Claims {
             gone: self.is_gone(told, newest).await?,
         };
         let holder = match entry(asking, line, newest) {
-            Entry::Ask(holder) if silent.as_ref() != Some(&holder) => holder,
+            Entry::Ask(holder) if silent.as_ref().is_none_or(|silent| silent.holder != holder) => holder,
             Entry::Ask(_) | Entry::Free => return Ok(Way::Free),
         };
         if self.take_over.load(Ordering::Relaxed) {
             return Ok(Way::Over(holder));
         }
-        self.must_be_silent(told, line, standby, &holder).await?;
-        *silent = Some(holder);
+        let lives = self.must_be_silent(told, line, standby, &holder).await?;
+        *silent = Some(Silent {
+            holder,
+            lives,
+            since: Moment::now(),
+        });
         Ok(Way::Again)
     }
 
@@ -134,6 +148,13 @@ impl Claims {
             let told = self.read().await?;
             let way = self.way(line, false, &told, &mut silent).await?;
             if way == Way::Again {
+                continue;
+            }
+            // Whoever was silent may have been heard since, while this process did not run.
+            if silent
+                .take_if(|silent| Moment::now().since(silent.since) > self.interval.max(GRACE * 2))
+                .is_some()
+            {
                 continue;
             }
             let newest = newest(&told);
@@ -146,11 +167,20 @@ impl Claims {
                 claimed_at: self.clock.now(),
                 begins: Some(line.begins),
                 machine: self.me.machine.clone(),
+                interval_ms: u64::try_from(self.interval.as_millis()).ok(),
             };
-            if self.place(&claim, &told).await? {
+            if let Some(placed) = self.place(&claim, &told).await? {
                 log_claim(&claim, newest);
-                if let Way::Over(holder) = way {
-                    self.outlast(&told, &holder).await;
+                let rival = match way {
+                    Way::Over(holder) => Some(holder),
+                    _ => silent.filter(|silent| silent.lives).map(|silent| silent.holder),
+                };
+                match rival {
+                    // The first look comes after that.
+                    Some(holder) => self.outlast(&told, &holder).await,
+                    None => placed
+                        .iter()
+                        .for_each(|(region, began)| region.lease.looked(*began)),
                 }
                 self.take_over.store(false, Ordering::Relaxed);
                 self.hold(Some(claim));
@@ -167,18 +197,18 @@ impl Claims {
         epoch
     }
 
-    /// Creates the claim in every region that answered. False: another process has that epoch somewhere.
-    async fn place(&self, claim: &Writer, told: &Told) -> Result<bool> {
-        let (mut placed, mut failure) = (false, None);
+    /// Creates the claim in every region that answered, and says where and when that was begun. None: another process has that
+    /// epoch somewhere.
+    async fn place(&self, claim: &Writer, told: &Told) -> Result<Option<Placed>> {
+        let (mut placed, mut failure) = (Placed::new(), None);
         for (region, _) in told {
             let began = Moment::now();
             match create(&*region.quick, &self.layout, claim).await {
                 Ok(true) => {
-                    placed = true;
                     region.lease.claim(self.interval);
-                    region.lease.looked(began);
+                    placed.push((region.clone(), began));
                 }
-                Ok(false) => return Ok(false),
+                Ok(false) => return Ok(None),
                 Err(error) if is_of_the_region(&error) => {
                     tracing::warn!(region = region.name, %error, "the claim is placed there later");
                     failure = Some(error);
@@ -187,11 +217,14 @@ impl Claims {
             }
         }
         match failure {
-            Some(error) if !placed => Err(error),
-            _ => Ok(placed),
+            Some(error) if placed.is_empty() => Err(error),
+            _ => Ok((!placed.is_empty()).then_some(placed)),
         }
     }
 }
+
+/// The regions in which a claim was placed.
+type Placed = Vec<(Arc<Region>, Moment)>;
 
 fn overtaken(line: Line) -> AgentError {
     AgentError::Trouble {

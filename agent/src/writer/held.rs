@@ -2,7 +2,9 @@
 //!
 //! Owns: the looks with every pulse and connection, and what they change. Does not own the rules ([`super::judge`]).
 
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use highwater_format::{Pulse, TimelineId, Writer};
 use highwater_store::Store;
@@ -12,9 +14,9 @@ use super::claim::{GRACE, create, name, newest_of, older_claim};
 use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
 use super::silence::SILENT_FOR;
 use super::{Claims, Held, Told};
-use crate::error::{AgentError, Kind, Result};
+use crate::error::{AgentError, Result};
 use crate::inventory;
-use crate::lease::Moment;
+use crate::lease::{self, Moment, asked_awake};
 use crate::region::Region;
 
 /// What a look has found.
@@ -36,7 +38,7 @@ fn holds_if(holds: bool) -> Found {
 enum Life {
     Shown,
     Unknown,
-    /// Silent for as long as is waited for before a writer's place is taken.
+    /// Silent for longer than one who has just taken a place may need to be heard.
     None,
 }
 
@@ -45,7 +47,18 @@ enum Life {
 pub(super) struct Beside {
     rival: Writer,
     watch: Watch,
-    changed: Instant,
+    /// For how long nothing has changed, as far as somebody looked.
+    silent: Duration,
+    looked: Instant,
+    /// The archive was claimed again; the rival, if it lives, will have noticed by then.
+    until: Option<Instant>,
+}
+
+/// How long a rival is listened for that may have claimed a moment ago: it waits for its own term, begins to stream, and writes a pulse.
+fn hearing(interval: Duration) -> Duration {
+    /// A start takes its time, however often it pulses afterwards.
+    const LEAST: Duration = Duration::from_secs(15);
+    (lease::term(interval) + interval * (SILENT_FOR + 2)).max(LEAST)
 }
 
 impl Claims {
@@ -90,37 +103,45 @@ impl Claims {
         let Some(own) = self.held.borrow().claim.clone() else {
             return Ok(false);
         };
-        let began = Moment::now();
-        let found = self.found_in(region, own).await;
+        let (found, began) = asked_awake(self.interval, self.found_in(region, own)).await;
         match &found {
-            Ok(Found::Holds) => region.lease.looked(began),
-            // Somebody may have claimed where nobody could look.
-            Err(error) if error.kind() == Kind::Retry => {}
-            // What cannot be read fences nobody.
-            Err(_) => region.lease.looked(began),
-            Ok(Found::Beside | Found::Lost) => {}
+            Ok(Found::Holds) => self.renew(region, began),
+            Ok(Found::Beside | Found::Lost) => region.lease.revoke(),
+            // Nothing was learned: somebody may have claimed where nobody could look.
+            Err(_) => {}
         }
         Ok(found? != Found::Lost)
+    }
+
+    /// Not for one who was fenced meanwhile, in this region or another.
+    fn renew(&self, region: &Region, began: Option<Moment>) {
+        let held = self.held.borrow();
+        if let (Some(began), Some(_), None) = (began, &held.claim, &held.fenced) {
+            region.lease.looked(began);
+        }
     }
 
     async fn found_in(&self, region: &Region, own: Writer) -> Result<Found> {
         let store = &*region.quick;
         let newest = newest_of(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
-        if let Some(epoch) = newest.as_ref().and_then(|newest| above_a_stray(&own, newest)) {
-            return Ok(holds_if(self.claim_above(store, &own, epoch).await?));
-        }
-        match newest {
-            None => Ok(holds_if(create(store, &self.layout, &own).await?)),
-            Some(newest) => match standing(&own, &newest) {
-                Standing::Holds => Ok(Found::Holds),
-                Standing::Beside(rival) => self.beside(region, &own, rival).await,
+        let stray = newest.as_ref().and_then(|newest| above_a_stray(&own, newest));
+        let holds = match (stray, newest) {
+            (Some(epoch), _) => self.claim_above(store, &own, epoch).await?,
+            (None, None) => create(store, &self.layout, &own).await?,
+            (None, Some(newest)) => match standing(&own, &newest) {
+                Standing::Holds => true,
+                Standing::Beside(rival) => return self.beside(region, &own, rival).await,
                 Standing::Fenced(holder) => {
                     self.fence(&own, holder);
-                    Ok(Found::Lost)
+                    false
                 }
             },
-        }
+        };
+        Ok(match holds {
+            true if self.is_waited_for(region) => Found::Beside,
+            holds => holds_if(holds),
+        })
     }
 
     /// Another process has claimed after us what is no later than our timeline: because it saw us silent, was told to take our place,
@@ -130,6 +151,7 @@ impl Claims {
         let here = self.regions.iter().filter(|known| known.index == region.index);
         let here: Told = here.map(|region| (region.clone(), None)).collect();
         if self.is_gone(&here, Some(&rival)).await? {
+            self.forget(region);
             return Ok(Found::Holds);
         }
         let pulse = match inventory::pulse(&*region.quick, &self.layout).await {
@@ -137,57 +159,126 @@ impl Claims {
             Err(AgentError::Object { .. }) => None,
             pulse => pulse?,
         };
-        let life = self.life_beside(region.index, own, &rival, pulse.as_ref());
-        let pulse = match (life, pulse) {
+        let pulse = match (self.life_beside(region, own, &rival, pulse.as_ref()), pulse) {
             (Life::Shown, Some(pulse)) => pulse,
-            (Life::None, _) => return Ok(Found::Holds),
+            (Life::None, _) => return self.claim_back(region, own, &rival).await,
             _ => return Ok(Found::Beside),
         };
         let theirs = match pulse.instance == rival.instance {
             true => Some(rival.clone()),
-            // Who cannot be named lives all the same.
-            false => older_claim(&*region.quick, &self.layout, &pulse.instance)
-                .await
-                .ok()
-                .flatten(),
+            false => older_claim(&*region.quick, &self.layout, &pulse.instance).await?,
         };
         match theirs {
             // It is that one which has to give way, as its own looks tell it.
             Some(theirs) if rank(&theirs) < rank(own) => return Ok(Found::Holds),
             Some(theirs) => self.fence(own, theirs),
+            // Who cannot be named lives all the same.
             None => self.fence(own, rival),
         }
         Ok(Found::Lost)
     }
 
     /// What the pulses of a region, looked at since `rival` was first seen there, have shown of anybody else.
-    fn life_beside(&self, region: usize, own: &Writer, rival: &Writer, pulse: Option<&Pulse>) -> Life {
-        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Beside {
-            rival: rival.clone(),
-            watch: Watch::new(&own.instance, None, &rival.instance),
-            changed: Instant::now(),
+    fn life_beside(&self, region: &Region, own: &Writer, rival: &Writer, pulse: Option<&Pulse>) -> Life {
+        let mut beside = self.besides();
+        let fresh = || {
+            tracing::warn!(
+                region = region.name, rival = %name(rival),
+                "another process has made a newer claim there: nothing is stored before it is known whether it lives"
+            );
+            let why = format!(
+                "nothing is stored before it is known whether another writer lives: {}",
+                name(rival)
+            );
+            self.state
+                .update_region(region.index, |view| view.beside(Some(why)));
+            Beside {
+                rival: rival.clone(),
+                watch: Watch::new(&own.instance, None, rival),
+                silent: Duration::ZERO,
+                looked: Instant::now(),
+                until: None,
+            }
         };
-        let known = beside.entry(region).or_insert_with(fresh);
+        let known = beside.entry(region.index).or_insert_with(fresh);
         if known.rival != *rival {
             *known = fresh();
         }
-        match pulse.map_or(Sign::None, |pulse| {
-            known.watch.observe(region, pulse, self.interval)
-        }) {
-            Sign::Alive => Life::Shown,
-            Sign::Changed => {
-                known.changed = Instant::now();
-                Life::Unknown
-            }
-            Sign::None if known.changed.elapsed() < known.watch.interval(self.interval) * SILENT_FOR => {
-                Life::Unknown
-            }
-            Sign::None => Life::None,
+        // What nobody has listened to was not silence.
+        let since = known.looked.elapsed().min(self.interval);
+        known.looked = Instant::now();
+        match known.watch.observe(region.index, pulse, self.interval) {
+            Sign::Alive => return Life::Shown,
+            Sign::Changed => known.silent = Duration::ZERO,
+            Sign::None => known.silent += since,
+        }
+        let interval = known.watch.interval(self.interval).max(self.interval);
+        match known.silent < hearing(interval) {
+            true => Life::Unknown,
+            false => Life::None,
         }
     }
 
-    /// Claims what is held again, above a stray claim. The other regions get it with their next look.
+    /// The rival is silent. If it lives all the same it finds our new claim above its own, and stops; until it must have, we store
+    /// nothing either.
+    async fn claim_back(&self, region: &Region, own: &Writer, rival: &Writer) -> Result<Found> {
+        for (_, claim) in self.read().await? {
+            if let Some(Standing::Fenced(holder)) = claim.map(|claim| standing(own, &claim)) {
+                self.fence(own, holder);
+                return Ok(Found::Lost);
+            }
+        }
+        tracing::warn!(region = region.name, rival = %name(rival), "it is silent: its place is taken back");
+        self.wait_for_rivals();
+        let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await?;
+        self.wait_for_rivals();
+        Ok(if placed { Found::Beside } else { Found::Lost })
+    }
+
+    /// The answer to a claim may be lost: it counts from before it was made, and from after.
+    fn wait_for_rivals(&self) {
+        for known in self.besides().values_mut() {
+            let interval = known.watch.interval(self.interval).max(self.interval);
+            known.until = Some(Instant::now() + lease::term(interval));
+        }
+    }
+
+    /// Whether a rival whose place was taken back there may not have noticed yet.
+    fn is_waited_for(&self, region: &Region) -> bool {
+        let waits = {
+            let beside = self.besides();
+            let until = beside.get(&region.index).and_then(|known| known.until);
+            until.is_some_and(|until| Instant::now() < until)
+        };
+        if !waits {
+            self.forget(region);
+        }
+        waits
+    }
+
+    /// Nobody else's claim is newer there any more, or who made it is known to have ended.
+    fn forget(&self, region: &Region) {
+        if self.besides().remove(&region.index).is_some() {
+            tracing::info!(
+                region = region.name,
+                "no other writer lives: storing goes on there"
+            );
+            self.state.update_region(region.index, |view| view.beside(None));
+        }
+    }
+
+    /// This agent writes nothing anyway.
+    pub(super) fn listens_no_more(&self) {
+        for region in std::mem::take(&mut *self.besides()).into_keys() {
+            self.state.update_region(region, |view| view.beside(None));
+        }
+    }
+
+    fn besides(&self) -> MutexGuard<'_, BTreeMap<usize, Beside>> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims what is held again, with a higher epoch. The other regions get it with their next look.
     async fn claim_above(&self, store: &dyn Store, own: &Writer, epoch: u64) -> Result<bool> {
         let again = Writer {
             epoch: self.next_epoch(epoch),
@@ -219,6 +310,7 @@ impl Claims {
         });
         if changed {
             self.regions.iter().for_each(|region| region.lease.revoke());
+            self.listens_no_more();
             self.state.update(|snapshot| snapshot.writer_epoch = 0);
         }
     }

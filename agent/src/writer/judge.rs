@@ -10,7 +10,7 @@
 //! timeline stops once anybody else shows signs of life.
 //! No clock: an epoch is newer because it is higher, and life is a pulse that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use highwater_format::{History, Lsn, Pulse, Time, TimelineId, Writer};
@@ -133,12 +133,16 @@ pub struct Watch {
     rival: String,
     /// The longest that anybody who is watched lets pass between two pulses, as they say.
     longest: Option<Duration>,
+    /// Regions that were looked at: who appears in one later was not there before.
+    looked_at: BTreeSet<usize>,
     seen: BTreeMap<(usize, String), Seen>,
+    beats: bool,
 }
 
 #[derive(Debug)]
 struct Seen {
     said: (Time, Lsn, Option<Time>),
+    sequence: u64,
     changes: u32,
 }
 
@@ -159,24 +163,39 @@ const INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 /// Changes that prove life.
 const PROOF: u32 = 2;
 
+fn declared(millis: u64) -> Duration {
+    let (least, most) = INTERVALS;
+    Duration::from_millis(millis).clamp(least, most)
+}
+
 /// How long the writer of a pulse lets pass until the next one; `otherwise` if it does not say.
 pub fn interval(pulse: &Pulse, otherwise: Duration) -> Duration {
-    let (least, most) = INTERVALS;
-    let declared = |millis| Duration::from_millis(millis).clamp(least, most);
     pulse.interval_ms.map_or(otherwise, declared)
+}
+
+/// The same of who made a claim, which may have written no pulse yet.
+pub fn interval_of(claim: &Writer) -> Option<Duration> {
+    claim.interval_ms.map(declared)
 }
 
 impl Watch {
     /// Watches for others than `me`. Who writes the timeline `companions` is none of them, unless it is `rival`: beside a standby
     /// those are its primary's. Beside a primary there are no companions.
-    pub fn new(me: &str, companions: Option<TimelineId>, rival: &str) -> Self {
+    pub fn new(me: &str, companions: Option<TimelineId>, rival: &Writer) -> Self {
         Self {
             companions,
             me: me.to_owned(),
-            rival: rival.to_owned(),
-            longest: None,
+            rival: rival.instance.clone(),
+            longest: interval_of(rival),
+            looked_at: BTreeSet::new(),
             seen: BTreeMap::new(),
+            beats: false,
         }
+    }
+
+    /// Whether some agent that is watched was seen to go on, whatever became of its server.
+    pub fn beats(&self) -> bool {
+        self.beats
     }
 
     /// How often those who are watched show that they live; `otherwise` where they do not say.
@@ -185,24 +204,35 @@ impl Watch {
     }
 
     /// Takes the pulse as it is in a region now. `otherwise` is the interval of a writer that does not say.
-    pub fn observe(&mut self, region: usize, pulse: &Pulse, otherwise: Duration) -> Sign {
+    pub fn observe(&mut self, region: usize, pulse: Option<&Pulse>, otherwise: Duration) -> Sign {
+        let first_look = self.looked_at.insert(region);
+        let Some(pulse) = pulse else {
+            return Sign::None;
+        };
         let companion = Some(pulse.timeline) == self.companions && pulse.instance != self.rival;
         if pulse.instance == self.me || companion {
             return Sign::None;
         }
         self.longest = self.longest.max(Some(interval(pulse, otherwise)));
-        let said = (pulse.server_time, pulse.wal_end, pulse.answered_at);
-        let first = Seen { said, changes: 0 };
-        let seen = self.seen.entry((region, pulse.instance.clone())).or_insert(first);
-        if seen.said == said {
-            return Sign::None;
-        }
-        seen.said = said;
-        seen.changes += 1;
-        if seen.changes < PROOF {
-            Sign::Changed
-        } else {
-            Sign::Alive
+        let now = Seen {
+            said: (pulse.server_time, pulse.wal_end, pulse.answered_at),
+            sequence: pulse.sequence,
+            changes: 0,
+        };
+        let key = (region, pulse.instance.clone());
+        let changes = match self.seen.get(&key) {
+            // It was not there at the first look.
+            None => u32::from(!first_look),
+            Some(seen) => {
+                self.beats |= seen.sequence != now.sequence;
+                seen.changes + u32::from(seen.said != now.said)
+            }
+        };
+        let before = self.seen.insert(key, Seen { changes, ..now });
+        match changes == before.map_or(0, |seen| seen.changes) {
+            true => Sign::None,
+            false if changes < PROOF => Sign::Changed,
+            false => Sign::Alive,
         }
     }
 }

@@ -22,6 +22,7 @@ fn claim(epoch: u64, instance: &str, timeline: u32) -> Writer {
         claimed_at: Time::UNIX_EPOCH,
         begins: None,
         machine: None,
+        interval_ms: None,
     }
 }
 
@@ -144,8 +145,8 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
         assert_eq!(standing(&own, &newest), Standing::Beside(newest.clone()));
     }
     // Such a rival's pulses are on our own timeline.
-    let mut watch = Watch::new("me", Some(id(2)), "rival");
-    let mut sign = |instance, micros| watch.observe(0, &pulse(instance, 2, micros), OWN);
+    let mut watch = Watch::new("me", Some(id(2)), &claim(9, "rival", 1));
+    let mut sign = |instance, micros| watch.observe(0, Some(&pulse(instance, 2, micros)), OWN);
     let signs = [1, 2, 3].map(|micros| (sign("rival", micros), sign("companion", micros)));
     let last = (Sign::Alive, Sign::None);
     assert_eq!(
@@ -156,9 +157,10 @@ fn two_promotions_of_the_same_number_are_different_timelines() {
 
 #[test]
 fn life_is_a_pulse_of_another_timeline_that_changes() {
-    let mut watch = Watch::new("me", Some(id(2)), "a");
-    let mut sign =
-        |region, instance, timeline, micros| watch.observe(region, &pulse(instance, timeline, micros), OWN);
+    let mut watch = Watch::new("me", Some(id(2)), &claim(9, "a", 1));
+    let mut sign = |region, instance, timeline, micros| {
+        watch.observe(region, Some(&pulse(instance, timeline, micros)), OWN)
+    };
     assert_eq!(sign(0, "a", 1, 5), Sign::None, "the first look says nothing");
     assert_eq!(sign(0, "a", 1, 5), Sign::None, "an agent without its server");
     assert_eq!(sign(1, "a", 1, 4), Sign::None, "each region has its own");
@@ -273,7 +275,7 @@ proptest! {
             }
         }
         let go_on = agents.iter().filter(|agent| !agent.fenced).filter_map(|agent| agent.claim.as_ref());
-        let timelines: std::collections::BTreeSet<_> = go_on.map(|claim| claim.timeline).collect();
+        let timelines: BTreeSet<_> = go_on.map(|claim| claim.timeline).collect();
         prop_assert!(timelines.len() <= 1, "{:?}", timelines);
     }
 }
@@ -281,14 +283,14 @@ proptest! {
 /// Its slot is busy after the network broke, or its memory is full: the stream says nothing for a while.
 #[test]
 fn a_server_that_answers_beside_a_stream_that_stands_still_lives() {
-    let mut watch = Watch::new("me", None, "a");
+    let mut watch = Watch::new("me", None, &claim(9, "a", 1));
     let mut sign = |answered: Option<i64>| {
         let answered_at = answered.map(Time::from_unix_micros);
         let pulse = Pulse {
             answered_at,
             ..pulse("a", 1, 5)
         };
-        watch.observe(0, &pulse, OWN)
+        watch.observe(0, Some(&pulse), OWN)
     };
     let signs = [None, Some(1), Some(1), Some(2)].map(&mut sign);
     assert_eq!(signs, [Sign::None, Sign::Changed, Sign::None, Sign::Alive]);
@@ -296,30 +298,72 @@ fn a_server_that_answers_beside_a_stream_that_stands_still_lives() {
 
 #[test]
 fn the_slowest_of_those_who_are_watched_sets_the_pace() {
-    let mut watch = Watch::new("me", Some(id(1)), "rival");
+    let mut watch = Watch::new("me", Some(id(1)), &claim(9, "rival", 1));
     let declared = |instance: &str, interval_ms| Pulse {
         interval_ms,
         ..pulse(instance, 2, 1)
     };
     assert_eq!(watch.interval(OWN), OWN, "nobody was seen");
-    watch.observe(0, &declared("a", Some(2_000)), OWN);
+    watch.observe(0, Some(&declared("a", Some(2_000))), OWN);
     assert_eq!(watch.interval(OWN), Duration::from_secs(2));
-    watch.observe(1, &declared("b", None), OWN);
+    watch.observe(1, Some(&declared("b", None)), OWN);
     assert_eq!(watch.interval(OWN), OWN, "b does not say");
-    watch.observe(1, &declared("c", Some(u64::MAX)), OWN);
+    watch.observe(1, Some(&declared("c", Some(u64::MAX))), OWN);
     assert_eq!(
         watch.interval(OWN),
         Duration::from_secs(300),
         "more is not believed"
     );
     // Companions and our own are not watched.
-    let mut watch = Watch::new("me", Some(id(1)), "rival");
+    let mut watch = Watch::new("me", Some(id(1)), &claim(9, "rival", 1));
     for (instance, timeline) in [("me", 2), ("companion", 1)] {
         let other = Pulse {
             timeline: id(timeline),
             ..declared(instance, Some(60_000))
         };
-        watch.observe(0, &other, OWN);
+        watch.observe(0, Some(&other), OWN);
     }
     assert_eq!(watch.interval(OWN), OWN);
+}
+
+/// Who has just taken a place writes its first pulse later than everybody looks for the first time.
+#[test]
+fn who_appears_later_has_changed_something() {
+    for first in [None, Some(pulse("dead", 1, 1)), Some(pulse("me", 1, 1))] {
+        let mut watch = Watch::new("me", None, &claim(9, "a", 1));
+        assert_eq!(watch.observe(0, first.as_ref(), OWN), Sign::None);
+        let mut sign = |micros| watch.observe(0, Some(&pulse("a", 1, micros)), OWN);
+        assert_eq!([5, 5, 6].map(&mut sign), [Sign::Changed, Sign::None, Sign::Alive]);
+    }
+}
+
+/// One that claims says how often it looks, long before its first pulse does.
+#[test]
+fn a_claim_says_how_long_its_writer_is_waited_for() {
+    let rival = |interval_ms| Writer {
+        interval_ms,
+        ..claim(9, "a", 1)
+    };
+    let waited = |interval_ms| Watch::new("me", None, &rival(interval_ms)).interval(OWN);
+    assert_eq!(waited(None), OWN);
+    assert_eq!(waited(Some(300_000)), Duration::from_secs(300));
+    assert_eq!(
+        waited(Some(u64::MAX)),
+        Duration::from_secs(300),
+        "more is not believed"
+    );
+}
+
+/// An agent whose PostgreSQL hangs is silent, and may store what it has for as long as its last look is good.
+#[test]
+fn an_agent_without_its_server_is_seen_to_go_on() {
+    let mut watch = Watch::new("me", None, &claim(9, "a", 1));
+    let said = |sequence| Pulse {
+        sequence,
+        ..pulse("a", 1, 5)
+    };
+    for (sequence, beats) in [(1, false), (1, false), (2, true)] {
+        assert_eq!(watch.observe(0, Some(&said(sequence)), OWN), Sign::None);
+        assert_eq!(watch.beats(), beats);
+    }
 }

@@ -89,6 +89,7 @@ mod tests {
             claimed_at: Time::UNIX_EPOCH,
             begins: None,
             machine: me.machine.clone(),
+            interval_ms: None,
         }
     }
 

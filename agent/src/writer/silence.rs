@@ -8,7 +8,7 @@ use highwater_format::{Pulse, Writer};
 use tokio::time::Instant;
 
 use super::claim::{ask, name, older_claim};
-use super::judge::{Line, Sign, Watch, interval};
+use super::judge::{Line, Sign, Watch, interval, interval_of};
 use super::{Claims, Told};
 use crate::error::{AgentError, Result};
 use crate::inventory;
@@ -53,32 +53,30 @@ impl Claims {
     }
 
     /// Fails with who it is if `holder`'s server, or another one than that on `line`, shows signs of life. Beside a standby the
-    /// pulses of its own timeline are those of its primary.
+    /// pulses of its own timeline are those of its primary. True: some agent goes on, though its server says nothing.
     pub(super) async fn must_be_silent(
         &self,
         told: &Told,
         line: Line,
         standby: bool,
         holder: &Writer,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         tracing::info!(
             holder = %name(holder), ours = %line.timeline,
             "another process is the newest writer: making sure that it is silent"
         );
         let (mut changed, mut watch) = (
             Instant::now(),
-            Watch::new(
-                &self.me.instance,
-                standby.then_some(line.timeline),
-                &holder.instance,
-            ),
+            Watch::new(&self.me.instance, standby.then_some(line.timeline), holder),
         );
         loop {
-            for (region, pulse) in self.pulses(told).await? {
-                match watch.observe(region.index, &pulse, self.interval) {
-                    Sign::None => {}
-                    Sign::Changed => changed = Instant::now(),
-                    Sign::Alive => return Err(self.in_use(&region, &pulse, holder, line).await),
+            for (region, pulse) in self.pulses_if_any(told).await? {
+                match (watch.observe(region.index, pulse.as_ref(), self.interval), pulse) {
+                    (Sign::Alive, Some(pulse)) => {
+                        return Err(self.in_use(&region, &pulse, holder, line).await);
+                    }
+                    (Sign::Changed, _) => changed = Instant::now(),
+                    _ => {}
                 }
             }
             let interval = watch.interval(self.interval);
@@ -87,7 +85,7 @@ impl Claims {
                     holder = %name(holder), seconds = changed.elapsed().as_secs(),
                     "it is silent: going on in its place"
                 );
-                return Ok(());
+                return Ok(watch.beats());
             }
             tokio::time::sleep(interval.min(self.interval) / LOOKS).await;
         }
@@ -104,7 +102,8 @@ impl Claims {
             .iter()
             .filter(|(_, pulse)| pulse.instance != self.me.instance);
         let longest = others.map(|(_, pulse)| interval(pulse, self.interval)).max();
-        let term = lease::term(longest.unwrap_or(self.interval));
+        let longest = longest.max(interval_of(holder)).unwrap_or(self.interval);
+        let term = lease::term(longest);
         tracing::warn!(
             holder = %name(holder), seconds = term.as_secs(),
             "its place is taken as soon as it must have noticed"
@@ -146,16 +145,20 @@ impl Claims {
     }
 
     async fn pulses(&self, told: &Told) -> Result<Vec<(Arc<Region>, Pulse)>> {
+        let read = self.pulses_if_any(told).await?.into_iter();
+        Ok(read
+            .filter_map(|(region, pulse)| Some((region, pulse?)))
+            .collect())
+    }
+
+    async fn pulses_if_any(&self, told: &Told) -> Result<Vec<(Arc<Region>, Option<Pulse>)>> {
         let regions = told.iter().map(|(region, _)| region.clone());
-        let read = ask(regions, |region| async move {
+        ask(regions, |region| async move {
             match inventory::pulse(&*region.quick, &self.layout).await {
                 Err(AgentError::Object { .. }) => Ok(None),
                 other => other,
             }
-        });
-        let read = read.await?.into_iter();
-        Ok(read
-            .filter_map(|(region, pulse)| Some((region, pulse?)))
-            .collect())
+        })
+        .await
     }
 }

@@ -173,6 +173,10 @@ pub struct Writer {
     /// to. Claims of early agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// How many milliseconds it lets pass between two pulses and looks at the newest claim: others wait for so many of these before
+    /// and after they take its place. Claims of early agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
 }
 
 impl Document for Writer {

@@ -91,6 +91,7 @@ async fn verify_reads_the_claims_of_writers() {
         claimed_at: at("2026-11-20T15:22:40Z"),
         begins: None,
         machine: None,
+        interval_ms: None,
     };
     let key = layout().writer(1);
     put(&archive.a, &key, encode(&writer(1)).unwrap()).await;

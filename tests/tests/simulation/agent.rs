@@ -102,7 +102,7 @@ impl Agent {
             host: "simulated".into(),
             pid: 1,
             // What had this number before has ended.
-            machine: Some("simulated".into()),
+            machine: Some(format!("simulated-{}", self.sim.seat())),
         };
         let surroundings = Surroundings {
             clock: self.clock.clone(),

@@ -23,6 +23,7 @@
 
 mod agent;
 mod checker;
+mod company;
 mod node;
 mod region;
 mod rng;
@@ -37,8 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use schedule::{Theme, run};
 
-/// Schedules per theme; there are six.
-const SCHEDULES: u64 = 1700;
+/// Schedules per theme; there are seven.
+const SCHEDULES: u64 = 1450;
 
 /// The lines of a log that are printed when a schedule fails.
 const SHOWN: usize = 400;
@@ -126,6 +127,11 @@ fn losses() {
 }
 
 #[test]
+fn company() {
+    simulate(Theme::Company);
+}
+
+#[test]
 fn one_seed_is_one_log() {
     for theme in [
         Theme::Storage,
@@ -134,6 +140,7 @@ fn one_seed_is_one_log() {
         Theme::Lineage,
         Theme::Rollback,
         Theme::Losses,
+        Theme::Company,
     ] {
         for seed in first_seed()..first_seed() + 10 {
             let (one, two) = (run(theme, seed), run(theme, seed));

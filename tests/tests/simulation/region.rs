@@ -87,15 +87,16 @@ struct Trip {
 
 /// What is stored, whatever becomes of the calls.
 struct Bucket {
-    sim: Arc<Sim>,
     index: usize,
     objects: MemoryStore,
     /// When a key became visible.
     born: Mutex<BTreeMap<String, Instant>>,
 }
 
+/// One agent's way to a bucket.
 pub(crate) struct SimRegion {
     name: String,
+    sim: Arc<Sim>,
     bucket: Arc<Bucket>,
     sky: Mutex<Sky>,
     frozen: AtomicBool,
@@ -109,7 +110,7 @@ impl std::fmt::Debug for SimRegion {
 }
 
 impl Bucket {
-    async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
+    async fn put(&self, sim: &Sim, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
         let rewritable = key.ends_with("/pulse.json") || key.contains("/probe/");
         let bytes = object.bytes.clone();
         let taken = self.objects.head(key).await.is_ok();
@@ -118,7 +119,7 @@ impl Bucket {
             lock(&self.born)
                 .entry(key.to_owned())
                 .or_insert_with(Instant::now);
-            let mut world = self.sim.lock();
+            let mut world = sim.lock();
             if taken && !rewritable {
                 world.fail(format!("I4: {key} is replaced in region {}", self.index));
             }
@@ -133,21 +134,29 @@ impl Bucket {
 
 impl SimRegion {
     pub(crate) fn new(sim: Arc<Sim>, index: usize, rng: Rng) -> Arc<Self> {
-        let name = format!("r{index}");
         let bucket = Bucket {
-            sim,
             index,
-            objects: MemoryStore::new(name.clone()),
+            objects: MemoryStore::new(format!("r{index}")),
             born: Mutex::default(),
         };
+        Self::over(sim, Arc::new(bucket), rng)
+    }
+
+    /// The way to the same bucket from another seat.
+    pub(crate) fn seen_by(&self, sim: Arc<Sim>, rng: Rng) -> Arc<Self> {
+        Self::over(sim, self.bucket.clone(), rng)
+    }
+
+    fn over(sim: Arc<Sim>, bucket: Arc<Bucket>, rng: Rng) -> Arc<Self> {
         let sky = Sky {
             rng,
             weather: Weather::fair(),
             spared: 0,
         };
         Arc::new(Self {
-            name,
-            bucket: Arc::new(bucket),
+            name: format!("r{}", bucket.index),
+            sim,
+            bucket,
             sky: Mutex::new(sky),
             frozen: AtomicBool::new(false),
             thawed: Notify::new(),
@@ -197,7 +206,7 @@ impl SimRegion {
     }
 
     fn error(&self, kind: ErrorKind, operation: Operation, key: &str, how: &str) -> StoreError {
-        let mut world = self.bucket.sim.lock();
+        let mut world = self.sim.lock();
         world.note(format!("{} {operation} {} {how}", self.name, short(key)));
         StoreError::new(kind, &self.name, operation, key, format!("simulated: {how}"))
     }
@@ -210,24 +219,24 @@ impl SimRegion {
         key: &str,
         call: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        self.bucket.sim.lock().crash_point();
+        self.sim.lock().crash_point();
         sleep(trip.there).await;
         if timeout(ATTEMPT, self.thaw()).await.is_err() {
             return Err(self.error(ErrorKind::Retry, operation, key, "timed out"));
         }
         if let Fate::Fails(kind) = trip.fate {
             if kind == ErrorKind::Corrupt {
-                self.bucket.sim.lock().read_damaged(self.bucket.index, key);
+                self.sim.lock().read_damaged(self.bucket.index, key);
             }
             return Err(self.error(kind, operation, key, "failed"));
         }
         let value = call.await;
-        self.bucket.sim.lock().crash_point();
+        self.sim.lock().crash_point();
         sleep(trip.back).await;
         match trip.fate {
             Fate::Lost => Err(self.error(ErrorKind::Retry, operation, key, "done, reply lost")),
             _ => {
-                self.bucket.sim.lock().read_whole(self.bucket.index, key);
+                self.sim.lock().read_whole(self.bucket.index, key);
                 value
             }
         }
@@ -236,7 +245,7 @@ impl SimRegion {
     /// Somebody removes everything, but for the object by which the store itself is tried out: without it in the middle
     /// of that, a store looks like one that ignores conditions.
     pub(crate) async fn empty(&self) {
-        self.bucket.sim.lock().emptied(self.bucket.index);
+        self.sim.lock().emptied(self.bucket.index);
         let keys = self.bucket.objects.keys().into_iter();
         for key in keys.filter(|key| !key.contains("/probe/")) {
             self.bucket.objects.delete(&key).await.unwrap();
@@ -249,7 +258,7 @@ impl SimRegion {
         let key = self.keys("/tail/").into_iter().next().unwrap();
         self.bucket.objects.delete(&key).await.unwrap();
         lock(&self.bucket.born).remove(&key);
-        let mut world = self.bucket.sim.lock();
+        let mut world = self.sim.lock();
         world.note(format!("r{} has lost {}", self.bucket.index, short(&key)));
         key
     }
@@ -274,21 +283,22 @@ impl Store for SimRegion {
     }
 
     async fn put(&self, key: &str, object: Object, mode: PutMode) -> Result<Put, StoreError> {
+        self.sim.lock().sets_out(self.bucket.index, key);
         let trip = self.draw(Operation::Put);
         if let Fate::Late(wait) = trip.fate {
             // The request is on its way; nobody will hear how it ended.
-            let (bucket, name) = (self.bucket.clone(), key.to_owned());
-            let process = bucket.sim.lock().process;
+            let (sim, bucket, name) = (self.sim.clone(), self.bucket.clone(), key.to_owned());
+            let process = sim.lock().process;
             tokio::spawn(async move {
                 sleep(wait).await;
-                if matches!(bucket.put(&name, object, mode).await, Ok(Put::Created)) {
-                    bucket.sim.lock().arrived_late(&name, process);
+                if matches!(bucket.put(&sim, &name, object, mode).await, Ok(Put::Created)) {
+                    sim.lock().arrived_late(&name, process);
                 }
             });
             sleep(trip.there).await;
             return Err(self.error(ErrorKind::Retry, Operation::Put, key, "delayed"));
         }
-        let call = self.bucket.put(key, object, mode);
+        let call = self.bucket.put(&self.sim, key, object, mode);
         self.pass(trip, Operation::Put, key, call).await
     }
 
@@ -329,7 +339,7 @@ impl Store for SimRegion {
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.bucket.sim.lock().fail(format!("{key} is deleted"));
+        self.sim.lock().fail(format!("{key} is deleted"));
         self.bucket.objects.delete(key).await
     }
 }

@@ -10,6 +10,7 @@ use highwater_format::Time;
 use tokio::time::sleep;
 
 use crate::agent::{Agent, config};
+use crate::company::Company;
 use crate::node::Node;
 use crate::region::{SimRegion, Weather};
 use crate::rng::Rng;
@@ -18,7 +19,7 @@ use crate::wire::lsn;
 use crate::world::{Power, Sim, World};
 
 /// Within this time after the last fault everything is stored everywhere and reported.
-const PATIENCE: Duration = Duration::from_secs(240);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What a schedule is mostly about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,6 +30,7 @@ pub(crate) enum Theme {
     Lineage,
     Rollback,
     Losses,
+    Company,
 }
 
 /// How a schedule went.
@@ -42,9 +44,15 @@ pub(crate) struct Outcome {
 /// Runs the schedule of one seed, in virtual time.
 pub(crate) fn run(theme: Theme, seed: u64) -> Outcome {
     runtime().block_on(async {
-        let mut schedule = Schedule::new(theme, seed);
-        schedule.play().await;
-        let mut world = schedule.sim.lock();
+        let sim = match theme {
+            Theme::Company => Company::played(seed).await,
+            _ => {
+                let mut schedule = Schedule::new(theme, seed);
+                schedule.play().await;
+                schedule.sim
+            }
+        };
+        let mut world = sim.lock();
         Outcome {
             log: std::mem::take(&mut world.log),
             broken: world.broken.take(),
@@ -60,6 +68,15 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .start_paused(true)
         .build()
         .unwrap()
+}
+
+/// Some policy for so many regions.
+pub(crate) fn policy(regions: usize, rng: &mut Rng) -> Policy {
+    match rng.range(0..4) {
+        0 => Policy::Any,
+        1 if regions == 3 => Policy::Count(2.try_into().unwrap()),
+        _ => Policy::All,
+    }
 }
 
 pub(crate) struct Schedule {
@@ -90,11 +107,7 @@ impl Schedule {
         let mut rng = Rng::new(seed ^ (theme as u64) << 56);
         let segment = rng.pick(&[1, 1, 1, 2]) << 20;
         let count = rng.pick(&[1, 2, 2, 2, 3]);
-        let policy = match rng.range(0..4) {
-            0 => Policy::Any,
-            1 if count == 3 => Policy::Count(2.try_into().unwrap()),
-            _ => Policy::All,
-        };
+        let policy = policy(count, &mut rng);
         let needed = policy.needed(count);
         let world = World::new(rng.fork(), segment, count, needed);
         let sim = Sim::new(world);
@@ -190,6 +203,7 @@ impl Schedule {
             Theme::Server => [30, 4, 8, 3, 4, 6, 3, 20, 8, 8, 4, 0, 3, 0, 1],
             Theme::Lineage => [30, 4, 10, 5, 5, 10, 3, 5, 3, 3, 20, 0, 1, 1, 5],
             Theme::Rollback => [30, 4, 10, 4, 5, 10, 3, 5, 3, 3, 6, 12, 1, 0, 0],
+            Theme::Company => unreachable!("two agents have a schedule of their own"),
             Theme::Losses => [30, 8, 8, 10, 6, 14, 3, 4, 2, 6, 3, 0, 14, 6, 0],
         };
         let mut draw = self.rng.range(0..weights.iter().sum());
@@ -289,13 +303,7 @@ impl Schedule {
         let step = self.rng.range(0..7200);
         let clock = &self.agent.clock;
         self.sim.change(|world| match what {
-            0 | 1 => {
-                let (end, segment) = (world.end(), world.segment());
-                world.node.checkpoint(end, segment);
-                world.gone_before = world.gone_before.max(world.node.kept_from);
-                let kept = world.node.kept_from;
-                world.note(format!("checkpoint, WAL is kept from {}", lsn(kept)));
-            }
+            0 | 1 => world.checkpoint(),
             2 | 3 => {
                 world.flood = !world.flood;
                 world.note("flood");
@@ -403,15 +411,7 @@ impl Schedule {
         let before = self.sim.lock().node.clone();
         let rng = &mut self.rng;
         let promoted = self.sim.change(|world| {
-            let old = world.node.line.version;
-            let begun = world.node.line.ancestors.last().map_or(0, |at| at.switch);
-            let from = begun.max(world.node.kept_from).max(world.node.checkpoint);
-            let possible: Vec<Cut> = world.versions[old]
-                .cuts
-                .iter()
-                .filter(|cut| cut.at > from)
-                .copied()
-                .collect();
+            let possible = world.cuts();
             let Some(newest) = possible.last().copied() else {
                 return false;
             };
@@ -421,12 +421,8 @@ impl Schedule {
             } else {
                 newest
             };
-            let highest = world.histories.keys().last().copied().unwrap_or(1);
-            let timeline = highest.max(world.node.line.timeline) + rng.pick(&[1, 1, 1, 2, 4]);
-            let new = world.node.promote(&world.versions, cut, timeline, rng);
-            world.versions.push(new);
-            let history = world.node.line.history();
-            world.histories.insert(timeline, history);
+            let timeline = world.next_timeline(rng);
+            world.promote(cut, timeline, rng);
             if elsewhere {
                 world.disconnect();
                 world.node.slot = None;
@@ -525,13 +521,13 @@ impl Schedule {
 }
 
 impl World {
-    fn drop_connections(&mut self) {
+    pub(crate) fn drop_connections(&mut self) {
         self.note("connections are lost");
         self.disconnect();
     }
 
     /// Whether every region holds all the server has, and the server was told.
-    fn is_settled(&mut self) -> bool {
+    pub(crate) fn is_settled(&mut self) -> bool {
         let (line, end) = (self.node.line.clone(), self.end());
         // A server that was rolled back to before the archive's first byte has nothing that could be held of it.
         let end_of_archive = end.max(self.origin.unwrap_or(0));

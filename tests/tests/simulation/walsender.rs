@@ -154,6 +154,7 @@ impl World {
             "wal_segment_size" => text(format!("{}MB", self.segment() >> 20)),
             "wal_block_size" | "block_size" => text(PAGE),
             "server_version_num" => text(VERSION),
+            "in_hot_standby" if self.standby => text("on"),
             _ => text("off"),
         }
     }
@@ -436,7 +437,7 @@ impl Copy<'_> {
             let same = world.node.line.up_to(self.line.timeline).as_ref() == Some(self.line);
             let end = match left {
                 Some((_, switch)) => switch,
-                None => world.versions[self.line.version].end().min(world.sends_up_to),
+                None => world.end().min(world.sends_up_to),
             };
             if left.is_some() && self.sent >= end {
                 pending.extend(wire::message(b'c', b""));

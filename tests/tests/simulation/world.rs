@@ -1,14 +1,16 @@
 //! Everything that the parts of one schedule share, behind one lock that is never held across an await.
 //!
-//! Owns the log, the server's state, what the checker knows, and where the agent is made to crash. A broken
-//! invariant is noted here and ends the schedule.
+//! Owns the log, the servers' states, what the checker knows, and where an agent is made to crash. A broken
+//! invariant is noted here and ends the schedule. Every server with the agent beside it has a seat, and who locks the
+//! world sees it from one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_format::{Key, Layout, SegmentSize, SystemId};
+use highwater_format::{Key, Layout, LsnRange, SegmentSize, SystemId};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checker::{Holdings, Model};
 use crate::node::{Line, Node};
 use crate::rng::Rng;
-use crate::wal::Version;
+use crate::wal::{Cut, Version};
 use crate::wire::{Status, lsn};
 
 /// A schedule with more events than this goes round in circles.
@@ -32,6 +34,80 @@ pub(crate) enum Power {
     Down,
 }
 
+/// A server, and the agent beside it.
+pub(crate) struct Seat {
+    pub(crate) node: Node,
+    pub(crate) power: Power,
+    /// It is a standby of the other one.
+    pub(crate) standby: bool,
+    /// How far a standby has received what its primary writes.
+    pub(crate) received: u64,
+    pub(crate) flood: bool,
+    /// Commands that begin with this get no answer.
+    pub(crate) unanswered: Option<&'static str>,
+    /// New connections read nothing while they stream.
+    pub(crate) deaf: bool,
+    /// The network is as slow as this: nothing behind it has arrived yet.
+    pub(crate) sends_up_to: u64,
+    pub(crate) connections: BTreeMap<u64, CancellationToken>,
+    /// Which connection streams from the slot.
+    pub(crate) slot_holder: Option<u64>,
+    /// Ends of the gaps that were on record anywhere when this agent started.
+    known_gaps: BTreeSet<u64>,
+    /// End of what was sent of a version to this agent.
+    pub(crate) sent_now: BTreeMap<usize, u64>,
+    /// Claims and pulses of dead agents that arrived while this one ran.
+    pub(crate) late_signs: u32,
+    /// Damaged reads in a row of each key by this agent.
+    damaged: BTreeMap<(usize, String), u32>,
+    /// Some object came damaged so often that this agent need not believe in an accident.
+    pub(crate) damaged_for_good: bool,
+    /// Number of the agent's process.
+    pub(crate) process: u32,
+    pub(crate) agent: Option<AbortHandle>,
+    /// The agent dies at this many store calls from now.
+    pub(crate) crash_in: Option<u64>,
+    /// By region: the newest claim, and the one under which WAL was last sent there.
+    claimed: BTreeMap<usize, u64>,
+    wrote: BTreeMap<usize, u64>,
+}
+
+impl Seat {
+    pub(crate) fn new(node: Node, standby: bool) -> Self {
+        Self {
+            node,
+            power: Power::Up,
+            standby,
+            received: u64::MAX,
+            flood: false,
+            unanswered: None,
+            deaf: false,
+            sends_up_to: u64::MAX,
+            connections: BTreeMap::new(),
+            slot_holder: None,
+            known_gaps: BTreeSet::new(),
+            sent_now: BTreeMap::new(),
+            late_signs: 0,
+            damaged: BTreeMap::new(),
+            damaged_for_good: false,
+            process: 0,
+            agent: None,
+            crash_in: None,
+            claimed: BTreeMap::new(),
+            wrote: BTreeMap::new(),
+        }
+    }
+
+    /// Ends every connection.
+    pub(crate) fn disconnect(&mut self) {
+        for connection in self.connections.values() {
+            connection.cancel();
+        }
+        self.connections.clear();
+        self.slot_holder = None;
+    }
+}
+
 pub(crate) struct World {
     started: Instant,
     pub(crate) log: Vec<String>,
@@ -42,41 +118,20 @@ pub(crate) struct World {
     pub(crate) layout: Layout,
     pub(crate) versions: Vec<Version>,
     pub(crate) histories: BTreeMap<u32, Vec<u8>>,
-    pub(crate) node: Node,
-    pub(crate) power: Power,
-    pub(crate) flood: bool,
-    /// Commands that begin with this get no answer.
-    pub(crate) unanswered: Option<&'static str>,
-    /// New connections read nothing while they stream.
-    pub(crate) deaf: bool,
-    /// The network is as slow as this: nothing behind it has arrived yet.
-    pub(crate) sends_up_to: u64,
-    pub(crate) connections: BTreeMap<u64, CancellationToken>,
+    pub(crate) seats: Vec<Seat>,
+    /// The seat from which the world is seen now.
+    at: usize,
     pub(crate) next_connection: u64,
-    /// Which connection streams from the slot.
-    pub(crate) slot_holder: Option<u64>,
     /// End of what was ever sent of a version.
     pub(crate) sent: BTreeMap<usize, u64>,
     /// Everything that each region was ever seen to store.
     pub(crate) holdings: Vec<Holdings>,
     /// What is left of it where somebody has emptied the region.
     pub(crate) remaining: Vec<Option<Holdings>>,
-    /// Ends of the gaps that were on record anywhere when this agent started.
-    known_gaps: BTreeSet<u64>,
     /// Up to here it is known that nothing of a line is missing without a record.
     explained: Option<(Line, u64)>,
-    /// End of what was sent of a version to this agent.
-    pub(crate) sent_now: BTreeMap<usize, u64>,
     /// An older state of a server has been put in its place: what the archive holds may be of another course.
     pub(crate) rolled_back: bool,
-    /// Claims and pulses of dead agents that arrived while this one ran.
-    pub(crate) late_signs: u32,
-    /// Damaged reads in a row of each key by this agent.
-    damaged: BTreeMap<(usize, String), u32>,
-    /// Some object came damaged so often that this agent need not believe in an accident.
-    pub(crate) damaged_for_good: bool,
-    /// Number of the agent's process.
-    pub(crate) process: u32,
     /// An old primary answers although the archive knows what came after it: its version, and where that ended.
     pub(crate) revived: Option<(usize, u64)>,
     /// First byte of the archive: where the first stream of which anything was stored began.
@@ -87,29 +142,59 @@ pub(crate) struct World {
     pub(crate) needed: usize,
     /// Some server had removed its WAL up to here.
     pub(crate) gone_before: u64,
-    pub(crate) agent: Option<AbortHandle>,
-    /// The agent dies at this many store calls from now.
-    pub(crate) crash_in: Option<u64>,
     pub(crate) statuses: u64,
+    /// Two primaries never write to a region at the same time: where nothing worse happens than that regions are out of reach.
+    pub(crate) one_writer: bool,
 }
 
-/// Shared by all parts.
+impl Deref for World {
+    type Target = Seat;
+
+    fn deref(&self) -> &Seat {
+        &self.seats[self.at]
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Seat {
+        &mut self.seats[self.at]
+    }
+}
+
+/// Shared by all parts; the world as it is seen from one seat.
 pub(crate) struct Sim {
-    world: Mutex<World>,
-    /// Wakes the server's connections.
-    pub(crate) changed: Notify,
+    world: Arc<Mutex<World>>,
+    /// Wakes the servers' connections.
+    pub(crate) changed: Arc<Notify>,
+    seat: usize,
 }
 
 impl Sim {
     pub(crate) fn new(world: World) -> Arc<Self> {
         Arc::new(Self {
-            world: Mutex::new(world),
-            changed: Notify::new(),
+            world: Arc::new(Mutex::new(world)),
+            changed: Arc::new(Notify::new()),
+            seat: 0,
         })
     }
 
+    /// The same world from another seat.
+    pub(crate) fn at(&self, seat: usize) -> Arc<Self> {
+        Arc::new(Self {
+            world: self.world.clone(),
+            changed: self.changed.clone(),
+            seat,
+        })
+    }
+
+    pub(crate) fn seat(&self) -> usize {
+        self.seat
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+        world.at = self.seat;
+        world
     }
 
     /// Changes the server and wakes its connections.
@@ -135,34 +220,21 @@ impl World {
             layout: Layout::new(cluster, system_id),
             versions: vec![first],
             histories: BTreeMap::new(),
-            node: Node::new(0, 1, start, rng.pick(&[0, 0, 1, 3])),
-            power: Power::Up,
-            flood: false,
-            unanswered: None,
-            deaf: false,
-            sends_up_to: u64::MAX,
-            connections: BTreeMap::new(),
+            seats: vec![Seat::new(Node::new(0, 1, start, rng.pick(&[0, 0, 1, 3])), false)],
+            at: 0,
             next_connection: 0,
-            slot_holder: None,
             sent: BTreeMap::new(),
             holdings: (0..regions).map(|_| Holdings::default()).collect(),
             remaining: (0..regions).map(|_| None).collect(),
-            known_gaps: BTreeSet::new(),
             explained: None,
-            sent_now: BTreeMap::new(),
             rolled_back: false,
-            late_signs: 0,
-            damaged: BTreeMap::new(),
-            damaged_for_good: false,
-            process: 0,
             revived: None,
             origin: None,
             promised_from: vec![0; regions],
             needed,
             gone_before: start,
-            agent: None,
-            crash_in: None,
             statuses: 0,
+            one_writer: false,
             rng,
         }
     }
@@ -178,7 +250,16 @@ impl World {
 
     pub(crate) fn note(&mut self, what: impl AsRef<str>) {
         let at = self.elapsed();
-        let line = format!("{:>7}.{:03} {}", at.as_secs(), at.subsec_millis(), what.as_ref());
+        let who = match self.seats.len() {
+            1 => String::new(),
+            _ => format!("#{} ", self.at),
+        };
+        let line = format!(
+            "{:>7}.{:03} {who}{}",
+            at.as_secs(),
+            at.subsec_millis(),
+            what.as_ref()
+        );
         tracing::info!(target: "world", "{line}");
         self.log.push(line);
         assert!(self.log.len() < RUNAWAY, "the schedule does not come to an end");
@@ -200,7 +281,7 @@ impl World {
     }
 
     pub(crate) fn end(&self) -> u64 {
-        self.current().end()
+        self.current().end().min(self.received)
     }
 
     /// The server writes about `bytes` of WAL.
@@ -211,13 +292,41 @@ impl World {
         self.note(format!("server writes to {}", lsn(end)));
     }
 
-    /// Ends every connection.
-    pub(crate) fn disconnect(&mut self) {
-        for connection in self.connections.values() {
-            connection.cancel();
+    /// The server of this seat goes on from `cut` on a new timeline.
+    pub(crate) fn promote(&mut self, cut: Cut, timeline: u32, rng: &mut Rng) {
+        let new = self.seats[self.at]
+            .node
+            .promote(&self.versions, cut, timeline, rng);
+        self.versions.push(new);
+        let history = self.node.line.history();
+        self.histories.insert(timeline, history);
+    }
+
+    /// Where the server of this seat could be promoted: the ends of records that it has, and has not been started from.
+    pub(crate) fn cuts(&self) -> Vec<Cut> {
+        let begun = self.node.line.ancestors.last().map_or(0, |at| at.switch);
+        let from = begun.max(self.node.kept_from).max(self.node.checkpoint);
+        let cuts = self.current().cuts.iter();
+        cuts.filter(|cut| cut.at > from && cut.at <= self.received)
+            .copied()
+            .collect()
+    }
+
+    /// A number for a new timeline.
+    pub(crate) fn next_timeline(&self, rng: &mut Rng) -> u32 {
+        let highest = self.histories.keys().last().copied().unwrap_or(1);
+        highest.max(self.node.line.timeline) + rng.pick(&[1, 1, 1, 2, 4])
+    }
+
+    /// A checkpoint, which may remove WAL.
+    pub(crate) fn checkpoint(&mut self) {
+        let (end, segment) = (self.end(), self.segment());
+        self.node.checkpoint(end, segment);
+        if !self.standby {
+            self.gone_before = self.gone_before.max(self.node.kept_from);
         }
-        self.connections.clear();
-        self.slot_holder = None;
+        let kept = self.node.kept_from;
+        self.note(format!("checkpoint, WAL is kept from {}", lsn(kept)));
     }
 
     /// Every store call passes here, before and after it takes effect.
@@ -256,7 +365,8 @@ impl World {
     pub(crate) fn read_damaged(&mut self, region: usize, key: &str) {
         let times = self.damaged.entry((region, key.to_owned())).or_default();
         *times += 1;
-        self.damaged_for_good |= *times >= 3;
+        let enough = *times >= 3;
+        self.damaged_for_good |= enough;
     }
 
     pub(crate) fn read_whole(&mut self, region: usize, key: &str) {
@@ -265,14 +375,55 @@ impl World {
 
     /// A write of process number `process` was carried out long after its call.
     pub(crate) fn arrived_late(&mut self, key: &str, process: u32) {
-        let is_sign = key.ends_with("/pulse.json") || key.contains("/writer/");
-        if is_sign && process < self.process {
-            self.late_signs += 1;
+        if !key.ends_with("/pulse.json") && !key.contains("/writer/") {
+            return;
+        }
+        let (at, process_now) = (self.at, self.process);
+        for (index, seat) in self.seats.iter_mut().enumerate() {
+            if index != at || process < process_now {
+                seat.late_signs += 1;
+            }
+        }
+    }
+
+    /// I8: a request to store WAL sets out from this seat. Whoever has claimed later, and has begun to write, is the only one
+    /// but for what the servers have in common.
+    pub(crate) fn sets_out(&mut self, region: usize, key: &str) {
+        if !self.one_writer || self.standby {
+            return;
+        }
+        let Some((timeline, range)) = self.wal_in(key) else {
+            return;
+        };
+        let version = self.node.line.part(timeline).map(|(version, _)| version);
+        let has = |seat: &Seat| {
+            let part = seat.node.line.part(timeline);
+            part.is_some_and(|(other, limit)| Some(other) == version && range.end.0 <= limit)
+        };
+        if self
+            .seats
+            .iter()
+            .enumerate()
+            .any(|(index, seat)| index != self.at && has(seat))
+        {
+            return;
+        }
+        let own = self.claimed.get(&region).copied().unwrap_or(0);
+        self.wrote.insert(region, own);
+        let wrote = |seat: &Seat| seat.wrote.get(&region).copied().filter(|_| !seat.standby);
+        let newest = self.seats.iter().filter_map(wrote).max().unwrap_or(0);
+        if newest > own {
+            self.fail(format!(
+                "I8: {key} sets out to region {region} under claim {own}, and another one writes under {newest}"
+            ));
         }
     }
 
     /// An object was stored in a region.
     pub(crate) fn stored(&mut self, region: usize, key: &str, bytes: &Bytes) {
+        if let Some(Key::Writer(epoch)) = self.layout.parse(key) {
+            self.claimed.insert(region, epoch);
+        }
         if let Some(Key::Gap(timeline, range)) = self.layout.parse(key) {
             self.gap_appears(timeline.get(), range.start.0, range.end.0);
         }
@@ -300,15 +451,21 @@ impl World {
         let Some((version, end)) = self.revived else {
             return false;
         };
-        let range = match self.layout.parse(key) {
-            Some(Key::Segment(name)) => name
-                .resolve(self.size)
-                .map(|at| (at.timeline, at.range(self.size))),
-            Some(Key::Tail(timeline, range)) => Some((timeline, range)),
-            _ => None,
-        };
         let old = self.versions[version].timeline;
-        range.is_some_and(|(timeline, range)| timeline.get() == old && range.end.0 > end)
+        self.wal_in(key)
+            .is_some_and(|(timeline, range)| timeline == old && range.end.0 > end)
+    }
+
+    /// The timeline and range of the WAL that a key stands for, if it does.
+    fn wal_in(&self, key: &str) -> Option<(u32, LsnRange)> {
+        match self.layout.parse(key)? {
+            Key::Segment(name) => {
+                let at = name.resolve(self.size)?;
+                Some((at.timeline.get(), at.range(self.size)))
+            }
+            Key::Tail(timeline, range) => Some((timeline.get(), range)),
+            _ => None,
+        }
     }
 
     /// A gap begins where the archive ends: WAL that regions hold is no gap, unless the policy lets the agent go on
@@ -441,8 +598,11 @@ impl World {
         }
     }
 
-    /// A slot is made that keeps WAL from `at` on.
+    /// A slot is made that keeps WAL from `at` on. What a standby's keeps promises nothing of its primary's.
     pub(crate) fn slot_begins_at(&mut self, at: u64) {
+        if self.standby {
+            return;
+        }
         let empty: Vec<bool> = self.present().map(|region| region.is_empty()).collect();
         for (from, _) in self
             .promised_from

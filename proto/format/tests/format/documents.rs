@@ -341,8 +341,9 @@ proptest! {
 
     #[test]
     fn a_writer_is_read_back(epoch in 1..=u64::MAX, instance in ".+", host in ".*", pid in any::<u32>(), tli in any_timeline(), at in any_time(),
-        begins in proptest::option::of(any::<u64>().prop_map(Lsn)), machine in proptest::option::of(".*")) {
-        let writer = Writer { epoch, instance, host, pid, timeline: tli, claimed_at: at, begins, machine };
+        begins in proptest::option::of(any::<u64>().prop_map(Lsn)), machine in proptest::option::of(".*"),
+        interval_ms in proptest::option::of(any::<u64>())) {
+        let writer = Writer { epoch, instance, host, pid, timeline: tli, claimed_at: at, begins, machine, interval_ms };
         prop_assert_eq!(decode::<Writer>(&encode(&writer).unwrap()).unwrap(), writer);
     }
 

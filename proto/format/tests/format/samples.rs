@@ -164,6 +164,7 @@ pub(crate) fn writer() -> Writer {
         claimed_at: time("2026-11-20T14:00:00Z"),
         begins: None,
         machine: None,
+        interval_ms: None,
     }
 }
 
