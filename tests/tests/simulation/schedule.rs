@@ -530,7 +530,7 @@ impl World {
     pub(crate) fn is_settled(&mut self) -> bool {
         let (line, end) = (self.node.line.clone(), self.end());
         // A server that was rolled back to before the archive's first byte has nothing that could be held of it.
-        let end_of_archive = end.max(self.origin.unwrap_or(0));
+        let end_of_archive = end.max(self.origin());
         let held = self.reaches(&line).iter().all(|reach| *reach == end_of_archive);
         self.node.slot == Some(Some(end)) && held
     }

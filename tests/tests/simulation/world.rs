@@ -67,6 +67,16 @@ pub(crate) struct Seat {
     pub(crate) agent: Option<AbortHandle>,
     /// The agent dies at this many store calls from now.
     pub(crate) crash_in: Option<u64>,
+    /// First byte of the archive: where the first stream of which anything was stored began.
+    origin: Option<u64>,
+    /// Where a stream into the empty archive was asked for, by this agent and by one before it.
+    asked: Option<u64>,
+    asked_before: Option<u64>,
+    /// Per region: where the newest slot began that was made while the region was empty. Nobody has told this server that
+    /// what comes before is there.
+    promised_from: BTreeMap<usize, u64>,
+    /// Up to here it is known that nothing of a line is missing without a record.
+    explained: Option<(Line, u64)>,
     /// By region: the newest claim, and the one under which WAL was last sent there.
     claimed: BTreeMap<usize, u64>,
     wrote: BTreeMap<usize, u64>,
@@ -93,6 +103,11 @@ impl Seat {
             process: 0,
             agent: None,
             crash_in: None,
+            origin: None,
+            asked: None,
+            asked_before: None,
+            promised_from: BTreeMap::new(),
+            explained: None,
             claimed: BTreeMap::new(),
             wrote: BTreeMap::new(),
         }
@@ -128,17 +143,10 @@ pub(crate) struct World {
     pub(crate) holdings: Vec<Holdings>,
     /// What is left of it where somebody has emptied the region.
     pub(crate) remaining: Vec<Option<Holdings>>,
-    /// Up to here it is known that nothing of a line is missing without a record.
-    explained: Option<(Line, u64)>,
     /// An older state of a server has been put in its place: what the archive holds may be of another course.
     pub(crate) rolled_back: bool,
     /// An old primary answers although the archive knows what came after it: its version, and where that ended.
     pub(crate) revived: Option<(usize, u64)>,
-    /// First byte of the archive: where the first stream of which anything was stored began.
-    pub(crate) origin: Option<u64>,
-    /// Per region: where the newest slot began that was made while the region was empty. Nobody has told the server that
-    /// what comes before is there.
-    promised_from: Vec<u64>,
     pub(crate) needed: usize,
     /// Some server had removed its WAL up to here.
     pub(crate) gone_before: u64,
@@ -226,11 +234,8 @@ impl World {
             sent: BTreeMap::new(),
             holdings: (0..regions).map(|_| Holdings::default()).collect(),
             remaining: (0..regions).map(|_| None).collect(),
-            explained: None,
             rolled_back: false,
             revived: None,
-            origin: None,
-            promised_from: vec![0; regions],
             needed,
             gone_before: start,
             statuses: 0,
@@ -346,13 +351,21 @@ impl World {
 
     /// A stream is asked for while no region holds anything: so the archive begins there.
     pub(crate) fn begins_at(&mut self, from: u64) {
-        self.origin = Some(from);
+        self.asked = Some(from);
+        self.origin = None;
         self.explained = None;
+    }
+
+    /// First byte of the archive for this seat. Two that begin it in the same moment begin at different places.
+    pub(crate) fn origin(&self) -> u64 {
+        let any = self.seats.iter().filter_map(|seat| seat.origin).min();
+        self.asked.or(self.origin).or(any).unwrap_or(0)
     }
 
     /// A new process begins: what it knows is what it finds.
     pub(crate) fn agent_starts(&mut self) {
         self.note("agent starts");
+        self.asked_before = self.asked.take().or(self.asked_before);
         self.known_gaps = self.holdings.iter().flat_map(Holdings::gap_ends).collect();
         self.sent_now.clear();
         self.damaged.clear();
@@ -423,6 +436,9 @@ impl World {
     pub(crate) fn stored(&mut self, region: usize, key: &str, bytes: &Bytes) {
         if let Some(Key::Writer(epoch)) = self.layout.parse(key) {
             self.claimed.insert(region, epoch);
+        }
+        if self.origin.is_none() && self.wal_in(key).is_some() {
+            self.origin = self.asked.or(self.asked_before);
         }
         if let Some(Key::Gap(timeline, range)) = self.layout.parse(key) {
             self.gap_appears(timeline.get(), range.start.0, range.end.0);
@@ -520,7 +536,7 @@ impl World {
 
     /// How far a restore from each region alone would get.
     pub(crate) fn reaches(&mut self, line: &Line) -> Vec<u64> {
-        let origin = self.origin.unwrap_or(0);
+        let origin = self.origin();
         let versions = std::mem::take(&mut self.versions);
         let reach = |region: &mut Holdings| region.reach(&versions, line, origin);
         let reaches = self.present().map(reach).collect();
@@ -560,7 +576,7 @@ impl World {
     /// I5 for what is reported: before it nothing is missing that is not on record in as many regions as must hold it.
     fn is_explained(&mut self, line: &Line, flush: u64) -> bool {
         let known = self.explained.take().filter(|(of, _)| of == line);
-        let from = known.map_or(self.origin.unwrap_or(0), |(_, at)| at);
+        let from = known.map_or(self.origin(), |(_, at)| at);
         let at = if from < flush {
             self.explained_from(line, from, |world, _| world.needed)
         } else {
@@ -585,7 +601,7 @@ impl World {
         };
         let sent = |(version, limit)| self.sent_now.get(&version).map(|sent: &u64| (*sent).min(limit));
         let sent = line.parts().filter_map(sent).max().unwrap_or(0);
-        let origin = self.origin.unwrap_or(0);
+        let origin = self.origin();
         let mut at = self.explained_from(line, origin, old);
         if at < sent {
             at = self.explained_from(line, sent, old);
@@ -598,18 +614,11 @@ impl World {
         }
     }
 
-    /// A slot is made that keeps WAL from `at` on. What a standby's keeps promises nothing of its primary's.
+    /// A slot is made that keeps WAL from `at` on.
     pub(crate) fn slot_begins_at(&mut self, at: u64) {
-        if self.standby {
-            return;
-        }
         let empty: Vec<bool> = self.present().map(|region| region.is_empty()).collect();
-        for (from, _) in self
-            .promised_from
-            .iter_mut()
-            .zip(empty)
-            .filter(|(_, empty)| *empty)
-        {
+        for (region, _) in (0..).zip(empty).filter(|(_, empty)| *empty) {
+            let from = self.promised_from.entry(region).or_default();
             *from = at.max(*from);
         }
     }
@@ -617,11 +626,12 @@ impl World {
     /// The end of what as many regions hold as the policy asks for, byte for byte: a region that came later has what
     /// came later, and is filled up with the rest behind it.
     fn durable(&mut self, line: &Line) -> u64 {
-        let mut at = self.origin.unwrap_or(0);
+        let mut at = self.origin();
         loop {
             let mut reaches = self.reached_from(line, at);
-            for (reach, promised) in reaches.iter_mut().zip(&self.promised_from) {
-                *reach = (*reach).max(*promised);
+            for (region, reach) in reaches.iter_mut().enumerate() {
+                let promised = self.promised_from.get(&region).copied();
+                *reach = (*reach).max(promised.unwrap_or(0));
             }
             reaches.sort_unstable_by(|a, b| b.cmp(a));
             match reaches.get(self.needed - 1) {
