@@ -82,10 +82,10 @@ async fn look(region: &Region, claims: &Claims) -> Result<bool> {
 async fn next(region: &Region, interval: Duration, claims: &Claims, failed: bool) {
     let wanted = async {
         tokio::time::sleep(if failed { AGAIN_AFTER_TROUBLE } else { AGAIN }).await;
-        match claims.is_writer() {
-            true => region.lease.wanted().await,
-            false => std::future::pending().await,
+        while !claims.is_writer() {
+            tokio::time::sleep(AGAIN).await;
         }
+        region.lease.wanted().await;
     };
     tokio::select! {
         () = tokio::time::sleep(interval) => {}
@@ -99,7 +99,9 @@ fn log<T>(region: &Region, done: Result<T>) -> Option<T> {
 }
 
 async fn write(shared: &Shared, region: &Region, claims: &Claims, sequence: u64) -> Result<()> {
-    let Some(pulse) = pulse(&shared.state.snapshot(), region.index, claims, sequence) else {
+    let pulse = pulse(&shared.state.snapshot(), region.index, claims, sequence);
+    // The claim may be gone since the look.
+    let Some(pulse) = pulse.filter(|_| claims.is_writer()) else {
         return Ok(());
     };
     let document = records::encode(&pulse).map_err(|source| AgentError::Encode {

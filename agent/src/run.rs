@@ -200,7 +200,13 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
     let mut positions = positions;
     if furthest(&positions).is_none() {
         // Until this agent might write another one may have: an archive is begun once.
-        positions = read_regions(&archive, &places, config.outage.policy).await?;
+        positions = match read_regions(&archive, &places, config.outage.policy).await {
+            Ok(positions) => positions,
+            Err(error) => {
+                begun.give_up(&conninfo, &config.cluster.slot).await;
+                return Err(error);
+            }
+        };
         if furthest(&positions).is_some() {
             tracing::info!("another agent has begun the archive meanwhile: going on where that ends");
             begun = begun

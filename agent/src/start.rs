@@ -39,6 +39,14 @@ pub(crate) struct Beginning {
 }
 
 impl Beginning {
+    /// Leaves nothing on the server of what was made for this start.
+    pub(crate) async fn give_up(self, conninfo: &ConnInfo, slot: &str) {
+        if let Some(made_at) = self.new_slot {
+            self.connection.close().await;
+            slot::take_back(conninfo, slot, made_at).await;
+        }
+    }
+
     /// The same once more, where the archive turned out to end elsewhere.
     pub(crate) async fn anew(
         self,
@@ -49,7 +57,7 @@ impl Beginning {
         state: &State,
         furthest: Option<Position>,
     ) -> Result<Self> {
-        let made = self.new_slot;
+        let (made, cause) = (self.new_slot, self.view.slot_event);
         match beginning(
             config,
             conninfo,
@@ -61,10 +69,11 @@ impl Beginning {
         )
         .await
         {
-            Ok(begun) => Ok(Self {
-                new_slot: begun.new_slot.or(made),
-                ..begun
-            }),
+            Ok(mut begun) => {
+                begun.new_slot = begun.new_slot.or(made);
+                begun.view.slot_event = begun.view.slot_event.or(cause);
+                Ok(begun)
+            }
             Err(error) => {
                 if let Some(made_at) = made {
                     slot::take_back(conninfo, &config.cluster.slot, made_at).await;

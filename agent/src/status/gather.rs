@@ -251,7 +251,7 @@ async fn read_region(store: &dyn Store, layout: &Layout, now: Time, status: Regi
         gaps: gap::read_all(store, layout).await?,
         branches: branches::of(store, layout, identity.segment_size, &histories).await?,
         history: histories.into_iter().max_by_key(|history| history.timeline),
-        writer: newest_of(store, layout, 0).await?,
+        writer: newest_of(store, layout).await?,
         status: RegionStatus {
             stored: position.map(Place::from),
             pulse,

@@ -129,6 +129,13 @@ async fn epochs_in(rig: &Rig, index: usize) -> Vec<u64> {
     epochs(&*region.quick, &rig.archive.layout, 0).await.unwrap()
 }
 
+/// The agent's own server is heard of.
+fn server_speaks(agent: &Claims, moment: i64) {
+    agent
+        .state
+        .update(|snapshot| snapshot.server_time = Some(Time::from_unix_micros(moment)));
+}
+
 /// Whether something can be stored there now.
 async fn stores(region: &Region) -> bool {
     let put = region.store.put("something", Object::new("x"), PutMode::Create);
@@ -209,7 +216,8 @@ async fn i8_a_place_is_taken_back_by_a_newer_claim() {
     rival.enter(line(1), false).await.unwrap();
     let regions = &rig.archive.regions;
     let mut since = None;
-    for _ in 0..40 {
+    for moment in 0..40 {
+        server_speaks(&holder, moment);
         for region in regions {
             holder.look(region).await.unwrap();
         }
@@ -233,6 +241,96 @@ async fn i8_a_place_is_taken_back_by_a_newer_claim() {
         !stores(&regions[0]).await,
         "a newer claim stands beside its own now"
     );
+}
+
+/// An agent whose own server is gone, or that was fenced, goes on looking, and takes nobody's place.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_write_takes_nothing_back() {
+    for fenced in [false, true] {
+        let rig = Rig::new();
+        let agent = rig.agent("agent", false);
+        agent.enter(line(1), false).await.unwrap();
+        let north = &rig.archive.regions[0];
+        assert!(
+            create(&*north.quick, &rig.archive.layout, &claim(2, "rival", 1))
+                .await
+                .unwrap()
+        );
+        for moment in 0..40 {
+            if fenced {
+                server_speaks(&agent, moment);
+                if moment < 5 {
+                    rig.pulse("rival", 1, moment).await;
+                }
+            }
+            agent.look(north).await.unwrap();
+            tokio::time::advance(INTERVAL).await;
+        }
+        assert_eq!(
+            (agent.is_writer(), epochs_in(&rig, 0).await),
+            (!fenced, vec![1, 2])
+        );
+    }
+}
+
+/// Two that could not see each other's region: who claims in the other's later leaves it the time to notice.
+#[tokio::test(start_paused = true)]
+async fn i8_a_claim_that_comes_late_to_a_region_is_waited_for() {
+    let rig = Rig::new();
+    let [north, south] = &rig.archive.regions[..] else {
+        unreachable!()
+    };
+    for epoch in 1..3 {
+        let earlier = claim(epoch, "earlier", 1);
+        assert!(
+            create(&*north.quick, &rig.archive.layout, &earlier)
+                .await
+                .unwrap()
+        );
+    }
+    assert!(
+        create(&*south.quick, &rig.archive.layout, &claim(1, "other", 1))
+            .await
+            .unwrap()
+    );
+    rig.stores[1].inject(Rule::times(1000, Fault::FailBefore(ErrorKind::Retry)));
+    let writer = rig.agent("writer", false);
+    writer.enter(line(1), false).await.unwrap();
+    rig.stores[1].heal();
+    let began = Instant::now();
+    let mut looks = 0;
+    loop {
+        assert!(writer.look(south).await.unwrap());
+        if looks == 20 || stores(south).await {
+            break;
+        }
+        looks += 1;
+        tokio::time::advance(INTERVAL / 2).await;
+    }
+    assert_eq!(epochs_in(&rig, 1).await, [1, 3]);
+    let waited = began.elapsed();
+    assert!(
+        waited >= lease::term(INTERVAL) && waited <= lease::term(INTERVAL) + INTERVAL,
+        "{waited:?}"
+    );
+}
+
+/// Its own claim is damaged in a region, or somebody's that has its number: it claims anew there.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_claim_of_its_own_number_is_climbed_over() {
+    let rig = Rig::new();
+    let south = &rig.archive.regions[1];
+    let rubbish = rig.archive.layout.writer(1);
+    let put = rig.stores[1].put(&rubbish, Object::new("rubbish"), PutMode::Create);
+    put.await.unwrap();
+    rig.stores[1].inject(Rule::times(1000, Fault::FailBefore(ErrorKind::Retry)));
+    let writer = rig.agent("writer", false);
+    writer.enter(line(1), false).await.unwrap();
+    rig.stores[1].heal();
+    for _ in 0..3 {
+        writer.look(south).await.unwrap();
+    }
+    assert!(stores(south).await && writer.is_writer());
 }
 
 /// What a region answers without having been asked for its claims says nothing of them.
@@ -295,7 +393,8 @@ async fn beside_a_dead_claim_it_is_stored_once_that_is_known() {
         assert!(create(&*region.quick, &rig.archive.layout, &dead).await.unwrap());
         tokio::time::advance(INTERVAL * SILENT_FOR).await;
         let mut looks = 0;
-        while writer.look(region).await.unwrap() && !stores(region).await {
+        while looks < 20 && writer.look(region).await.unwrap() && !stores(region).await {
+            server_speaks(&writer, looks.into());
             rig.pulse("writer", 1, looks.into()).await;
             tokio::time::advance(INTERVAL).await;
             looks += 1;

@@ -33,8 +33,20 @@ pub(super) async fn create(store: &dyn Store, layout: &Layout, claim: &Writer) -
     Ok(put == Put::Created || store.get(&key).await? == document)
 }
 
-/// The claim with the highest epoch above `after`. One that is damaged fences nobody, and hides none before it.
-pub async fn newest_of(store: &dyn Store, layout: &Layout, after: u64) -> Result<Option<Writer>> {
+/// The claim with the highest epoch of all. Nothing but damage says nothing of who writes, and is an error.
+pub async fn newest_of(store: &dyn Store, layout: &Layout) -> Result<Option<Writer>> {
+    match newest_above(store, layout, 0).await? {
+        (None, Some(damage)) => Err(damage),
+        (newest, _) => Ok(newest),
+    }
+}
+
+/// The claim with the highest epoch above `after`, and what was damaged on the way: that fences nobody, and hides no other.
+pub(super) async fn newest_above(
+    store: &dyn Store,
+    layout: &Layout,
+    after: u64,
+) -> Result<(Option<Writer>, Option<AgentError>)> {
     let epochs = epochs(store, layout, after).await?;
     let mut damaged = None;
     for epoch in epochs.into_iter().rev() {
@@ -43,14 +55,10 @@ pub async fn newest_of(store: &dyn Store, layout: &Layout, after: u64) -> Result
                 tracing::debug!(%error, "a writer claim is passed over");
                 damaged.get_or_insert(error);
             }
-            claim => return claim,
+            claim => return Ok((claim?, damaged)),
         }
     }
-    // Nothing but damage says nothing of who writes.
-    match damaged {
-        Some(error) if after == 0 => Err(error),
-        _ => Ok(None),
-    }
+    Ok((None, damaged))
 }
 
 /// The newest claim of a process that may not be the newest of all.

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 
 use highwater_format::{History, TimelineId, Writer};
 
-use super::claim::{GRACE, create, descent, name};
+use super::claim::{create, descent, name};
 use super::judge::{Asking, Entry, Line, Standing, entry, standing};
 use super::{Claims, Held, Told, newest};
 use crate::error::{AgentError, Kind, Result};
-use crate::lease::Moment;
+use crate::lease::{Moment, asked_awake};
 use crate::region::{Region, get_optional};
 
 /// Lost races for an epoch in a row before the attempt is given up; another connection tries again.
@@ -23,7 +23,6 @@ struct Silent {
     holder: Writer,
     /// Some agent goes on, whose looks at its claim are good for a while yet.
     lives: bool,
-    since: Moment,
 }
 
 /// Whether a timeline may be claimed.
@@ -134,27 +133,31 @@ impl Claims {
             return Ok(Way::Over(holder));
         }
         let lives = self.must_be_silent(told, line, standby, &holder).await?;
-        *silent = Some(Silent {
-            holder,
-            lives,
-            since: Moment::now(),
-        });
+        *silent = Some(Silent { holder, lives });
         Ok(Way::Again)
     }
 
     async fn claim(&self, line: Line) -> Result<()> {
+        if self.held.borrow().claim.is_some() {
+            // Of another timeline. Its looks must neither climb over the new claim nor allow anything.
+            self.hold(None);
+            self.regions.iter().for_each(|region| region.lease.revoke());
+        }
         let mut silent = None;
         for _ in 0..ROUNDS {
-            let told = self.read().await?;
-            let way = self.way(line, false, &told, &mut silent).await?;
-            if way == Way::Again {
+            let asked = async {
+                let told = self.read().await?;
+                let way = self.way(line, false, &told, &mut silent).await?;
+                Ok::<_, AgentError>((told, way))
+            };
+            let (asked, awake) = asked_awake(self.interval, asked).await;
+            let (told, way) = asked?;
+            // Whoever was silent may have been heard since, while this process did not run.
+            if awake.is_none() {
+                silent = None;
                 continue;
             }
-            // Whoever was silent may have been heard since, while this process did not run.
-            if silent
-                .take_if(|silent| Moment::now().since(silent.since) > self.interval.max(GRACE * 2))
-                .is_some()
-            {
+            if way == Way::Again {
                 continue;
             }
             let newest = newest(&told);

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use highwater_format::{Pulse, TimelineId, Writer};
+use highwater_format::{Lsn, Pulse, Time, TimelineId, Writer};
 use highwater_store::Store;
 use tokio::time::Instant;
 
-use super::claim::{GRACE, create, name, newest_of, older_claim};
+use super::claim::{GRACE, create, epochs, name, newest_above, older_claim, read_claim};
 use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
 use super::silence::SILENT_FOR;
 use super::{Claims, Held, Told};
@@ -34,12 +34,13 @@ fn holds_if(holds: bool) -> Found {
     if holds { Found::Holds } else { Found::Lost }
 }
 
-/// Whether anybody else lives.
-enum Life {
-    Shown,
-    Unknown,
-    /// Silent for longer than one who has just taken a place may need to be heard.
-    None,
+/// What was heard beside a newer claim.
+struct Heard {
+    /// Somebody else lives.
+    alive: bool,
+    /// Who made that claim was silent for longer than one who has just taken a place may need to be heard, and our own server was
+    /// not.
+    enough: bool,
 }
 
 /// A newer claim in a region that does not say that this agent was left behind, and what was seen since.
@@ -50,9 +51,14 @@ pub(super) struct Beside {
     /// For how long nothing has changed, as far as somebody looked.
     silent: Duration,
     looked: Instant,
-    /// The archive was claimed again; the rival, if it lives, will have noticed by then.
+    /// What our own server had said when this began.
+    server: Said,
+    /// The archive was claimed above the rival, which, if it lives, will have noticed by then.
     until: Option<Instant>,
 }
+
+/// Server time, end of WAL, and when the server answered.
+type Said = (Option<Time>, Lsn, Option<Time>);
 
 /// How long a rival is listened for that may have claimed a moment ago: it waits for its own term, begins to stream, and writes a pulse.
 fn hearing(interval: Duration) -> Duration {
@@ -100,7 +106,8 @@ impl Claims {
     /// With each pulse: whether this agent has a say in that region. A region that was away when the claim was made gets it
     /// now. False: it has none there at present, and writes no pulse.
     pub async fn look(&self, region: &Region) -> Result<bool> {
-        let Some(own) = self.held.borrow().claim.clone() else {
+        let held = self.held.borrow().clone();
+        let Some(own) = held.claim.filter(|_| held.fenced.is_none()) else {
             return Ok(false);
         };
         let (found, began) = asked_awake(self.interval, self.found_in(region, own)).await;
@@ -123,12 +130,21 @@ impl Claims {
 
     async fn found_in(&self, region: &Region, own: Writer) -> Result<Found> {
         let store = &*region.quick;
-        let newest = newest_of(store, &self.layout, own.epoch - 1).await?;
+        let (newest, damaged) = newest_above(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
         let stray = newest.as_ref().and_then(|newest| above_a_stray(&own, newest));
         let holds = match (stray, newest) {
-            (Some(epoch), _) => self.claim_above(store, &own, epoch).await?,
-            (None, None) => create(store, &self.layout, &own).await?,
+            (Some(epoch), _) => {
+                let placed = self.claim_above(store, &own, epoch).await;
+                self.wait_again(region);
+                placed?
+            }
+            (None, None) => {
+                self.succeed(region, &own).await?;
+                // Where our own is damaged, or another's that has its number.
+                create(store, &self.layout, &own).await?
+                    || damaged.is_some() && self.claim_above(store, &own, own.epoch + 1).await?
+            }
             (None, Some(newest)) => match standing(&own, &newest) {
                 Standing::Holds => true,
                 Standing::Beside(rival) => return self.beside(region, &own, rival).await,
@@ -151,54 +167,53 @@ impl Claims {
         let here = self.regions.iter().filter(|known| known.index == region.index);
         let here: Told = here.map(|region| (region.clone(), None)).collect();
         if self.is_gone(&here, Some(&rival)).await? {
-            self.forget(region);
-            return Ok(Found::Holds);
+            return Ok(match self.is_waited_for(region) {
+                true => Found::Beside,
+                false => Found::Holds,
+            });
         }
         let pulse = match inventory::pulse(&*region.quick, &self.layout).await {
             // The next one replaces it.
             Err(AgentError::Object { .. }) => None,
             pulse => pulse?,
         };
-        let pulse = match (self.life_beside(region, own, &rival, pulse.as_ref()), pulse) {
-            (Life::Shown, Some(pulse)) => pulse,
-            (Life::None, _) => return self.claim_back(region, own, &rival).await,
-            _ => return Ok(Found::Beside),
-        };
-        let theirs = match pulse.instance == rival.instance {
-            true => Some(rival.clone()),
-            false => older_claim(&*region.quick, &self.layout, &pulse.instance).await?,
-        };
-        match theirs {
-            // It is that one which has to give way, as its own looks tell it.
-            Some(theirs) if rank(&theirs) < rank(own) => return Ok(Found::Holds),
-            Some(theirs) => self.fence(own, theirs),
-            // Who cannot be named lives all the same.
-            None => self.fence(own, rival),
+        let heard = self.heard_beside(region, own, &rival, pulse.as_ref());
+        if let Some(pulse) = pulse.filter(|_| heard.alive) {
+            let theirs = match pulse.instance == rival.instance {
+                true => Some(rival.clone()),
+                false => older_claim(&*region.quick, &self.layout, &pulse.instance).await?,
+            };
+            match theirs {
+                // It is that one which has to give way, as its own looks tell it; of the rival nothing is known by that.
+                Some(theirs) if rank(&theirs) < rank(own) => {}
+                theirs => {
+                    // Who cannot be named lives all the same.
+                    self.fence(own, theirs.unwrap_or(rival));
+                    return Ok(Found::Lost);
+                }
+            }
         }
-        Ok(Found::Lost)
+        match heard.enough {
+            true => self.claim_back(region, own, &rival).await,
+            false => Ok(Found::Beside),
+        }
     }
 
-    /// What the pulses of a region, looked at since `rival` was first seen there, have shown of anybody else.
-    fn life_beside(&self, region: &Region, own: &Writer, rival: &Writer, pulse: Option<&Pulse>) -> Life {
+    /// What the pulses of a region, looked at since `rival` was first seen there, have told.
+    fn heard_beside(&self, region: &Region, own: &Writer, rival: &Writer, pulse: Option<&Pulse>) -> Heard {
+        if !self.is_writer() {
+            return Heard {
+                alive: false,
+                enough: false,
+            };
+        }
         let mut beside = self.besides();
         let fresh = || {
             tracing::warn!(
                 region = region.name, rival = %name(rival),
                 "another process has made a newer claim there: nothing is stored before it is known whether it lives"
             );
-            let why = format!(
-                "nothing is stored before it is known whether another writer lives: {}",
-                name(rival)
-            );
-            self.state
-                .update_region(region.index, |view| view.beside(Some(why)));
-            Beside {
-                rival: rival.clone(),
-                watch: Watch::new(&own.instance, None, rival),
-                silent: Duration::ZERO,
-                looked: Instant::now(),
-                until: None,
-            }
+            self.listen_to(region, own, rival)
         };
         let known = beside.entry(region.index).or_insert_with(fresh);
         if known.rival != *rival {
@@ -207,39 +222,111 @@ impl Claims {
         // What nobody has listened to was not silence.
         let since = known.looked.elapsed().min(self.interval);
         known.looked = Instant::now();
-        match known.watch.observe(region.index, pulse, self.interval) {
-            Sign::Alive => return Life::Shown,
-            Sign::Changed => known.silent = Duration::ZERO,
-            Sign::None => known.silent += since,
+        let sign = known.watch.observe(region.index, pulse, self.interval);
+        known.silent = match sign {
+            Sign::Changed => Duration::ZERO,
+            // Who goes on being heard is either what we give way to, or one that gives way to us.
+            Sign::None | Sign::Alive => known.silent + since,
+        };
+        Heard {
+            alive: sign == Sign::Alive,
+            enough: known.silent >= hearing(self.slower(known)) && known.server != self.server_said(),
         }
-        let interval = known.watch.interval(self.interval).max(self.interval);
-        match known.silent < hearing(interval) {
-            true => Life::Unknown,
-            false => Life::None,
+    }
+
+    /// Begins to listen for the one that made a claim in a region.
+    fn listen_to(&self, region: &Region, own: &Writer, rival: &Writer) -> Beside {
+        let why = format!(
+            "nothing is stored before it is known whether another writer lives: {}",
+            name(rival)
+        );
+        self.state
+            .update_region(region.index, |view| view.beside(Some(why)));
+        Beside {
+            rival: rival.clone(),
+            watch: Watch::new(&own.instance, None, rival),
+            silent: Duration::ZERO,
+            looked: Instant::now(),
+            server: self.server_said(),
+            until: None,
         }
+    }
+
+    /// An agent whose own server says nothing takes nobody's place.
+    fn server_said(&self) -> Said {
+        let snapshot = self.state.snapshot();
+        (snapshot.server_time, snapshot.server_end, snapshot.answered_at)
+    }
+
+    /// The interval of the slower of the two.
+    fn slower(&self, known: &Beside) -> Duration {
+        known.watch.interval(self.interval).max(self.interval)
+    }
+
+    /// This agent's claim comes to a region late: whoever has the newest one there may not have noticed yet that it is not any more.
+    async fn succeed(&self, region: &Region, own: &Writer) -> Result<()> {
+        let (before, _) = newest_above(&*region.quick, &self.layout, 0).await?;
+        let Some(before) = before.filter(|before| before.instance != own.instance) else {
+            return Ok(());
+        };
+        if self.me.knows_to_be_gone(&before) {
+            return Ok(());
+        }
+        let mut besides = self.besides();
+        let known = besides
+            .entry(region.index)
+            .or_insert_with(|| self.listen_to(region, own, &before));
+        let until = Instant::now() + lease::term(self.slower(known));
+        known.until.get_or_insert(until);
+        Ok(())
     }
 
     /// The rival is silent. If it lives all the same it finds our new claim above its own, and stops; until it must have, we store
     /// nothing either.
     async fn claim_back(&self, region: &Region, own: &Writer, rival: &Writer) -> Result<Found> {
-        for (_, claim) in self.read().await? {
-            if let Some(Standing::Fenced(holder)) = claim.map(|claim| standing(own, &claim)) {
-                self.fence(own, holder);
-                return Ok(Found::Lost);
-            }
+        if let Some(holder) = self.fencing(own).await? {
+            self.fence(own, holder);
+            return Ok(Found::Lost);
         }
         tracing::warn!(region = region.name, rival = %name(rival), "it is silent: its place is taken back");
         self.wait_for_rivals();
-        let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await?;
+        let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await;
         self.wait_for_rivals();
-        Ok(if placed { Found::Beside } else { Found::Lost })
+        Ok(if placed? { Found::Beside } else { Found::Lost })
+    }
+
+    /// A claim of any region by which this agent was left behind, be it hidden by a newer one.
+    async fn fencing(&self, own: &Writer) -> Result<Option<Writer>> {
+        let read = self.ask_all(|region| async move {
+            for epoch in epochs(&*region.quick, &self.layout, own.epoch).await? {
+                match read_claim(&*region.quick, &self.layout, epoch).await {
+                    Err(AgentError::Object { .. }) => {}
+                    claim => {
+                        let standing = claim?.map(|claim| standing(own, &claim));
+                        if let Some(Standing::Fenced(holder)) = standing {
+                            return Ok(Some(holder));
+                        }
+                    }
+                }
+            }
+            Ok(None)
+        });
+        Ok(read.await?.into_iter().find_map(|(_, holder)| holder))
     }
 
     /// The answer to a claim may be lost: it counts from before it was made, and from after.
     fn wait_for_rivals(&self) {
         for known in self.besides().values_mut() {
-            let interval = known.watch.interval(self.interval).max(self.interval);
-            known.until = Some(Instant::now() + lease::term(interval));
+            known.until = Some(Instant::now() + lease::term(self.slower(known)));
+        }
+    }
+
+    /// The same for a region in which such a claim has arrived now.
+    fn wait_again(&self, region: &Region) {
+        if let Some(known) = self.besides().get_mut(&region.index)
+            && known.until.is_some()
+        {
+            known.until = Some(Instant::now() + lease::term(self.slower(known)));
         }
     }
 

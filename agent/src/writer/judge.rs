@@ -222,7 +222,10 @@ impl Watch {
         let key = (region, pulse.instance.clone());
         let changes = match self.seen.get(&key) {
             // It was not there at the first look.
-            None => u32::from(!first_look),
+            None => {
+                self.beats |= !first_look;
+                u32::from(!first_look)
+            }
             Some(seen) => {
                 self.beats |= seen.sequence != now.sequence;
                 seen.changes + u32::from(seen.said != now.said)

@@ -163,7 +163,7 @@ impl Claims {
     }
 
     async fn read(&self) -> Result<Told> {
-        self.ask_all(|region| async move { newest_of(&*region.quick, &self.layout, 0).await })
+        self.ask_all(|region| async move { newest_of(&*region.quick, &self.layout).await })
             .await
     }
 

@@ -150,7 +150,7 @@ impl Rig {
     }
 
     async fn newest(&self, region: usize) -> Option<(u64, String)> {
-        let newest = newest_of(&*self.stores[region], &self.archive.layout, 0).await;
+        let newest = newest_of(&*self.stores[region], &self.archive.layout).await;
         newest.unwrap().map(|claim| (claim.epoch, claim.instance))
     }
 }
@@ -441,7 +441,7 @@ async fn a_stray_claim_of_its_own_is_claimed_over() {
         assert_eq!(rig.newest(region).await, Some((3, "a".to_owned())));
     }
     assert!(claims.is_writer());
-    let newest = newest_of(&*rig.stores[1], &rig.archive.layout, 0).await.unwrap();
+    let newest = newest_of(&*rig.stores[1], &rig.archive.layout).await.unwrap();
     assert_eq!(newest.unwrap().timeline, id(2));
 }
 
