@@ -365,7 +365,9 @@ impl World {
     /// A new process begins: what it knows is what it finds.
     pub(crate) fn agent_starts(&mut self) {
         self.note("agent starts");
-        self.asked_before = self.asked.take().or(self.asked_before);
+        // Where the other one has begun the archive meanwhile, that is where it begins.
+        let asked = self.asked.take().or(self.asked_before);
+        self.asked_before = asked.filter(|_| self.is_empty());
         self.known_gaps = self.holdings.iter().flat_map(Holdings::gap_ends).collect();
         self.sent_now.clear();
         self.damaged.clear();
@@ -450,12 +452,24 @@ impl World {
             histories: &self.histories,
             gone_before: self.gone_before,
         };
+        let was_empty = self.holdings.iter().all(Holdings::is_empty);
         let mut result = self.holdings[region].store(&model, key, bytes);
         if let Some(remaining) = &mut self.remaining[region] {
             result = result.and_then(|()| remaining.store_again(&model, key, bytes));
         }
         if let Err(broken) = result {
             self.fail(format!("region {region}: {broken}"));
+        }
+        if was_empty && !self.is_empty() {
+            let at = self.at;
+            for (_, seat) in self
+                .seats
+                .iter_mut()
+                .enumerate()
+                .filter(|(index, _)| *index != at)
+            {
+                seat.asked_before = None;
+            }
         }
         if self.origin.is_none() && !self.is_empty() {
             self.origin = self.asked.or(self.asked_before);
