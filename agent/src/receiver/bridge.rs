@@ -118,7 +118,13 @@ impl Receiver {
             return Ok(());
         };
         shared.progress.server_lost(Some(frontier));
-        if self.read_again.replace(frontier) != Some(frontier) {
+        // Once for what is known now: a region that has been filled since may be continued by what was stored behind that.
+        let known = shared.archive.regions.iter();
+        let known: Vec<_> = known
+            .map(|region| shared.progress.position(region.index))
+            .collect();
+        if self.read_again != known {
+            self.read_again = known;
             shared.progress.read_again();
         }
         Err(AgentError::Trouble {

@@ -111,8 +111,8 @@ pub(crate) struct Receiver {
     removed: bool,
     /// Since when the server says that it no longer has what comes next.
     removed_since: Option<Instant>,
-    /// The end behind which another agent was found to have stored more, when the regions were last read again.
-    read_again: Option<Position>,
+    /// Where the regions stood when they were last read again because another agent was found to have stored more.
+    read_again: Vec<Option<Position>>,
     /// Since when the regions have answered that they lack some of what the stream has to be compared with.
     lacking_since: Option<Instant>,
     /// What was wrong with the slot since the stream last got on: the likely cause of a gap.
@@ -141,7 +141,7 @@ impl Receiver {
             first: Some((connection, resume)),
             removed: false,
             removed_since: None,
-            read_again: None,
+            read_again: Vec::new(),
             lacking_since: None,
             cause: slot_event,
             new_slot,
