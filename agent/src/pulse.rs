@@ -43,7 +43,7 @@ pub async fn run(
         let mut failed = false;
         loop {
             next(&region, interval, &claims, failed).await;
-            let looked = look(&region, &claims).await;
+            let looked = claims.look(&region).await;
             failed = looked.is_err();
             if log(&region, looked) == Some(true) {
                 beat.notify_one();
@@ -63,7 +63,7 @@ pub async fn run(
         .await;
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
     let last = async {
-        match look(&region, &claims).await? {
+        match claims.look(&region).await? {
             true => write(&shared, &region, &claims, sequence + 1).await,
             false => Ok(()),
         }
@@ -71,11 +71,6 @@ pub async fn run(
     if let Ok(written) = tokio::time::timeout(interval.min(LAST), last).await {
         log(&region, written);
     }
-}
-
-/// Whether there is a pulse to write.
-async fn look(region: &Region, claims: &Claims) -> Result<bool> {
-    Ok(claims.look(region).await? && claims.is_writer())
 }
 
 /// An interval, or less where something waits to be stored until a writer has looked.
@@ -146,7 +141,7 @@ fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> O
         instance: claims.instance().to_owned(),
         sequence,
         quorum: quorum(snapshot),
-        interval_ms: u64::try_from(claims.interval().as_millis()).ok(),
+        interval_ms: claims.interval_ms(),
         waiting_ms: waiting(snapshot, claims.now()),
         answered_at: snapshot.answered_at,
     })

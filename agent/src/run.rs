@@ -33,7 +33,7 @@ use crate::resume::Resume;
 use crate::schedule::{Schedule, Scheduled};
 use crate::sealer::Sealer;
 use crate::segmenter::{Rules, object_size};
-use crate::start::{self, Beginning};
+use crate::start::{Beginning, Start};
 use crate::surroundings::Surroundings;
 use crate::synchronous::{APPLICATION_NAME, Manner};
 use crate::uploader::{Shared, Uploader, is_of_this_region};
@@ -187,38 +187,27 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         .enumerate()
         .filter(|(_, position)| position.is_none());
     claims.leave_out(unread.map(|(index, _)| index));
-    let begun = start::beginning(
+    let start = Start {
         config,
-        &conninfo,
-        &identity,
-        &claims,
-        &state,
-        furthest(&positions),
-        connection,
-    );
-    let mut begun = begun.await?;
+        conninfo: &conninfo,
+        identity: &identity,
+        claims: &claims,
+        state: &state,
+    };
+    let mut begun = start.begin(furthest(&positions), connection).await?;
     let mut positions = positions;
     if furthest(&positions).is_none() {
         // Until this agent might write another one may have: an archive is begun once.
         positions = match read_regions(&archive, &places, config.outage.policy).await {
             Ok(positions) => positions,
             Err(error) => {
-                begun.give_up(&conninfo, &config.cluster.slot).await;
+                start.give_up(begun).await;
                 return Err(error);
             }
         };
         if furthest(&positions).is_some() {
             tracing::info!("another agent has begun the archive meanwhile: going on where that ends");
-            begun = begun
-                .anew(
-                    config,
-                    &conninfo,
-                    &identity,
-                    &claims,
-                    &state,
-                    furthest(&positions),
-                )
-                .await?;
+            begun = start.anew(begun, furthest(&positions)).await?;
         }
     }
     let Beginning {

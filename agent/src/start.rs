@@ -38,108 +38,102 @@ pub(crate) struct Beginning {
     pub(crate) histories: Vec<(TimelineId, Bytes)>,
 }
 
-impl Beginning {
+/// What does not change from one attempt to the next.
+pub(crate) struct Start<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) conninfo: &'a ConnInfo,
+    pub(crate) identity: &'a Identity,
+    pub(crate) claims: &'a Claims,
+    pub(crate) state: &'a State,
+}
+
+impl Start<'_> {
     /// Leaves nothing on the server of what was made for this start.
-    pub(crate) async fn give_up(self, conninfo: &ConnInfo, slot: &str) {
-        if let Some(made_at) = self.new_slot {
-            self.connection.close().await;
-            slot::take_back(conninfo, slot, made_at).await;
+    pub(crate) async fn give_up(&self, begun: Beginning) {
+        begun.connection.close().await;
+        self.take_back(begun.new_slot).await;
+    }
+
+    async fn take_back(&self, new_slot: Option<Option<Lsn>>) {
+        if let Some(made_at) = new_slot {
+            slot::take_back(self.conninfo, &self.config.cluster.slot, made_at).await;
         }
     }
 
     /// The same once more, where the archive turned out to end elsewhere.
-    pub(crate) async fn anew(
-        self,
-        config: &Config,
-        conninfo: &ConnInfo,
-        identity: &Identity,
-        claims: &Claims,
-        state: &State,
-        furthest: Option<Position>,
-    ) -> Result<Self> {
-        let (made, cause) = (self.new_slot, self.view.slot_event);
-        match beginning(
-            config,
-            conninfo,
-            identity,
-            claims,
-            state,
-            furthest,
-            self.connection,
-        )
-        .await
-        {
+    pub(crate) async fn anew(&self, begun: Beginning, furthest: Option<Position>) -> Result<Beginning> {
+        let (made, cause) = (begun.new_slot, begun.view.slot_event);
+        match self.begin(furthest, begun.connection).await {
             Ok(mut begun) => {
                 begun.new_slot = begun.new_slot.or(made);
                 begun.view.slot_event = begun.view.slot_event.or(cause);
                 Ok(begun)
             }
             Err(error) => {
-                if let Some(made_at) = made {
-                    slot::take_back(conninfo, &config.cluster.slot, made_at).await;
-                }
+                self.take_back(made).await;
                 Err(error)
             }
         }
     }
-}
 
-/// Asks until it is known. Waits for a standby that has yet to receive what is archived; a connection that was lost
-/// while the regions were read is made again.
-pub(crate) async fn beginning(
-    config: &Config,
-    conninfo: &ConnInfo,
-    identity: &Identity,
-    claims: &Claims,
-    state: &State,
-    furthest: Option<Position>,
-    connection: Connection,
-) -> Result<Beginning> {
-    let (mut open, mut attempts) = (Some(connection), 0_u32);
-    let slot = &config.cluster.slot;
-    let mut new_slot = None;
-    loop {
-        let attempt = async {
-            let mut connection = match open.take() {
-                Some(connection) => connection,
-                None => server::connect(conninfo).await?,
-            };
-            let standby = config.cluster.standby;
-            let view = server::view(&mut connection, conninfo, slot, identity, standby).await?;
-            if view.slot_is_new {
-                new_slot = Some(view.slot);
-            }
-            claims.compare(&view.history).await?;
-            let resume = match resume(furthest, &view, identity.segment_size) {
-                Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
-                other => other?,
-            };
-            claims.enter(Line::of(&view.history), view.in_recovery).await?;
-            let histories = leading_histories(&mut connection, &view, &resume).await?;
-            Ok(Beginning {
-                new_slot,
-                connection,
-                view,
-                resume,
-                histories,
-            })
-        };
-        match attempt.await {
-            Ok(begun) => return Ok(begun),
-            Err(error) if outage::is_waited_for(config.outage.policy, &error) => {
-                if attempts % SAY_EVERY == 0 {
-                    tracing::warn!(%error, "not streaming yet, trying again");
+    /// Asks until it is known. Waits for a standby that has yet to receive what is archived; a connection that was lost
+    /// while the regions were read is made again.
+    pub(crate) async fn begin(
+        &self,
+        furthest: Option<Position>,
+        connection: Connection,
+    ) -> Result<Beginning> {
+        let Self {
+            config,
+            conninfo,
+            identity,
+            claims,
+            state,
+        } = self;
+        let (mut open, mut attempts) = (Some(connection), 0_u32);
+        let slot = &config.cluster.slot;
+        let mut new_slot = None;
+        loop {
+            let attempt = async {
+                let mut connection = match open.take() {
+                    Some(connection) => connection,
+                    None => server::connect(conninfo).await?,
+                };
+                let standby = config.cluster.standby;
+                let view = server::view(&mut connection, conninfo, slot, identity, standby).await?;
+                if view.slot_is_new {
+                    new_slot = Some(view.slot);
                 }
-                attempts += 1;
-                let reason = error.to_string();
-                state.update(|snapshot| snapshot.connection = Reconnecting(reason));
-                tokio::time::sleep(PAUSE).await;
-            }
-            Err(error) => {
-                if let Some(made_at) = new_slot {
-                    slot::take_back(conninfo, slot, made_at).await;
+                claims.compare(&view.history).await?;
+                let resume = match resume(furthest, &view, identity.segment_size) {
+                    Err(AgentError::Refused { what, next }) => return Err(held_by(claims, what, next).await),
+                    other => other?,
+                };
+                claims.enter(Line::of(&view.history), view.in_recovery).await?;
+                let histories = leading_histories(&mut connection, &view, &resume).await?;
+                Ok(Beginning {
+                    new_slot,
+                    connection,
+                    view,
+                    resume,
+                    histories,
+                })
+            };
+            match attempt.await {
+                Ok(begun) => return Ok(begun),
+                Err(error) if outage::is_waited_for(config.outage.policy, &error) => {
+                    if attempts % SAY_EVERY == 0 {
+                        tracing::warn!(%error, "not streaming yet, trying again");
+                    }
+                    attempts += 1;
+                    let reason = error.to_string();
+                    state.update(|snapshot| snapshot.connection = Reconnecting(reason));
+                    tokio::time::sleep(PAUSE).await;
                 }
-                return Err(claims.name_rival(error).await);
+                Err(error) => {
+                    self.take_back(new_slot).await;
+                    return Err(claims.name_rival(error).await);
+                }
             }
         }
     }

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use highwater_format::{History, Key, Layout, Writer, records};
+use highwater_format::{History, Key, Layout, Pulse, Writer, records};
 use highwater_store::{Object, Put, PutMode, Store, list_all};
 use tokio::time::Instant;
 
 use crate::error::{AgentError, Result};
+use crate::inventory;
 use crate::region::{Region, get_optional};
 
 /// How long other regions are waited for once one has answered.
@@ -68,10 +69,7 @@ pub(super) async fn older_claim(
     instance: &str,
 ) -> Result<Option<Writer>> {
     for epoch in epochs(store, layout, 0).await?.into_iter().rev().take(OLDER) {
-        let claim = match read_claim(store, layout, epoch).await {
-            Err(AgentError::Object { .. }) => continue,
-            claim => claim?,
-        };
+        let claim = read_sound(store, layout, epoch).await?;
         if claim.as_ref().is_some_and(|claim| claim.instance == instance) {
             return Ok(claim);
         }
@@ -100,6 +98,23 @@ pub(super) async fn read_claim(store: &dyn Store, layout: &Layout, epoch: u64) -
         source,
     });
     claim.map(Some)
+}
+
+/// The same; none where it is damaged.
+pub(super) async fn read_sound(store: &dyn Store, layout: &Layout, epoch: u64) -> Result<Option<Writer>> {
+    none_if_damaged(read_claim(store, layout, epoch).await)
+}
+
+/// The pulse of a region; none where it is damaged: the next one replaces it.
+pub(super) async fn pulse_of(store: &dyn Store, layout: &Layout) -> Result<Option<Pulse>> {
+    none_if_damaged(inventory::pulse(store, layout).await)
+}
+
+fn none_if_damaged<T>(read: Result<Option<T>>) -> Result<Option<T>> {
+    match read {
+        Err(AgentError::Object { .. }) => Ok(None),
+        read => read,
+    }
 }
 
 /// Who a claim is of, for people.

@@ -170,7 +170,7 @@ impl Claims {
                 claimed_at: self.clock.now(),
                 begins: Some(line.begins),
                 machine: self.me.machine.clone(),
-                interval_ms: u64::try_from(self.interval.as_millis()).ok(),
+                interval_ms: self.interval_ms(),
             };
             if let Some(placed) = self.place(&claim, &told).await? {
                 log_claim(&claim, newest);

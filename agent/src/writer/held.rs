@@ -10,12 +10,11 @@ use highwater_format::{Lsn, Pulse, Time, TimelineId, Writer};
 use highwater_store::Store;
 use tokio::time::Instant;
 
-use super::claim::{GRACE, create, epochs, name, newest_above, older_claim, read_claim};
+use super::claim::{GRACE, create, epochs, name, newest_above, older_claim, pulse_of, read_sound};
 use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
 use super::silence::SILENT_FOR;
 use super::{Claims, Held, Told};
 use crate::error::{AgentError, Result};
-use crate::inventory;
 use crate::lease::{self, Moment, asked_awake};
 use crate::region::Region;
 
@@ -55,6 +54,18 @@ pub(super) struct Beside {
     server: Said,
     /// The archive was claimed above the rival, which, if it lives, will have noticed by then.
     until: Option<Instant>,
+}
+
+impl Beside {
+    /// The interval of the slower of the two.
+    fn interval(&self, ours: Duration) -> Duration {
+        self.watch.interval(ours).max(ours)
+    }
+
+    /// When the rival must have noticed what is claimed above it now.
+    fn noticed_by(&self, ours: Duration) -> Instant {
+        Instant::now() + lease::term(self.interval(ours))
+    }
 }
 
 /// Server time, end of WAL, and when the server answered.
@@ -172,11 +183,7 @@ impl Claims {
                 false => Found::Holds,
             });
         }
-        let pulse = match inventory::pulse(&*region.quick, &self.layout).await {
-            // The next one replaces it.
-            Err(AgentError::Object { .. }) => None,
-            pulse => pulse?,
-        };
+        let pulse = pulse_of(&*region.quick, &self.layout).await?;
         let heard = self.heard_beside(region, own, &rival, pulse.as_ref());
         if let Some(pulse) = pulse.filter(|_| heard.alive) {
             let theirs = match pulse.instance == rival.instance {
@@ -230,7 +237,8 @@ impl Claims {
         };
         Heard {
             alive: sign == Sign::Alive,
-            enough: known.silent >= hearing(self.slower(known)) && known.server != self.server_said(),
+            enough: known.silent >= hearing(known.interval(self.interval))
+                && known.server != self.server_said(),
         }
     }
 
@@ -258,11 +266,6 @@ impl Claims {
         (snapshot.server_time, snapshot.server_end, snapshot.answered_at)
     }
 
-    /// The interval of the slower of the two.
-    fn slower(&self, known: &Beside) -> Duration {
-        known.watch.interval(self.interval).max(self.interval)
-    }
-
     /// This agent's claim comes to a region late: whoever has the newest one there may not have noticed yet that it is not any more.
     async fn succeed(&self, region: &Region, own: &Writer) -> Result<()> {
         let (before, _) = newest_above(&*region.quick, &self.layout, 0).await?;
@@ -276,7 +279,7 @@ impl Claims {
         let known = besides
             .entry(region.index)
             .or_insert_with(|| self.listen_to(region, own, &before));
-        let until = Instant::now() + lease::term(self.slower(known));
+        let until = known.noticed_by(self.interval);
         known.until.get_or_insert(until);
         Ok(())
     }
@@ -299,14 +302,9 @@ impl Claims {
     async fn fencing(&self, own: &Writer) -> Result<Option<Writer>> {
         let read = self.ask_all(|region| async move {
             for epoch in epochs(&*region.quick, &self.layout, own.epoch).await? {
-                match read_claim(&*region.quick, &self.layout, epoch).await {
-                    Err(AgentError::Object { .. }) => {}
-                    claim => {
-                        let standing = claim?.map(|claim| standing(own, &claim));
-                        if let Some(Standing::Fenced(holder)) = standing {
-                            return Ok(Some(holder));
-                        }
-                    }
+                let claim = read_sound(&*region.quick, &self.layout, epoch).await?;
+                if let Some(Standing::Fenced(holder)) = claim.map(|claim| standing(own, &claim)) {
+                    return Ok(Some(holder));
                 }
             }
             Ok(None)
@@ -317,7 +315,7 @@ impl Claims {
     /// The answer to a claim may be lost: it counts from before it was made, and from after.
     fn wait_for_rivals(&self) {
         for known in self.besides().values_mut() {
-            known.until = Some(Instant::now() + lease::term(self.slower(known)));
+            known.until = Some(known.noticed_by(self.interval));
         }
     }
 
@@ -326,7 +324,7 @@ impl Claims {
         if let Some(known) = self.besides().get_mut(&region.index)
             && known.until.is_some()
         {
-            known.until = Some(Instant::now() + lease::term(self.slower(known)));
+            known.until = Some(known.noticed_by(self.interval));
         }
     }
 

@@ -116,9 +116,9 @@ impl Claims {
         self.clock.now()
     }
 
-    /// Between two of its pulses.
-    pub fn interval(&self) -> Duration {
-        self.interval
+    /// Milliseconds between two of its pulses, as claims and pulses say it.
+    pub fn interval_ms(&self) -> Option<u64> {
+        u64::try_from(self.interval.as_millis()).ok()
     }
 
     /// Whether this agent is the archive's writer.

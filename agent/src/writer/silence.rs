@@ -7,11 +7,10 @@ use std::sync::Arc;
 use highwater_format::{Pulse, Writer};
 use tokio::time::Instant;
 
-use super::claim::{ask, name, older_claim};
+use super::claim::{ask, name, older_claim, pulse_of};
 use super::judge::{Line, Sign, Watch, interval, interval_of};
 use super::{Claims, Told};
 use crate::error::{AgentError, Result};
-use crate::inventory;
 use crate::lease;
 use crate::region::Region;
 
@@ -154,10 +153,7 @@ impl Claims {
     async fn pulses_if_any(&self, told: &Told) -> Result<Vec<(Arc<Region>, Option<Pulse>)>> {
         let regions = told.iter().map(|(region, _)| region.clone());
         ask(regions, |region| async move {
-            match inventory::pulse(&*region.quick, &self.layout).await {
-                Err(AgentError::Object { .. }) => Ok(None),
-                other => other,
-            }
+            pulse_of(&*region.quick, &self.layout).await
         })
         .await
     }

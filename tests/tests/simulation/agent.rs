@@ -27,7 +27,7 @@ pub(crate) struct Agent {
     sim: Arc<Sim>,
     config: Config,
     regions: Vec<Arc<SimRegion>>,
-    pub(crate) clock: Clock,
+    clock: Clock,
     jitter: u64,
     names: Rng,
     running: Option<Running>,
@@ -121,6 +121,12 @@ impl Agent {
         let task = tokio::spawn(run);
         self.sim.lock().agent = Some(task.abort_handle());
         self.running = Some(Running { task, cancel, state });
+    }
+
+    /// Sets the clock to somewhere within two hours.
+    pub(crate) fn set_clock(&self, seconds: u64) {
+        let micros = (1_700_000_000 + seconds as i64) * 1_000_000;
+        self.clock.set(Time::from_unix_micros(micros));
     }
 
     /// SIGTERM.

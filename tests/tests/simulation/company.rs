@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use highwater_agent::error::Kind;
 use highwater_config::Standby;
-use highwater_format::Time;
 use tokio::time::sleep;
 
 use crate::agent::{Agent, config};
@@ -182,12 +181,7 @@ impl Company {
     fn happen(&mut self) {
         match self.rng.range(0..100) {
             0..30 => self.write(),
-            30..34 => self.primary().sim.change(|world| {
-                let version = world.node.line.version;
-                world.versions[version].switch();
-                let end = world.end();
-                world.note(format!("segment switch, server at {}", lsn(end)));
-            }),
+            30..34 => self.primary().sim.change(World::switch_segment),
             34..46 => self.turn_weather(),
             46..51 => self.freeze(true),
             51..58 => self.freeze(false),
@@ -278,28 +272,10 @@ impl Company {
         }
         machine.sim.change(|world| match what {
             0..4 => world.checkpoint(),
-            4 => {
-                world.flood = !world.flood;
-                world.note("flood");
-            }
-            5 | 6 => {
-                world.note("server crashes and starts again");
-                world.disconnect();
-                world.node.crash();
-            }
-            7 | 8 => {
-                world.power = match world.power {
-                    Power::Down => Power::Up,
-                    _ => Power::Down,
-                };
-                let power = world.power;
-                world.note(format!("server: {power:?}"));
-                world.disconnect();
-            }
-            _ => machine
-                .agent
-                .clock
-                .set(Time::from_unix_micros((1_700_000_000 + step as i64) * 1_000_000)),
+            4 => world.turn_flood(),
+            5 | 6 => world.restart_server(),
+            7 | 8 => world.turn_power(),
+            _ => machine.agent.set_clock(step),
         });
     }
 
@@ -418,11 +394,8 @@ impl Company {
     fn complain(&self) {
         for machine in &self.machines {
             let mut world = machine.sim.lock();
-            let line = world.node.line.clone();
-            let held: Vec<_> = world.reaches(&line).into_iter().map(lsn).collect();
-            let (end, slot) = (lsn(world.end()), world.node.slot.flatten().map(lsn));
-            let role = machine.role;
-            world.note(format!("{role:?}, server at {end}, slot {slot:?}, held {held:?}"));
+            let (role, standing) = (machine.role, world.standing());
+            world.note(format!("{role:?}: {standing}"));
         }
         self.primary()
             .sim

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use highwater_agent::error::Kind;
 use highwater_config::Policy;
-use highwater_format::Time;
 use tokio::time::sleep;
 
 use crate::agent::{Agent, config};
@@ -216,12 +215,7 @@ impl Schedule {
         });
         match event {
             Some(0) => self.write(),
-            Some(1) => self.sim.change(|world| {
-                let version = world.node.line.version;
-                world.versions[version].switch();
-                let end = world.end();
-                world.note(format!("segment switch, server at {}", lsn(end)));
-            }),
+            Some(1) => self.sim.change(World::switch_segment),
             Some(2) => self.turn_weather(),
             Some(3) => self.freeze(true),
             Some(4) => self.freeze(false),
@@ -301,29 +295,13 @@ impl Schedule {
     fn trouble_at_the_server(&mut self) {
         let what = self.rng.range(0..10);
         let step = self.rng.range(0..7200);
-        let clock = &self.agent.clock;
+        let agent = &self.agent;
         self.sim.change(|world| match what {
             0 | 1 => world.checkpoint(),
-            2 | 3 => {
-                world.flood = !world.flood;
-                world.note("flood");
-            }
-            4 | 5 => {
-                world.note("server crashes and starts again");
-                world.disconnect();
-                world.node.crash();
-            }
-            6 | 7 => {
-                world.power = if world.power == Power::Down {
-                    Power::Up
-                } else {
-                    Power::Down
-                };
-                let power = world.power;
-                world.note(format!("server: {power:?}"));
-                world.disconnect();
-            }
-            _ => clock.set(Time::from_unix_micros((1_700_000_000 + step as i64) * 1_000_000)),
+            2 | 3 => world.turn_flood(),
+            4 | 5 => world.restart_server(),
+            6 | 7 => world.turn_power(),
+            _ => agent.set_clock(step),
         });
     }
 
@@ -495,12 +473,8 @@ impl Schedule {
             }
             if left.is_zero() {
                 let mut world = self.sim.lock();
-                let line = world.node.line.clone();
-                let held: Vec<_> = world.reaches(&line).into_iter().map(lsn).collect();
-                let (end, slot) = (lsn(world.end()), world.node.slot.flatten().map(lsn));
-                return world.fail(format!(
-                    "liveness: the server is at {end}, slot {slot:?}, held {held:?}"
-                ));
+                let standing = world.standing();
+                return world.fail(format!("liveness: {standing}"));
             }
             let pause = Duration::from_millis(500).min(left);
             left -= pause;

@@ -323,6 +323,45 @@ impl World {
         highest.max(self.node.line.timeline) + rng.pick(&[1, 1, 1, 2, 4])
     }
 
+    /// The rest of the segment is zeros.
+    pub(crate) fn switch_segment(&mut self) {
+        let version = self.node.line.version;
+        self.versions[version].switch();
+        let end = self.end();
+        self.note(format!("segment switch, server at {}", lsn(end)));
+    }
+
+    /// The server asks without end, or no more.
+    pub(crate) fn turn_flood(&mut self) {
+        self.flood = !self.flood;
+        self.note("flood");
+    }
+
+    pub(crate) fn restart_server(&mut self) {
+        self.note("server crashes and starts again");
+        self.disconnect();
+        self.node.crash();
+    }
+
+    /// The server is gone, or back.
+    pub(crate) fn turn_power(&mut self) {
+        self.power = match self.power {
+            Power::Down => Power::Up,
+            _ => Power::Down,
+        };
+        let power = self.power;
+        self.note(format!("server: {power:?}"));
+        self.disconnect();
+    }
+
+    /// How far everything has come, for people.
+    pub(crate) fn standing(&mut self) -> String {
+        let line = self.node.line.clone();
+        let held: Vec<_> = self.reaches(&line).into_iter().map(lsn).collect();
+        let (end, slot) = (lsn(self.end()), self.node.slot.flatten().map(lsn));
+        format!("the server is at {end}, slot {slot:?}, held {held:?}")
+    }
+
     /// A checkpoint, which may remove WAL.
     pub(crate) fn checkpoint(&mut self) {
         let (end, segment) = (self.end(), self.segment());
