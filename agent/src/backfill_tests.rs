@@ -266,6 +266,33 @@ async fn i5_no_region_enters_a_timeline_before_the_end_of_the_one_before_is_ther
     assert!(!world.has(0, &layout.tail(two, range)).await);
 }
 
+/// A promotion that came to nothing: the old primary went on, and was followed by timeline 3. A region that lags does not go to where
+/// nothing follows.
+#[tokio::test(start_paused = true)]
+async fn a_timeline_that_was_given_up_keeps_no_region_from_the_one_that_goes_on() {
+    let world = world(Policy::All);
+    let (shared, layout) = (&world.shared, &world.shared.archive.layout);
+    let (two, three) = (on_two(0).timeline, TimelineId::new(3).unwrap());
+    let on_three = |mib| Position {
+        timeline: three,
+        ..at(mib)
+    };
+    shared.progress.stored(1, on_three(9));
+    world
+        .put(1, &layout.history(two), "1\t0/400000\tgiven up\n")
+        .await;
+    world
+        .put(1, &layout.history(three), "1\t0/600000\tpromoted\n")
+        .await;
+    for (timeline, from, to) in [(TimelineId::FIRST, 4, 6), (two, 4, 5), (three, 6, 9)] {
+        let range = LsnRange::new(at(from).lsn, at(to).lsn);
+        world.put(1, &layout.tail(timeline, range), "wal").await;
+    }
+    assert_eq!(step(&world, at(6)).await, on_three(6));
+    assert!(world.has(0, &layout.history(three)).await);
+    assert!(!world.has(0, &layout.history(two)).await);
+}
+
 /// The only region that had stored the history has lost it, and the window has forgotten it: another one that is still on
 /// the timeline before gets it all the same.
 #[tokio::test(start_paused = true)]

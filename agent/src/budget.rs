@@ -96,6 +96,11 @@ impl Charge {
         }
         self.bytes = bytes;
     }
+
+    /// Takes over what another one of the same budget stands for.
+    pub fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
 }
 
 impl Drop for Charge {

@@ -102,9 +102,11 @@ pub enum AgentError {
         /// Who it is.
         holder: String,
     },
-    /// Another agent writes the archive for another timeline, and its server is alive.
+    /// Another agent writes the archive, and its server is alive.
     #[error("{what}. {next}")]
     InUse {
+        /// This server was promoted beside that one: it is a copy, and not to be tried again until that one is away for a moment.
+        promoted: bool,
         /// Who it is.
         what: String,
         /// What to do about it.
@@ -212,6 +214,7 @@ impl AgentError {
             Self::Object { .. } | Self::Conflict { .. } | Self::Diverged { .. } => Kind::Damage,
             Self::OtherCluster { .. } | Self::ServerChanged { .. } => Kind::Damage,
             Self::Succeeded { .. } | Self::Fenced { .. } => Kind::Damage,
+            Self::InUse { promoted: true, .. } => Kind::Damage,
             Self::Refused { .. } | Self::InUse { .. } => Kind::Refused,
             Self::Trouble { .. } | Self::Restart { .. } => Kind::Retry,
             Self::Encode { .. } | Self::Bug(_) => Kind::Bug,

@@ -138,6 +138,22 @@ impl Lease {
         self.set_look(None);
     }
 
+    /// Whether something may be stored now.
+    pub(crate) fn is_good(&self) -> bool {
+        self.is_good_at(Moment::now())
+    }
+
+    /// Something may be stored that is asked for at `asked`: a look was taken lately or, where looks take longer than that,
+    /// begun since.
+    fn is_good_at(&self, asked: Moment) -> bool {
+        match *self.terms() {
+            Terms::Free => true,
+            Terms::Claimed { term, looked } => {
+                looked.is_some_and(|looked| looked.ran >= asked.ran || asked.since(looked) <= term)
+            }
+        }
+    }
+
     /// Returns when another writer has taken the place, or may have.
     async fn revoked(&self) {
         loop {
@@ -173,22 +189,16 @@ impl Lease {
         let _ = waiting.wait_for(|waiting| *waiting > 0).await;
     }
 
-    /// Returns when a look is good: one that was taken lately or, where looks take longer than that, begun meanwhile.
+    /// Returns when a look is good.
     async fn may_write(&self) {
         let asked = Moment::now();
-        let good = || match *self.terms() {
-            Terms::Free => true,
-            Terms::Claimed { term, looked } => {
-                looked.is_some_and(|looked| looked.ran >= asked.ran || asked.since(looked) <= term)
-            }
-        };
-        if good() {
+        if self.is_good_at(asked) {
             return;
         }
         let _waits = Waits::begin(&self.waiting);
         loop {
             let changed = self.changed.notified();
-            if good() {
+            if self.is_good_at(asked) {
                 return;
             }
             changed.await;

@@ -30,20 +30,23 @@ const AGAIN_AFTER_TROUBLE: Duration = Duration::from_secs(2);
 /// How long the last pulse may take: the process waits for it.
 const LAST: Duration = Duration::from_secs(5);
 
-/// Looks at the claims of one region, and writes its pulse, until cancelled.
+/// Looks at the claims of one region, and writes its pulse, until cancelled. Fails only where the agent has to begin anew.
 pub async fn run(
     shared: Shared,
     region: Arc<Region>,
     interval: Duration,
     claims: Arc<Claims>,
     cancel: CancellationToken,
-) {
+) -> Result<()> {
     let beat = Notify::new();
     let looks = Box::pin(async {
         let mut failed = false;
         loop {
             next(&region, interval, &claims, failed).await;
             let looked = claims.look(&region).await;
+            if let Err(error @ AgentError::Restart { .. }) = looked {
+                return error;
+            }
             failed = looked.is_err();
             if log(&region, looked) == Some(true) {
                 beat.notify_one();
@@ -58,9 +61,15 @@ pub async fn run(
             log(&region, write(&shared, &region, &claims, sequence).await);
         }
     });
-    cancel
-        .run_until_cancelled(async { tokio::join!(looks, beats) })
-        .await;
+    let ended = cancel.run_until_cancelled(async {
+        tokio::select! {
+            error = looks => error,
+            () = beats => AgentError::Cancelled,
+        }
+    });
+    if let Some(error) = ended.await {
+        return Err(error);
+    }
     // The last one says how far the archive goes, for whoever looks at it after the agent has stopped.
     let last = async {
         match claims.look(&region).await? {
@@ -71,6 +80,7 @@ pub async fn run(
     if let Ok(written) = tokio::time::timeout(interval.min(LAST), last).await {
         log(&region, written);
     }
+    Ok(())
 }
 
 /// An interval, or less where something waits to be stored until a writer has looked.

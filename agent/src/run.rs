@@ -237,7 +237,8 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         server: view.history.clone(),
         budget: Budget::new(limit),
         origin,
-        acknowledged: view.slot.map(|lsn| Position {
+        // One that was made a moment ago says where WAL is kept from, and nothing of what was stored before.
+        acknowledged: view.slot.filter(|_| new_slot.is_none()).map(|lsn| Position {
             timeline: view.history.timeline_at(lsn),
             lsn,
         }),
@@ -435,10 +436,7 @@ impl Started {
                 claims.clone(),
                 stop_storing.clone(),
             );
-            tasks.spawn(async move {
-                pulse.await;
-                Ok(())
-            });
+            tasks.spawn(pulse);
             let healer = Healer::new(
                 shared.clone(),
                 region.clone(),

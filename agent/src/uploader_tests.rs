@@ -88,6 +88,27 @@ fn gap(shared: &Shared, range: LsnRange) -> Item {
     }
 }
 
+/// What a region lacks before the next item has to come from another one, be the window ever so sure.
+#[tokio::test(start_paused = true)]
+async fn i5_nothing_behind_a_hole_in_the_window_is_stored_or_counts() {
+    let memory = Arc::new(MemoryStore::new("a"));
+    let (shared, region) = shared(Arc::new(FaultyStore::new(memory.clone())));
+    let before = range(1, 2);
+    for item in [wal(&shared, before), wal(&shared, range(3, 4))] {
+        shared.window.push(item);
+    }
+    let uploader = Uploader::new(shared.clone(), region);
+    let running = tokio::spawn(uploader.run(Some(Some(at(1))), CancellationToken::new()));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(
+        memory.keys(),
+        [shared.archive.layout.tail(TimelineId::FIRST, before)]
+    );
+    assert_eq!(shared.progress.position(0), Some(at(2)));
+    assert!(!running.is_finished());
+    running.abort();
+}
+
 /// A region that takes its time over the record holds nothing behind the gap meanwhile, and does not count as further.
 #[tokio::test(start_paused = true)]
 async fn i5_nothing_behind_a_gap_is_stored_before_its_record() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use highwater_format::{Layout, Lsn, TimelineId};
+use highwater_format::{History, Layout, Lsn, TimelineId};
 use highwater_store::Object;
 
 use crate::error::Result;
@@ -35,9 +35,18 @@ pub(super) async fn next_timeline(
     let streamed = shared.window.histories();
     let mut later: BTreeSet<_> = timelines(&*source.quick, layout).await?.into_iter().collect();
     later.extend(streamed.keys());
-    for timeline in later.into_iter().filter(|id| *id > from.timeline) {
-        let Some((content, switch)) = descent(source, layout, &streamed, timeline, from.timeline).await?
-        else {
+    later.retain(|id| *id > from.timeline);
+    let leads_on = leads_on(shared, source, &streamed, from.timeline).await?;
+    for timeline in later {
+        // One that was given up leads nowhere: what it holds is copied behind the region's position ([`crate::heal`]).
+        if leads_on.is_some_and(|next| next != timeline) {
+            continue;
+        }
+        let known = history(source, layout, &streamed, timeline).await?;
+        let Some((content, history)) = known else {
+            continue;
+        };
+        let Some(switch) = child_of(&history, from.timeline) else {
             continue;
         };
         if from.lsn < switch {
@@ -56,14 +65,43 @@ pub(super) async fn next_timeline(
     Ok(Next::Later(first))
 }
 
-/// The history of `timeline` and where it began, if it is a child of `parent`.
-async fn descent(
+/// The child of `parent` from which the newest timeline descends, or which is that; none if its history does not say.
+async fn leads_on(
+    shared: &Shared,
+    source: &Region,
+    streamed: &BTreeMap<TimelineId, Bytes>,
+    parent: TimelineId,
+) -> Result<Option<TimelineId>> {
+    let furthest = shared.progress.furthest().map(|at| at.timeline);
+    let Some(newest) = furthest.max(streamed.keys().next_back().copied()) else {
+        return Ok(None);
+    };
+    let Some((_, history)) = history(source, &shared.archive.layout, streamed, newest).await? else {
+        return Ok(None);
+    };
+    let descent: Vec<_> = history
+        .entries
+        .iter()
+        .map(|entry| entry.timeline)
+        .chain([newest])
+        .collect();
+    let place = descent.iter().position(|timeline| *timeline == parent);
+    Ok(place.and_then(|place| descent.get(place + 1).copied()))
+}
+
+/// Where a timeline left `parent`, if it is a child of that.
+fn child_of(history: &History, parent: TimelineId) -> Option<Lsn> {
+    let entry = history.parent().filter(|entry| entry.timeline == parent)?;
+    Some(entry.switch)
+}
+
+/// The history of `timeline`, as bytes and read.
+async fn history(
     source: &Region,
     layout: &Layout,
     streamed: &BTreeMap<TimelineId, Bytes>,
     timeline: TimelineId,
-    parent: TimelineId,
-) -> Result<Option<(Bytes, Lsn)>> {
+) -> Result<Option<(Bytes, History)>> {
     let key = layout.history(timeline);
     let stored = get_optional(&*source.quick, &key).await?;
     let Some(content) = stored.or_else(|| streamed.get(&timeline).cloned()) else {
@@ -71,6 +109,5 @@ async fn descent(
     };
     // Where the timeline before ends must not be read from what is left of a file.
     let history = whole(&source.name, &key, timeline, &content)?;
-    let child = history.parent().filter(|entry| entry.timeline == parent);
-    Ok(child.map(|entry| (content.clone(), entry.switch)))
+    Ok(Some((content, history)))
 }

@@ -20,10 +20,14 @@ use crate::sealer::Work;
 use crate::segmenter::object_start;
 use crate::uploader::Shared;
 
+/// As much WAL tells two courses of it apart: commits and checkpoints have times in them. Less may be a page header and what an idle
+/// server notes by itself, which are the same wherever as much was written before.
+const TELLING: u64 = 64 * 1024;
+
 impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
-    /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
-    /// something to compare.
+    /// with an object, or right behind one, the stream is made to begin with that object, if it is in the archive: so there is
+    /// always something to compare.
     pub(super) async fn overlap(
         &mut self,
         resume: &mut Resume,
@@ -37,24 +41,23 @@ impl Receiver {
             return self.common_start(resume, after, history, view).await;
         }
         let timeline = resume.timeline;
-        if resume.start == resume.sealed
-            && !self.removed
-            && let Some(overlap) = self.object_before(timeline, resume.sealed, view).await?
-        {
-            resume.start = overlap.range().start;
-            return Ok(overlap);
-        }
         let range = LsnRange {
             start: resume.start,
             end: resume.sealed,
         };
-        match Overlap::load_if_held(&self.context.shared, timeline, range).await? {
-            Some(overlap) => {
-                self.lacking_since = None;
-                Ok(overlap)
-            }
-            None => self.rest(timeline, range).await,
+        let held = Overlap::load_if_held(&self.context.shared, timeline, range).await?;
+        let Some(mut overlap) = held else {
+            return self.rest(timeline, range).await;
+        };
+        if range.len() < TELLING
+            && !self.removed
+            && let Some(before) = self.object_before(timeline, range.start, view).await?
+        {
+            resume.start = before.range().start;
+            overlap = before.followed_by(overlap);
         }
+        self.lacking_since = None;
+        Ok(overlap)
     }
 
     /// The object that ends with `end`; none where the archive does not hold it. One that should be there and cannot be read

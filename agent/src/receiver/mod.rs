@@ -22,6 +22,7 @@ use std::time::Duration;
 use highwater_config::{Acknowledge, Standby};
 use highwater_format::{History, Identity, Lsn};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgError, PgErrorKind, Started};
+use highwater_store::ErrorKind as StoreKind;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -412,6 +413,10 @@ impl Receiver {
     fn is_final(&self, error: &AgentError) -> bool {
         match error {
             AgentError::Fenced { .. } | AgentError::InUse { .. } => self.context.standby == Standby::Refuse,
+            AgentError::Restart { .. } => true,
+            // What comes damaged over the wire may come whole the next time.
+            AgentError::Store(error) if error.kind() == StoreKind::Corrupt => false,
+            AgentError::Object { .. } => false,
             AgentError::Postgres(error) => error.kind() == PgErrorKind::Config,
             _ => matches!(
                 error.kind(),

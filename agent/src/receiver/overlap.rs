@@ -125,6 +125,20 @@ impl Overlap {
         Ok(nothing)
     }
 
+    /// This, and then what lies right behind it.
+    pub(super) fn followed_by(mut self, next: Self) -> Self {
+        debug_assert!(
+            self.range.end == next.range.start && next.unheld == 0 && self.next == self.range.start
+        );
+        self.range.end = next.range.end;
+        self.plain.extend_from_slice(&next.plain);
+        match (&mut self.charge, next.charge) {
+            (Some(charge), Some(next)) => charge.join(next),
+            (charge, next) => *charge = next,
+        }
+        self
+    }
+
     /// What is compared.
     pub(super) fn range(&self) -> LsnRange {
         self.range

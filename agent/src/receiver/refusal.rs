@@ -43,7 +43,7 @@ impl Receiver {
             return Err(AgentError::Trouble {
                 what: format!(
                     "the server no longer has the WAL before {}, which is archived",
-                    resume.sealed
+                    object_start(self.context.shared.segment_size, resume.sealed)
                 ),
                 next: "The stream goes on from there without comparing it".into(),
             });
@@ -59,8 +59,7 @@ impl Receiver {
     /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
     /// after it, which is not compared.
     fn is_only_the_overlap(&self, resume: &Resume) -> bool {
-        let whole_object = object_start(self.context.shared.segment_size, resume.sealed) == resume.sealed;
-        whole_object && resume.start < resume.sealed && !self.removed
+        resume.start < object_start(self.context.shared.segment_size, resume.sealed) && !self.removed
     }
 
     /// A slot that the server refuses to use any more is of no use to anybody. What was archived is not touched by

@@ -1,5 +1,7 @@
 //! Claims beside claims: who lives, whose claim is dead, and who has to give way.
 
+use highwater_format::LsnRange;
+
 use super::*;
 
 /// It was silent for a while, or another was told to take its place: once that one lives, only that one goes on.
@@ -31,8 +33,150 @@ async fn a_living_successor_on_the_same_timeline_fences() {
         again = old.enter(line(1), false) => again,
     };
     assert!(kind(again) == Kind::Refused && !old.is_writer());
-    old.enter(line(1), false).await.unwrap();
-    assert!(old.is_writer(), "it is silent now");
+    let silent = old.enter(line(1), false).await;
+    assert!(
+        matches!(silent, Err(AgentError::Restart { .. })),
+        "what the other one has stored meanwhile is to be compared: {silent:?}"
+    );
+    let begun_anew = rig.agent("old again", false);
+    begun_anew.enter(line(1), false).await.unwrap();
+    assert!(begun_anew.is_writer(), "it is silent now");
+}
+
+/// What this agent has counted in the first region, and what somebody else has stored there.
+async fn counted_and_stored(rig: &Rig, agent: &Claims, counted: u64, stored: u64) {
+    agent.state.update_region(0, |view| {
+        (view.timeline, view.stored) = (Some(id(1)), Lsn(counted));
+    });
+    let range = LsnRange::new(Lsn(0x100), Lsn(stored));
+    let key = rig.archive.layout.tail(id(1), range);
+    let put = rig.stores[0].put(&key, Object::new("wal"), PutMode::Overwrite);
+    put.await.unwrap();
+}
+
+/// It was away, and another one had its place for a while: by its silence, or because the system says that it has ended. What is in
+/// memory follows what it had stored itself, and would lie beside what that one has stored.
+#[tokio::test(start_paused = true)]
+async fn i8_a_place_is_not_taken_back_beside_what_another_writer_stored() {
+    for (machine, stored, begins_anew) in [
+        ("here", 0x200, false),
+        ("here", 0x300, true),
+        ("elsewhere", 0x200, false),
+        ("elsewhere", 0x300, true),
+    ] {
+        let rig = Rig::new();
+        let writer = rig.agent_on(Some("here"), "writer", false);
+        writer.enter(line(1), false).await.unwrap();
+        let north = &rig.archive.regions[0];
+        assert!(writer.look(north).await.unwrap());
+        let rival = Writer {
+            machine: Some(machine.to_owned()),
+            pid: 17,
+            ..claim(9, "rival", 1)
+        };
+        assert!(create(&*north.quick, &rig.archive.layout, &rival).await.unwrap());
+        counted_and_stored(&rig, &writer, 0x200, stored).await;
+        tokio::time::advance(INTERVAL * SILENT_FOR).await;
+        let mut looked = Ok(true);
+        for moment in 0..20 {
+            looked = writer.look(north).await;
+            if looked.is_err() || stores(north).await {
+                break;
+            }
+            server_speaks(&writer, moment);
+            tokio::time::advance(INTERVAL).await;
+        }
+        let said = format!("{machine} {stored:x}: {looked:?}");
+        assert_eq!(
+            matches!(looked, Err(AgentError::Restart { .. })),
+            begins_anew,
+            "{said}"
+        );
+        assert_eq!(stores(north).await, !begins_anew, "{said}");
+    }
+}
+
+/// Two that could not see each other's regions: who was left behind has the higher epoch, and may not have that of the other one end.
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_was_left_behind_does_not_fence_its_successor() {
+    let rig = Rig::new();
+    let [north, south] = &rig.archive.regions[..] else {
+        unreachable!()
+    };
+    rig.stores[0].inject(Rule::times(1000, Fault::FailBefore(ErrorKind::Retry)));
+    let successor = rig.agent("successor", false);
+    successor.enter(line(2), false).await.unwrap();
+    rig.stores[0].heal();
+    let left_behind = claim(9, "left-behind", 1);
+    assert!(
+        create(&*north.quick, &rig.archive.layout, &left_behind)
+            .await
+            .unwrap()
+    );
+    for begun in [true, false] {
+        let region = if begun { Some(id(2)) } else { None };
+        successor.state.update_region(1, |view| view.timeline = region);
+        for moment in 1..=6 {
+            rig.pulse("left-behind", 1, moment).await;
+            if !successor.look(north).await.unwrap() {
+                break;
+            }
+            successor.look(south).await.unwrap();
+            tokio::time::advance(INTERVAL).await;
+        }
+        assert_eq!(
+            successor.is_writer(),
+            begun,
+            "nothing it stored is behind an earlier timeline"
+        );
+        if begun {
+            let epochs = epochs_in(&rig, 0).await;
+            assert!(epochs.last() > Some(&9), "{epochs:?}");
+            let last = read_claim(&*north.quick, &rig.archive.layout, *epochs.last().unwrap()).await;
+            let last = last.unwrap().unwrap();
+            assert_eq!((last.timeline, last.instance.as_str()), (id(2), "successor"));
+            let again = claim(last.epoch + 9, "left-behind", 1);
+            assert!(create(&*north.quick, &rig.archive.layout, &again).await.unwrap());
+        }
+    }
+}
+
+/// A rule of the bucket has moved it to an archive tier: claims do not change, and need not be read twice.
+#[tokio::test(start_paused = true)]
+async fn its_own_claim_need_not_be_readable() {
+    let rig = Rig::new();
+    let writer = rig.agent("writer", false);
+    writer.enter(line(1), false).await.unwrap();
+    let north = &rig.archive.regions[0];
+    assert!(writer.look(north).await.unwrap());
+    let cold = Rule::times(1000, Fault::FailBefore(ErrorKind::Operator));
+    rig.stores[0].inject(cold.on(Operation::Get).key("/writer/"));
+    for _ in 0..9 {
+        tokio::time::advance(INTERVAL).await;
+        assert!(writer.look(north).await.unwrap() && stores(north).await);
+    }
+    // What cannot be looked up is said.
+    let newer = claim(2, "newer", 1);
+    assert!(
+        create(&*rig.archive.regions[1].quick, &rig.archive.layout, &newer)
+            .await
+            .unwrap()
+    );
+    rig.stores[0]
+        .put(
+            &rig.archive.layout.writer(2),
+            Object::new("cold"),
+            PutMode::Create,
+        )
+        .await
+        .unwrap();
+    tokio::time::advance(INTERVAL * SILENT_FOR).await;
+    assert!(writer.look(north).await.is_err() && !stores(north).await);
+    let why = writer.state.snapshot().regions[0].last_error.clone().unwrap();
+    assert!(why.starts_with("nothing is stored before it is known"), "{why}");
+    rig.stores[0].heal();
+    assert!(writer.look(north).await.unwrap() && stores(north).await);
+    assert_eq!(writer.state.snapshot().regions[0].last_error, None);
 }
 
 /// Somebody took production's place for a moment, and production has gone on: the next one does not see the newest claim only.
@@ -373,22 +517,17 @@ async fn a_damaged_claim_is_passed_over() {
 
 #[tokio::test(start_paused = true)]
 async fn beside_a_dead_claim_it_is_stored_once_that_is_known() {
-    let rig = Rig::new();
-    let writer = rig.agent_on(Some("here"), "writer", false);
-    writer.enter(line(1), false).await.unwrap();
-    let [north, south] = &rig.archive.regions[..] else {
-        unreachable!()
-    };
     // By its silence, after which the archive is claimed anew and that is waited for, or by what the system says.
     let looks_of_silence = SILENT_FOR + 2 + 2 + 2;
-    for (region, machine, waited, claim) in [
-        (south, "here", 0, claim(9, "dead", 1)),
-        (north, "elsewhere", looks_of_silence, claim(9, "dead", 1)),
-    ] {
+    for (machine, waited) in [("here", 0), ("elsewhere", looks_of_silence)] {
+        let rig = Rig::new();
+        let writer = rig.agent_on(Some("here"), "writer", false);
+        writer.enter(line(1), false).await.unwrap();
+        let region = &rig.archive.regions[0];
         let dead = Writer {
             machine: Some(machine.to_owned()),
             pid: 17,
-            ..claim
+            ..claim(9, "dead", 1)
         };
         assert!(create(&*region.quick, &rig.archive.layout, &dead).await.unwrap());
         tokio::time::advance(INTERVAL * SILENT_FOR).await;
@@ -399,6 +538,6 @@ async fn beside_a_dead_claim_it_is_stored_once_that_is_known() {
             tokio::time::advance(INTERVAL).await;
             looks += 1;
         }
-        assert_eq!(looks, waited);
+        assert_eq!((looks, epochs_in(&rig, 0).await.len()), (waited, 3));
     }
 }

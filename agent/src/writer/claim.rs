@@ -48,7 +48,15 @@ pub(super) async fn newest_above(
     layout: &Layout,
     after: u64,
 ) -> Result<(Option<Writer>, Option<AgentError>)> {
-    let epochs = epochs(store, layout, after).await?;
+    newest_of_these(store, layout, epochs(store, layout, after).await?).await
+}
+
+/// The same of `epochs`, ascending.
+pub(super) async fn newest_of_these(
+    store: &dyn Store,
+    layout: &Layout,
+    epochs: Vec<u64>,
+) -> Result<(Option<Writer>, Option<AgentError>)> {
     let mut damaged = None;
     for epoch in epochs.into_iter().rev() {
         match read_claim(store, layout, epoch).await {

@@ -46,6 +46,7 @@ impl Claims {
                 tracing::warn!("--take-over counts for nothing beside a standby, nor when it is promoted");
             }
             self.follow(line).await?;
+            self.begins_anew_if_displaced()?;
             self.regions.iter().for_each(|region| region.lease.free());
         } else {
             self.drop_a_claim_beside_the_living();
@@ -54,6 +55,7 @@ impl Claims {
                 None => self.claim(line).await?,
                 Some(own) => self.still_holds(own).await?,
             }
+            self.begins_anew_if_displaced()?;
         }
         self.state.update(|snapshot| snapshot.standby = standby);
         Ok(())

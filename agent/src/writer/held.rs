@@ -10,7 +10,9 @@ use highwater_format::{Lsn, Pulse, Time, TimelineId, Writer};
 use highwater_store::Store;
 use tokio::time::Instant;
 
-use super::claim::{GRACE, create, epochs, name, newest_above, older_claim, pulse_of, read_sound};
+use super::claim::{
+    GRACE, create, epochs, name, newest_above, newest_of_these, older_claim, pulse_of, read_sound,
+};
 use super::judge::{Sign, Standing, Watch, above_a_stray, rank, standing};
 use super::silence::SILENT_FOR;
 use super::{Claims, Held, Told};
@@ -27,10 +29,6 @@ enum Found {
     Beside,
     /// This agent has no say here.
     Lost,
-}
-
-fn holds_if(holds: bool) -> Found {
-    if holds { Found::Holds } else { Found::Lost }
 }
 
 /// What was heard beside a newer claim.
@@ -123,12 +121,33 @@ impl Claims {
         };
         let (found, began) = asked_awake(self.interval, self.found_in(region, own)).await;
         match &found {
-            Ok(Found::Holds) => self.renew(region, began),
+            Ok(Found::Holds) => {
+                self.renew(region, began);
+                self.show(region, None);
+            }
             Ok(Found::Beside | Found::Lost) => region.lease.revoke(),
             // Nothing was learned: somebody may have claimed where nobody could look.
+            Err(error) if !region.lease.is_good() => {
+                let why = format!(
+                    "nothing is stored before it is known that no other writer has claimed the archive: {error}"
+                );
+                self.show(region, Some(why));
+            }
             Err(_) => {}
         }
         Ok(found? != Found::Lost)
+    }
+
+    /// Why nothing is stored in a region that would take it.
+    fn show(&self, region: &Region, why: Option<String>) {
+        let snapshot = self.state.snapshot();
+        if snapshot
+            .regions
+            .get(region.index)
+            .is_some_and(|view| view.beside != why)
+        {
+            self.state.update_region(region.index, |view| view.beside(why));
+        }
     }
 
     /// Not for one who was fenced meanwhile, in this region or another.
@@ -141,8 +160,19 @@ impl Claims {
 
     async fn found_in(&self, region: &Region, own: Writer) -> Result<Found> {
         let store = &*region.quick;
-        let (newest, damaged) = newest_above(store, &self.layout, own.epoch - 1).await?;
+        let listed = epochs(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
+        if listed == [own.epoch] && self.known().get(&region.index) == Some(&own.epoch) {
+            return self.settled(region).await;
+        }
+        let (newest, damaged) = newest_of_these(store, &self.layout, listed).await?;
+        if newest
+            .as_ref()
+            .is_some_and(|newest| newest.instance == own.instance)
+        {
+            self.known()
+                .extend(newest.as_ref().map(|newest| (region.index, newest.epoch)));
+        }
         let stray = newest.as_ref().and_then(|newest| above_a_stray(&own, newest));
         let holds = match (stray, newest) {
             (Some(epoch), _) => {
@@ -165,10 +195,24 @@ impl Claims {
                 }
             },
         };
-        Ok(match holds {
-            true if self.is_waited_for(region) => Found::Beside,
-            holds => holds_if(holds),
-        })
+        match holds {
+            true => self.settled(region).await,
+            false => Ok(Found::Lost),
+        }
+    }
+
+    /// No newer claim is in the way. Where there was one, or one that our own came after, its writer must have noticed, and must have
+    /// left nothing that we do not know of.
+    async fn settled(&self, region: &Region) -> Result<Found> {
+        if self.is_waited_for(region) {
+            return Ok(Found::Beside);
+        }
+        let rival = self.besides().get(&region.index).map(|known| known.rival.clone());
+        if let Some(rival) = rival {
+            self.nothing_came_between(region, &rival).await?;
+            self.forget(region);
+        }
+        Ok(Found::Holds)
     }
 
     /// Another process has claimed after us what is no later than our timeline: because it saw us silent, was told to take our place,
@@ -178,10 +222,7 @@ impl Claims {
         let here = self.regions.iter().filter(|known| known.index == region.index);
         let here: Told = here.map(|region| (region.clone(), None)).collect();
         if self.is_gone(&here, Some(&rival)).await? {
-            return Ok(match self.is_waited_for(region) {
-                true => Found::Beside,
-                false => Found::Holds,
-            });
+            return self.above_the_gone(region, own, &rival).await;
         }
         let pulse = pulse_of(&*region.quick, &self.layout).await?;
         let heard = self.heard_beside(region, own, &rival, pulse.as_ref());
@@ -193,6 +234,10 @@ impl Claims {
             match theirs {
                 // It is that one which has to give way, as its own looks tell it; of the rival nothing is known by that.
                 Some(theirs) if rank(&theirs) < rank(own) => {}
+                // It could not see our claim when it made its own, and what we store comes after all that it ever will.
+                Some(theirs) if theirs.timeline < own.timeline && self.has_begun(own.timeline) => {
+                    return self.claim_back(region, own, &rival).await;
+                }
                 theirs => {
                     // Who cannot be named lives all the same.
                     self.fence(own, theirs.unwrap_or(rival));
@@ -202,6 +247,16 @@ impl Claims {
         }
         match heard.enough {
             true => self.claim_back(region, own, &rival).await,
+            false => Ok(Found::Beside),
+        }
+    }
+
+    /// Who made the newest claim has ended: it is ours again, once what was stored meanwhile is known.
+    async fn above_the_gone(&self, region: &Region, own: &Writer, rival: &Writer) -> Result<Found> {
+        self.nothing_came_between(region, rival).await?;
+        let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await?;
+        match placed {
+            true => self.settled(region).await,
             false => Ok(Found::Beside),
         }
     }
@@ -291,11 +346,23 @@ impl Claims {
             self.fence(own, holder);
             return Ok(Found::Lost);
         }
-        tracing::warn!(region = region.name, rival = %name(rival), "it is silent: its place is taken back");
+        tracing::warn!(
+            region = region.name, rival = %name(rival),
+            "it is silent, or its server was left behind: its place is taken back"
+        );
         self.wait_for_rivals();
         let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await;
         self.wait_for_rivals();
         Ok(if placed? { Found::Beside } else { Found::Lost })
+    }
+
+    /// Whether WAL of a timeline was stored anywhere. No agent ever gets in after that whose server is still on an earlier one.
+    fn has_begun(&self, timeline: TimelineId) -> bool {
+        let snapshot = self.state.snapshot();
+        snapshot
+            .regions
+            .iter()
+            .any(|view| view.timeline == Some(timeline))
     }
 
     /// A claim of any region by which this agent was left behind, be it hidden by a newer one.
@@ -330,15 +397,9 @@ impl Claims {
 
     /// Whether a rival whose place was taken back there may not have noticed yet.
     fn is_waited_for(&self, region: &Region) -> bool {
-        let waits = {
-            let beside = self.besides();
-            let until = beside.get(&region.index).and_then(|known| known.until);
-            until.is_some_and(|until| Instant::now() < until)
-        };
-        if !waits {
-            self.forget(region);
-        }
-        waits
+        let beside = self.besides();
+        let until = beside.get(&region.index).and_then(|known| known.until);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Nobody else's claim is newer there any more, or who made it is known to have ended.
@@ -357,6 +418,10 @@ impl Claims {
         for region in std::mem::take(&mut *self.besides()).into_keys() {
             self.state.update_region(region, |view| view.beside(None));
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<usize, u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn besides(&self) -> MutexGuard<'_, BTreeMap<usize, Beside>> {
@@ -394,6 +459,7 @@ impl Claims {
             changed
         });
         if changed {
+            self.note_displaced();
             self.regions.iter().for_each(|region| region.lease.revoke());
             self.listens_no_more();
             self.state.update(|snapshot| snapshot.writer_epoch = 0);

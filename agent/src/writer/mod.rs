@@ -1,8 +1,8 @@
 //! The writer claim: who writes an archive, and when an agent has to stop.
 //!
 //! Owns: what this agent holds, and asking the regions. Its parts: `enter` claims, `silence` watches the pulses of others
-//! before their place is taken, `held` looks whether the claim still holds, `process` names this
-//! process. Does not own: the rules ([`judge`]), when it is
+//! before their place is taken, `held` looks whether the claim still holds, `displaced` sees to it that nothing goes on beside what
+//! another writer has stored meanwhile, `process` names this process. Does not own: the rules ([`judge`]), when it is
 //! asked (the receiver at every connection and timeline, the pulse at every beat), and what then happens to the process.
 //!
 //! Invariants: a claim is the conditional creation of a key, so an epoch has one owner in a region; nothing of a
@@ -11,6 +11,7 @@
 //! its server cannot say what the primary has committed.
 
 pub mod claim;
+mod displaced;
 mod enter;
 mod held;
 pub mod judge;
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use highwater_format::{Layout, Time, Writer};
+use highwater_format::{Layout, SegmentSize, Time, Writer};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -53,6 +54,7 @@ struct Held {
 pub struct Claims {
     me: Me,
     layout: Layout,
+    segment_size: SegmentSize,
     regions: Vec<Arc<Region>>,
     state: State,
     clock: Clock,
@@ -66,6 +68,10 @@ pub struct Claims {
     away: Mutex<BTreeSet<usize>>,
     /// Regions in which somebody else's claim is newer and does not fence by itself.
     beside: Mutex<BTreeMap<usize, Beside>>,
+    /// The epoch of this agent's own claim that was read in a region: claims do not change, and it is not read again.
+    known: Mutex<BTreeMap<usize, u64>>,
+    /// Another writer had this one's place.
+    displaced: AtomicBool,
 }
 
 /// The newest claim of each region that answered.
@@ -85,6 +91,7 @@ impl Claims {
         Self {
             me,
             layout: archive.layout.clone(),
+            segment_size: archive.identity.segment_size,
             regions: archive.regions.clone(),
             state,
             clock,
@@ -94,6 +101,8 @@ impl Claims {
             held,
             away: Mutex::default(),
             beside: Mutex::default(),
+            known: Mutex::default(),
+            displaced: AtomicBool::new(false),
         }
     }
 

@@ -132,6 +132,7 @@ impl Claims {
             ),
         };
         AgentError::InUse {
+            promoted: timeline > pulse.timeline || timeline == pulse.timeline && !line.is_of(newest),
             what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
                  {timeline}{place}. {reason}. Nothing was written",

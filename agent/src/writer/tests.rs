@@ -225,7 +225,7 @@ async fn a_takeover_is_not_kept_for_a_promotion() {
     let standby = rig.agent("standby", true);
     standby.enter(line(1), true).await.unwrap();
     let refused = rig.refused_while_production_lives(&standby, false).await;
-    assert_eq!(refused.kind(), Kind::Refused);
+    assert_eq!(refused.kind(), Kind::Damage);
 }
 
 /// A writer that beats more slowly than we do is not taken for silent between two beats, and one that beats faster is not
@@ -264,7 +264,7 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
     let copy = rig.agent("copy", false);
     let refused = rig.refused_while_production_lives(&copy, false).await;
     let text = refused.to_string();
-    assert_eq!(refused.kind(), Kind::Refused);
+    assert_eq!(refused.kind(), Kind::Damage);
     for part in [
         "host-of-production",
         "pid 17",
@@ -305,7 +305,7 @@ async fn a_standby_on_another_timeline_is_refused_while_the_holder_lives() {
 
     let copy = rig.agent("standby-of-a-copy", false);
     let refused = rig.refused_while_production_lives(&copy, true).await;
-    assert_eq!(refused.kind(), Kind::Refused);
+    assert_eq!(refused.kind(), Kind::Damage);
     assert!(refused.to_string().contains("host-of-production"), "{refused}");
 
     // After a failover the old side is silent, even if the new primary's agent has not claimed yet.
@@ -334,7 +334,7 @@ async fn of_two_promotions_of_the_same_number_one_writes() {
         () = beat => unreachable!(),
         result = second.enter(elsewhere, false) => result.unwrap_err(),
     };
-    assert_eq!(refused.kind(), Kind::Refused);
+    assert_eq!(refused.kind(), Kind::Damage);
     assert!(refused.to_string().contains("begun elsewhere"), "{refused}");
 }
 
@@ -384,7 +384,13 @@ async fn a_silent_holder_is_followed() {
         "{fenced}"
     );
     assert_eq!(kind(old.enter(line(1), false).await), Kind::Damage);
-    // Rejoined as a standby it has no say, and no pulse; with the new timeline it is a companion.
+    // Rejoined as a standby it has no say, and no pulse; with the new timeline it is a companion. But what it holds in memory is what
+    // it was fenced with.
+    assert!(matches!(
+        old.enter(line(2), true).await,
+        Err(AgentError::Restart { .. })
+    ));
+    let old = rig.agent("old again", false);
     old.enter(line(2), true).await.unwrap();
     assert!(!old.look(&rig.archive.regions[1]).await.unwrap());
     old.enter(line(2), false).await.unwrap();
