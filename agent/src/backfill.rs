@@ -79,7 +79,7 @@ async fn try_origin(
         }
     }
     let durable = shared.progress.durable().map(DurableLsn::position);
-    let told = durable.or(shared.acknowledged).unwrap_or(furthest).min(furthest);
+    let told = durable.or(shared.kept_from).unwrap_or(furthest).min(furthest);
     let next = LsnRange::new(told.lsn, told.lsn + 1);
     let beyond = held(&*source.quick, layout, size, told.timeline, next).await?;
     let goes_on = told == furthest || beyond.contiguous_end(told.lsn) > told.lsn;

@@ -223,6 +223,10 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         lsn: resume.sealed,
     };
     let begins = resume.after.unwrap_or(origin);
+    let kept_from = view.slot.map(|lsn| Position {
+        timeline: view.history.timeline_at(lsn),
+        lsn,
+    });
     let shared = Shared {
         segment_size: identity.segment_size,
         window: Arc::new(Window::new(archive.regions.len(), limit / 2, begins)),
@@ -237,11 +241,9 @@ async fn start(config: &Config, options: Options, surroundings: Surroundings) ->
         server: view.history.clone(),
         budget: Budget::new(limit),
         origin,
-        // One that was made a moment ago says where WAL is kept from, and nothing of what was stored before.
-        acknowledged: view.slot.filter(|_| new_slot.is_none()).map(|lsn| Position {
-            timeline: view.history.timeline_at(lsn),
-            lsn,
-        }),
+        // One that was made a moment ago says nothing of what was stored before.
+        acknowledged: kept_from.filter(|_| new_slot.is_none()),
+        kept_from,
         histories: histories.into(),
         places,
         archive,

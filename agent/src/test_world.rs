@@ -67,6 +67,7 @@ pub(crate) fn world(policy: Policy) -> World {
         budget: Budget::new(64 * MIB),
         origin,
         acknowledged: None,
+        kept_from: None,
         histories: Arc::from([]),
         places: Places::new("orders/7/", "this"),
     };

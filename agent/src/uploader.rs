@@ -69,8 +69,10 @@ pub struct Shared {
     /// Where the stream began: the position of a region that holds nothing when no other does either.
     pub origin: Position,
     /// What PostgreSQL had been told to be safe when the agent started, as its slot shows; none if it keeps
-    /// no WAL yet.
+    /// no WAL yet, or was made for this start.
     pub acknowledged: Option<Position>,
+    /// From where on the server kept WAL for the slot then, be it one that was made a moment before.
+    pub kept_from: Option<Position>,
     /// History files of the timelines that lead to the one of `origin`, and its own.
     pub histories: Arc<[(TimelineId, Bytes)]>,
     /// Tells regions that join late from those that are there.

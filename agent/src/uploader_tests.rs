@@ -48,6 +48,7 @@ pub(super) fn shared(store: Arc<FaultyStore>) -> (Shared, Arc<Region>) {
         budget: Budget::new(100 * MIB),
         origin: at(1),
         acknowledged: None,
+        kept_from: None,
         histories: Arc::new([]),
         places: Places::new("orders/7/", "this"),
     };

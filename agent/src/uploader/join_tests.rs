@@ -143,7 +143,7 @@ async fn a_listing_that_ends_its_lag_is_seen_where_nothing_else_fills_the_region
 #[tokio::test(start_paused = true)]
 async fn a_region_that_was_emptied_and_then_fails_is_filled_again() {
     let mut world = world(Policy::All);
-    world.shared.acknowledged = Some(at(2));
+    world.shared.kept_from = Some(at(2));
     let segment = |number| piece(PieceKind::Segment, number * MIB, (number + 1) * MIB);
     for number in 1..4 {
         world.put_wal(1, segment(number)).await;
