@@ -44,6 +44,8 @@ struct Heard {
 #[derive(Debug)]
 pub(super) struct Beside {
     rival: Writer,
+    /// Its claim was there before ours, which has come late.
+    older: bool,
     watch: Watch,
     /// For how long nothing has changed, as far as somebody looked.
     silent: Duration,
@@ -201,15 +203,20 @@ impl Claims {
         }
     }
 
-    /// No newer claim is in the way. Where there was one, or one that our own came after, its writer must have noticed, and must have
-    /// left nothing that we do not know of.
+    /// No newer claim is in the way. Where our own came late, whoever was there before must have noticed; where there was a newer one,
+    /// its writer must have left nothing, too, that we do not know of.
     async fn settled(&self, region: &Region) -> Result<Found> {
         if self.is_waited_for(region) {
             return Ok(Found::Beside);
         }
-        let rival = self.besides().get(&region.index).map(|known| known.rival.clone());
-        if let Some(rival) = rival {
-            self.nothing_came_between(region, &rival).await?;
+        let rival = self
+            .besides()
+            .get(&region.index)
+            .map(|known| (known.rival.clone(), known.older));
+        if let Some((rival, false)) = &rival {
+            self.nothing_came_between(region, rival).await?;
+        }
+        if rival.is_some() {
             self.forget(region);
         }
         Ok(Found::Holds)
@@ -307,6 +314,7 @@ impl Claims {
             .update_region(region.index, |view| view.beside(Some(why)));
         Beside {
             rival: rival.clone(),
+            older: false,
             watch: Watch::new(&own.instance, None, rival),
             silent: Duration::ZERO,
             looked: Instant::now(),
@@ -331,9 +339,11 @@ impl Claims {
             return Ok(());
         }
         let mut besides = self.besides();
-        let known = besides
-            .entry(region.index)
-            .or_insert_with(|| self.listen_to(region, own, &before));
+        let older = || Beside {
+            older: true,
+            ..self.listen_to(region, own, &before)
+        };
+        let known = besides.entry(region.index).or_insert_with(older);
         let until = known.noticed_by(self.interval);
         known.until.get_or_insert(until);
         Ok(())

@@ -173,6 +173,8 @@ impl Company {
             Some(Kind::Refused) if world.late_signs > 0 => {}
             Some(Kind::Refused) if self.failed_over => {}
             Some(Kind::Damage) if self.rivals => {}
+            // It was fenced, or another one stored where it was: it begins anew.
+            Some(Kind::Retry) if self.failed_over || self.rivals => {}
             Some(kind) => world.fail(format!("the agent ended without a reason ({kind:?})")),
         }
     }
