@@ -157,6 +157,16 @@ pub(crate) fn descent(history: &History) -> impl Iterator<Item = (TimelineId, Ls
     history.entries.iter().map(|entry| (entry.timeline, entry.switch))
 }
 
+/// The history of an ancestor, with which that of its descendant begins (`writeTimeLineHistory` copies the parent's file).
+fn history_within(descendant: &History, ancestor: TimelineId) -> Option<History> {
+    let entries = &descendant.entries;
+    let position = entries.iter().position(|entry| entry.timeline == ancestor)?;
+    Some(History {
+        timeline: ancestor,
+        entries: entries.get(..position)?.to_vec(),
+    })
+}
+
 impl Catalog {
     /// The indices of all readable regions, in order of preference.
     #[must_use]
@@ -300,8 +310,14 @@ impl Catalog {
     /// The WAL in the given regions that is not in the newest timeline's history.
     #[must_use]
     pub fn branches(&self, regions: &[usize]) -> Vec<Branch> {
-        let known = self.timelines().into_iter();
-        let histories: Vec<History> = known.filter_map(|timeline| self.history(timeline)).collect();
+        let known = self.timelines();
+        let newest = known.iter().rev().find_map(|timeline| self.history(*timeline));
+        // Where an ancestor was left, the newest one's history tells, too.
+        let within = |timeline| history_within(newest.as_ref()?, timeline);
+        let told = known
+            .iter()
+            .map(|timeline| self.history(*timeline).or_else(|| within(*timeline)));
+        let histories: Vec<History> = told.flatten().collect();
         branches(&histories, |timeline, start| {
             self.coverage(timeline, regions).contiguous_end(start)
         })
@@ -311,7 +327,7 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// [`BrokenChain`] when a history file is missing or two of them contradict each other.
+    /// [`BrokenChain`] when its history file is missing or contradicts that of an ancestor.
     pub fn chain(&self, timeline: TimelineId, regions: &[usize]) -> Result<Chain, BrokenChain> {
         Chain::build(self, timeline, regions)
     }

@@ -17,6 +17,7 @@ mod question;
 mod refusal;
 mod say;
 mod targets;
+mod timeline;
 mod windows;
 
 #[cfg(test)]

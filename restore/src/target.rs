@@ -87,7 +87,7 @@ pub struct Request {
     pub target: Target,
     /// Stop just before the point instead of just after it.
     pub exclusive: bool,
-    /// The timeline to end on; the latest that can be reached when not given.
+    /// The timeline to end on; the latest when not given (`plan::timeline` has the rule).
     pub timeline: Option<TimelineId>,
     /// What happens at the target.
     pub action: Action,

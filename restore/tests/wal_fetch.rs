@@ -573,6 +573,48 @@ async fn fault_54_a_history_other_than_the_planned_one_is_not_served() {
     }
 }
 
+/// PostgreSQL asks for every history from the timeline it starts on to its target, and needs the target's only.
+#[tokio::test]
+async fn an_older_history_that_the_plan_did_without_is_not_there() {
+    let a = memory("a");
+    let planned = |without: &[u32]| {
+        let mut facts = facts(&[("a", true)], Some(3 * SIZE));
+        for number in [2, 3] {
+            facts.timelines.push(TimelineFacts {
+                timeline: timeline(number),
+                begin: Lsn(3 * SIZE),
+                end: Lsn(4 * SIZE),
+                ragged: false,
+            });
+            facts.known_timelines.push(timeline(number));
+        }
+        facts.without_history = without.iter().map(|number| timeline(*number)).collect();
+        facts
+    };
+    let two = SegmentName {
+        timeline: timeline(2),
+        number: 3,
+    };
+    put_segment(&[&a], two).await;
+    let ask = async |case: Case, name: &'static str| case.ask_by(planned(&[2]), name).await.0;
+    let absent = ask(Case::new(&[&a]), "00000002.history").await;
+    assert!(matches!(absent, Answer::PastEnd(_)), "{absent:?}");
+    let silent = ask(Case::new(&[&a]).silent("b", false), "00000002.history").await;
+    assert!(matches!(silent, Answer::PastEnd(_)), "{silent:?}");
+    // The target's own is needed, and one that the plan had is not gone for good.
+    let target = ask(Case::new(&[&a]), "00000003.history").await;
+    assert!(matches!(target, Answer::Failed(_)), "{target:?}");
+    let (had, _) = Case::new(&[&a]).ask_by(planned(&[]), "00000002.history").await;
+    assert!(matches!(had, Answer::Failed(_)), "{had:?}");
+
+    let key = layout().history(timeline(2));
+    put(&[&a], &key, "not a history").await;
+    let rotten = ask(Case::new(&[&a]), "00000002.history").await;
+    assert!(matches!(rotten, Answer::PastEnd(_)), "{rotten:?}");
+    put(&[&a], &key, "1\t0/300000\tput back\n").await;
+    assert_eq!(ask(Case::new(&[&a]), "00000002.history").await, Answer::Done);
+}
+
 #[tokio::test]
 async fn fault_54_a_timeline_whose_history_is_lost_is_not_absent() {
     let a = memory("a");

@@ -7,7 +7,9 @@ use highwater_format::{Key, Lsn, LsnRange, TimelineId, Writer, encode};
 use highwater_store::{MemoryStore, Store, list_all};
 
 use crate::catalog::read;
+use crate::list;
 use crate::regions::Region;
+use crate::target::Request;
 use crate::verify::{self, Verified};
 
 use super::archive::*;
@@ -65,6 +67,26 @@ async fn verify_misses_a_timeline_of_which_a_region_has_lost_everything() {
             "{found}"
         );
     }
+}
+
+/// A server made from a base backup of timeline 5 has no older history, and nothing of timeline 4 was ever archived.
+#[tokio::test]
+async fn an_ancestor_of_which_nothing_was_archived_is_nothing_lost() {
+    let archive = Archive::whole().await;
+    let five = TimelineId::new(5).unwrap();
+    let end = archive.end;
+    let history = format!("1\t{SWITCH}\tx\n\n2\t{end}\tx\n\n4\t{end}\tx\n");
+    for store in [&archive.a, &archive.b] {
+        put(store, &layout().history(five), history.clone().into_bytes()).await;
+    }
+    let found = verified(&archive).await;
+    assert_eq!(found.exit(), Exit::Done, "{found}");
+    assert!(found.lost.is_empty() && found.notes.is_empty(), "{found}");
+    let mut catalog = archive.catalog().await;
+    let listing = list::list(&mut catalog, &archive.regions()).await.unwrap();
+    assert_eq!(listing.problems, Vec::<String>::new());
+    let plan = archive.plan(&Request::latest()).await.unwrap();
+    assert_eq!((plan.timeline, plan.wal.end), (five, end));
 }
 
 /// Everything is there but the marks without which no base backup is one.

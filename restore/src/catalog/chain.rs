@@ -6,6 +6,11 @@
 //! PostgreSQL reads the segment that holds a switch point under the *newer* timeline's name; the bytes of that segment
 //! before the switch were copied from the parent when it was promoted. So a byte before the switch may come from either
 //! timeline's objects, and a byte after it from the newer one's only.
+//!
+//! The descent is that of the timeline's own history file, which names every ancestor with the place where it was left;
+//! PostgreSQL needs no other. An ancestor's own file is often nowhere: `pg_basebackup -X stream` copies that of the
+//! server's timeline and no older one, and an archive that is begun on such a server never gets it. Where it is there,
+//! it must tell the same.
 
 use highwater_format::{
     History, Lsn, LsnRange, SegmentName, SegmentSize, TimelineId,
@@ -45,10 +50,10 @@ pub struct Source {
     pub used: LsnRange,
 }
 
-/// The descent of a timeline is not known completely.
+/// The descent of a timeline is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenChain {
-    /// A history file is not there.
+    /// The timeline's own history file is not there.
     #[error("the history file of timeline {missing} is not in any readable region")]
     HistoryMissing {
         /// The timeline whose history file is wanted.
@@ -73,20 +78,18 @@ impl Chain {
         let history = catalog
             .history(timeline)
             .ok_or(BrokenChain::HistoryMissing { missing: timeline })?;
-        let mut legs = Vec::new();
         for (position, entry) in history.entries.iter().enumerate() {
             let ancestor = entry.timeline;
-            let own = catalog
-                .history(ancestor)
-                .ok_or(BrokenChain::HistoryMissing { missing: ancestor })?;
+            let Some(own) = catalog.history(ancestor) else {
+                continue;
+            };
             let before = history.entries.get(..position).unwrap_or_default();
             let same = descent(&own).eq(before.iter().map(|entry| (entry.timeline, entry.switch)));
             if !same {
                 return Err(BrokenChain::Contradiction { timeline, ancestor });
             }
-            legs.push(ancestor);
         }
-        legs.push(timeline);
+        let ancestors = history.entries.iter().map(|entry| entry.timeline);
         let leg = |timeline| Leg {
             timeline,
             range: history
@@ -94,7 +97,7 @@ impl Chain {
                 .unwrap_or(LsnRange::new(Lsn::ZERO, Lsn::ZERO)),
             coverage: catalog.coverage(timeline, regions),
         };
-        let legs = legs.into_iter().map(leg).collect();
+        let legs = ancestors.chain([timeline]).map(leg).collect();
         Ok(Self {
             history,
             segment_size: catalog.identity.segment_size,
@@ -208,3 +211,7 @@ impl Chain {
         starts.min().unwrap_or(Lsn::MAX)
     }
 }
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

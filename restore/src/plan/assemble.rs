@@ -7,7 +7,7 @@ use highwater_format::{Lsn, LsnRange, TimelineId};
 use super::{
     Amount, Mark, Plan, ResolvedTarget, Stop,
     base::{Base, Line},
-    choose::Planner,
+    choose::{Halt, Planner},
     say,
 };
 
@@ -57,27 +57,24 @@ impl Planner<'_> {
         cut: &Cut,
         stop: Stop,
         mut notes: Vec<String>,
-    ) -> Plan {
-        match self.own_line(line, base, cut, stop.lsn) {
+    ) -> Result<Plan, Halt> {
+        let Some((ancestor, switch)) = own_timeline(line, cut, stop.lsn) else {
+            return Ok(self.assemble(line, base, cut, stop, notes));
+        };
+        self.refuse_unnamed_ancestor(line, ancestor)?;
+        Ok(match self.own_line(ancestor, switch, base) {
             Some((own, own_base)) => {
                 notes.push(say::on_ancestor(line, &own));
                 self.assemble(&own, &own_base, cut, stop, notes)
             }
             None => self.assemble(line, base, cut, stop, notes),
-        }
+        })
     }
 
-    /// The line of the timeline on which the target itself lies, where that is an ancestor. Recovery towards the
-    /// descendant would reach the same state, but PostgreSQL would then note the new timeline as a child of the
+    /// The line of the ancestor on which the target itself lies, which the descendant leaves at `switch`. Recovery towards
+    /// the descendant would reach the same state, but PostgreSQL would then note the new timeline as a child of the
     /// descendant, branching off before that one began.
-    fn own_line(&self, line: &Line, base: &Base, cut: &Cut, stop: Lsn) -> Option<(Line, Base)> {
-        let history = &line.chain.history;
-        let timeline = match cut {
-            Cut::End => return None,
-            Cut::At { inclusive: false, .. } => history.timeline_at(stop),
-            Cut::Immediate | Cut::At { .. } => history.timeline_at(stop.saturating_sub(1)),
-        };
-        let switch = history.switch_of(timeline)?;
+    fn own_line(&self, timeline: TimelineId, switch: Lsn, base: &Base) -> Option<(Line, Base)> {
         let own = Line::build(self.catalog, timeline, &self.regions).ok()?;
         let own_base = own
             .bases
@@ -146,6 +143,17 @@ impl Planner<'_> {
             stop,
         }
     }
+}
+
+/// The ancestor on which the target itself lies, and where it was left; `None` where it lies on the line's own timeline.
+fn own_timeline(line: &Line, cut: &Cut, stop: Lsn) -> Option<(TimelineId, Lsn)> {
+    let history = &line.chain.history;
+    let timeline = match cut {
+        Cut::End => return None,
+        Cut::At { inclusive: false, .. } => history.timeline_at(stop),
+        Cut::Immediate | Cut::At { .. } => history.timeline_at(stop.saturating_sub(1)),
+    };
+    Some((timeline, history.switch_of(timeline)?))
 }
 
 fn amount(line: &Line, base: &Base, wal: LsnRange) -> Amount {

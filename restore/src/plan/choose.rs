@@ -16,6 +16,7 @@ use super::{
     Answer, Answers, Mark, Plan, Question, Reason, Refusal, Span,
     base::{Base, Line},
     say,
+    timeline::{self, PassedOver},
 };
 
 /// What the planner has come to.
@@ -69,10 +70,12 @@ pub(super) struct Planner<'a> {
 impl Planner<'_> {
     fn plan(&self) -> Result<Plan, Halt> {
         self.refuse_newer_format()?;
-        let line = self.line()?;
+        let (timeline, passed_over) = self.timeline()?;
+        let line = self.line(timeline)?;
         let bases = self.bases(&line)?;
-        let plan = self.to_target(&line, &bases)?;
+        let mut plan = self.to_target(&line, &bases)?;
         self.refuse_unnamed_successor(plan.timeline)?;
+        plan.notes.extend(passed_over.iter().map(say::passed_over));
         Ok(plan)
     }
 
@@ -103,16 +106,21 @@ impl Planner<'_> {
         Err(refusal.into())
     }
 
-    /// The line of descent that recovery follows.
-    fn line(&self) -> Result<Line, Halt> {
-        let known = self.catalog.timelines();
-        let timeline = match self.request.timeline {
-            Some(timeline) if !known.contains(&timeline) => {
-                return Err(say::unknown_timeline(timeline, &known).into());
-            }
-            Some(timeline) => timeline,
-            None => *known.last().ok_or_else(|| say::nothing_archived(self.catalog))?,
+    /// The timeline asked for; otherwise the latest, with those that were passed over for it.
+    fn timeline(&self) -> Result<(TimelineId, Vec<PassedOver>), Halt> {
+        let Some(timeline) = self.request.timeline else {
+            let latest = timeline::latest(self.catalog, &self.regions);
+            return latest.ok_or_else(|| say::nothing_archived(self.catalog).into());
         };
+        let known = self.catalog.timelines();
+        if !known.contains(&timeline) {
+            return Err(say::unknown_timeline(timeline, &known).into());
+        }
+        Ok((timeline, Vec::new()))
+    }
+
+    /// The line of descent that recovery follows.
+    fn line(&self, timeline: TimelineId) -> Result<Line, Halt> {
         let line = Line::build(self.catalog, timeline, &self.regions)
             .map_err(|broken| self.broken_history(timeline, &broken))?;
         let ancestors = line.chain.history.entries.iter().map(|entry| entry.timeline);
@@ -141,6 +149,16 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A server that is promoted on its way to a descendant notes its new timeline as a child of that one, and at a place
+    /// before that one began: switch points that go back, which nothing here reads. So it must go to the ancestor itself, and
+    /// PostgreSQL goes to none without its history file.
+    pub(super) fn refuse_unnamed_ancestor(&self, line: &Line, ancestor: TimelineId) -> Result<(), Halt> {
+        if self.request.action != Action::Promote || self.catalog.history(ancestor).is_some() {
+            return Ok(());
+        }
+        Err(say::unnamed_ancestor(self.catalog, line, ancestor).into())
     }
 
     fn broken_history(&self, timeline: TimelineId, broken: &BrokenChain) -> Refusal {

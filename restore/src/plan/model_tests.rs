@@ -323,12 +323,13 @@ fn bytes_before_a_switch_may_come_from_either_timeline() {
 #[test]
 fn a_missing_history_is_not_a_shorter_history() {
     let mut model = tree();
-    model.forgotten.insert(2);
+    model.forgotten.insert(3);
     let refusal = model.plan(&Request::latest()).unwrap_err();
     assert_eq!(
         (&refusal.reason, refusal.exit),
         (&Reason::BrokenHistory { timeline: tli(3) }, Exit::Damage)
     );
+    model.forgotten = [2].into();
     let on_first = Request {
         timeline: Some(tli(1)),
         ..to(Target::Lsn(lsn(39)))
@@ -349,6 +350,55 @@ fn a_missing_history_is_not_a_shorter_history() {
     model.forgotten = [3].into();
     model.branches.get_mut(&3).unwrap().parent = Some((1, 30));
     assert_eq!(model.plan(&on_first).unwrap().timeline, tli(1));
+}
+
+/// PostgreSQL needs the history of its target only, and that names every ancestor.
+#[test]
+fn a_descendants_history_stands_in_for_that_of_an_ancestor() {
+    let mut model = tree();
+    let whole = model.plan(&Request::latest()).unwrap();
+    model.forgotten.insert(2);
+    let plan = model.plan(&Request::latest()).unwrap();
+    assert_eq!((plan.timeline, plan.wal), (tli(3), whole.wal));
+    assert_eq!(plan.chain.history, whole.chain.history);
+    // What timeline 2 has behind slot 30 is told of as before.
+    assert_eq!(plan.notes, whole.notes);
+    assert!(
+        plan.notes
+            .iter()
+            .any(|note| note.contains("of timeline 2 is not in"))
+    );
+
+    // The archive was begun on timeline 3: of the others there is nothing at all.
+    model.backups = vec![(3, 32, 34)];
+    let mut catalog = model.catalog();
+    for timeline in [1, 2] {
+        catalog.regions[0].timelines.remove(&tli(timeline));
+    }
+    for target in [Target::Latest, Target::Lsn(lsn(40)), Target::Immediate] {
+        let plan = model.plan_for(&catalog, &to(target)).unwrap();
+        assert_eq!(plan.timeline, tli(3));
+        assert_eq!(setting(&plan, "recovery_target_timeline"), Some("3"));
+    }
+}
+
+/// The new timeline would be noted as one that leaves timeline 3 before that began.
+#[test]
+fn a_target_on_an_ancestor_without_a_history_is_no_place_to_promote() {
+    let mut model = tree();
+    model.forgotten.insert(2);
+    let refusal = model.plan(&to(Target::Lsn(lsn(25)))).unwrap_err();
+    assert_eq!(
+        (&refusal.reason, refusal.exit),
+        (&Reason::BrokenHistory { timeline: tli(2) }, Exit::Damage)
+    );
+    assert!(refusal.next.contains("--action pause"), "{refusal}");
+    let look = Request {
+        action: Action::Pause,
+        ..to(Target::Lsn(lsn(25)))
+    };
+    let plan = model.plan(&look).unwrap();
+    assert_eq!((plan.timeline, plan.target.stop.lsn), (tli(3), lsn(26)));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::{
 use super::{
     Mark, Reason, Refusal,
     base::{Base, Line},
+    timeline::PassedOver,
 };
 
 pub(super) fn nothing_archived(catalog: &Catalog) -> Refusal {
@@ -50,6 +51,26 @@ pub(super) fn unnamed_successor(catalog: &Catalog, timeline: TimelineId, success
             "put {} back (every server that has been on that timeline has it in pg_wal); or look at the data with a target and \
              --action pause",
             catalog.layout.history(successor)
+        ),
+    );
+    refusal.exit = Exit::Damage;
+    refusal
+}
+
+/// The target lies on an ancestor that has no history of its own.
+pub(super) fn unnamed_ancestor(catalog: &Catalog, line: &Line, ancestor: TimelineId) -> Refusal {
+    let (timeline, layout) = (line.timeline(), &catalog.layout);
+    let mut refusal = Refusal::no(
+        Reason::BrokenHistory { timeline: ancestor },
+        format!(
+            "the target lies on timeline {ancestor}, whose history file is in no region: a server that is promoted there would \
+             note its new timeline as a child of timeline {timeline}, which begins only later"
+        ),
+        format!(
+            "put {} back (every server that has been on that timeline has it in pg_wal; it is what stands in {} before the line of \
+             timeline {ancestor}); or look at the data with --action pause",
+            layout.history(ancestor),
+            layout.history(timeline)
         ),
     );
     refusal.exit = Exit::Damage;
@@ -307,6 +328,19 @@ pub(super) fn on_ancestor(line: &Line, own: &Line) -> String {
     let (timeline, own) = (line.timeline(), own.timeline());
     format!(
         "the target lies on timeline {own}, before timeline {timeline} branched off: recovery ends on timeline {own}"
+    )
+}
+
+/// The timeline with the highest number is not followed.
+pub(super) fn passed_over(over: &PassedOver) -> String {
+    let PassedOver {
+        timeline,
+        ancestor,
+        switch,
+    } = over;
+    format!(
+        "timeline {timeline} is passed over: its history is archived and nothing that was written on it, and timeline {ancestor} \
+         goes on behind {switch}, where timeline {timeline} left it; --timeline {timeline} restores to there"
     )
 }
 

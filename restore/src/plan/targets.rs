@@ -35,7 +35,7 @@ impl Planner<'_> {
             lsn,
             last_commit: None,
         };
-        Ok(self.finish(line, base, &Cut::End, stop, notes))
+        self.finish(line, base, &Cut::End, stop, notes)
     }
 
     /// Whether what lies behind the WAL of `base` was never acknowledged.
@@ -64,7 +64,7 @@ impl Planner<'_> {
     pub(super) fn immediate(&self, line: &Line, bases: &[&Base]) -> Result<Plan, Halt> {
         let base = bases.first().ok_or_else(|| say::no_backup(self.catalog, line))?;
         let (cut, stop) = self.at_consistency(line, base)?;
-        Ok(self.finish(line, base, &cut, stop, Vec::new()))
+        self.finish(line, base, &cut, stop, Vec::new())
     }
 
     /// How recovery stops at the end of a backup, and where that is. A standby's copy may be consistent before the end that
@@ -103,7 +103,7 @@ impl Planner<'_> {
             (None, Some(last)) if last.end > consistent => (Cut::behind(last), Stop::behind(last)),
             (None, _) => self.at_consistency(line, base)?,
         };
-        Ok(self.finish(line, base, &cut, stop, Vec::new()))
+        self.finish(line, base, &cut, stop, Vec::new())
     }
 
     /// PostgreSQL's rule: replay stops before the first transaction end (commit or abort) whose time is later than the
@@ -136,7 +136,7 @@ impl Planner<'_> {
                 last_commit: last_before.and_then(|mark| mark.time),
                 ..stop
             };
-            return Ok(self.finish(line, base, &cut, stop, notes));
+            return self.finish(line, base, &cut, stop, notes);
         }
         Err(say::too_early(self.catalog, line, bases, self.request).into())
     }
@@ -181,13 +181,8 @@ impl Planner<'_> {
                 lsn: if inclusive { mark.end } else { mark.start },
                 last_commit: mark.time.filter(|_| ended),
             };
-            return Ok(self.finish(
-                line,
-                base,
-                &cut,
-                stop,
-                vec![say::found(&self.request.target, mark)],
-            ));
+            let notes = vec![say::found(&self.request.target, mark)];
+            return self.finish(line, base, &cut, stop, notes);
         }
         let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
         let broken = line.break_at(self.catalog, &self.regions, end);

@@ -44,6 +44,10 @@ pub struct Facts {
     pub timelines: Vec<TimelineFacts>,
     /// Every timeline that any region had when the restore was planned.
     pub known_timelines: Vec<TimelineId>,
+    /// Those before the timeline that recovery goes to of which no region had a usable history file then. PostgreSQL asks
+    /// for it and does without. Files of before this field have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_history: Vec<TimelineId>,
     /// Recovery needs nothing past this position; `None` when it runs to the end.
     pub needed_until: Option<Lsn>,
     /// Bytes of WAL fetched ahead of replay.
@@ -311,6 +315,7 @@ mod tests {
                 ragged: false,
             }],
             known_timelines: vec![TimelineId::FIRST],
+            without_history: Vec::new(),
             needed_until: None,
             prefetch_bytes: 1 << 27,
         }

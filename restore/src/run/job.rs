@@ -1,5 +1,6 @@
 //! From a plan to what the steps need. Pure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use highwater_config::Config;
@@ -7,6 +8,7 @@ use highwater_format::{Lsn, TimelineId};
 use highwater_store::Store;
 
 use super::Input;
+use crate::catalog::Catalog;
 use crate::fetch::Sources;
 use crate::plan::Plan;
 use crate::recovery::facts::{Facts, RegionFacts, TimelineFacts};
@@ -65,6 +67,7 @@ pub fn facts(input: &Input<'_>) -> Facts {
         regions: regions.map(absolute_paths).collect(),
         timelines: timelines(plan),
         known_timelines: catalog.timelines().into_iter().collect(),
+        without_history: without_history(catalog, plan),
         needed_until: (plan.target.asked != Target::Latest).then_some(plan.wal.end),
         prefetch_bytes: config.restore.prefetch,
     }
@@ -93,4 +96,45 @@ fn timelines(plan: &Plan) -> Vec<TimelineFacts> {
         })
     };
     ancestors.chain([history.timeline]).filter_map(one).collect()
+}
+
+/// The timelines before the one that recovery goes to whose history is in no region. PostgreSQL asks for every number up to
+/// it, ancestor or not.
+fn without_history(catalog: &Catalog, plan: &Plan) -> Vec<TimelineId> {
+    let ancestors = plan.chain.history.entries.iter().map(|entry| entry.timeline);
+    let mut lacking: BTreeSet<TimelineId> = catalog.timelines().into_iter().chain(ancestors).collect();
+    lacking.retain(|timeline| *timeline < plan.timeline && catalog.history(*timeline).is_none());
+    lacking.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::{Branch, Model, tli};
+    use crate::target::Request;
+
+    /// Timeline 2 is an abandoned branch of 1; 3 leaves 1, and 4 leaves 3.
+    #[test]
+    fn every_older_timeline_without_a_history_is_one_that_recovery_does_without() {
+        let mut model = Model::default();
+        let tree = [
+            (1, None, 20),
+            (2, Some((1, 8)), 12),
+            (3, Some((1, 20)), 30),
+            (4, Some((3, 30)), 50),
+        ];
+        for (timeline, parent, end) in tree {
+            model.branches.insert(timeline, Branch { parent, end });
+        }
+        model.backups = vec![(1, 4, 6)];
+        let plan = model.plan(&Request::latest()).unwrap();
+        assert_eq!(without_history(&model.catalog(), &plan), []);
+        model.forgotten = [2, 3].into();
+        let plan = model.plan(&Request::latest()).unwrap();
+        let mut catalog = model.catalog();
+        assert_eq!(without_history(&catalog, &plan), [tli(2), tli(3)]);
+        // An ancestor of which nothing at all is here.
+        catalog.regions[0].timelines.remove(&tli(3));
+        assert_eq!(without_history(&catalog, &plan), [tli(2), tli(3)]);
+    }
 }

@@ -360,7 +360,9 @@ impl Feed {
         (range.start < begin && begin < range.end).then_some((parent, begin))
     }
 
-    /// Writes the history file of `timeline` to `path`.
+    /// Writes the history file of `timeline` to `path`. Before it begins, PostgreSQL asks for those of all timelines from the
+    /// one it starts on to its target (`restoreTimeLineHistoryFiles`), so that standbys and the next archive have them. The
+    /// target's, which it asks for on its own, holds the whole descent; what the plan did without, recovery does without.
     pub async fn history(&self, timeline: TimelineId, path: &Path) -> Answer {
         if timeline == TimelineId::FIRST {
             return Answer::PastEnd("the first timeline has no history".to_owned());
@@ -375,6 +377,12 @@ impl Feed {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Failed(format!("{CANNOT_WRITE} {}: {error}", path.display())),
             },
+            Err(ReadError::Nowhere(_)) if self.facts.without_history.contains(&timeline) => {
+                Answer::PastEnd(format!(
+                    "no region had a usable history of timeline {timeline} when the restore was planned, and recovery does \
+                     without"
+                ))
+            }
             Err(ReadError::Nowhere(nowhere)) if nowhere.is_absent() => self.no_history(timeline).await,
             Err(ReadError::Nowhere(nowhere)) if nowhere.may_pass() => {
                 // Some region does not answer; the others and the plan may still prove that there is none.

@@ -26,6 +26,7 @@ fn facts(timelines: Vec<TimelineFacts>) -> Facts {
         config: None,
         regions: Vec::new(),
         known_timelines: timelines.iter().map(|timeline| timeline.timeline).collect(),
+        without_history: Vec::new(),
         timelines,
         needed_until: None,
         prefetch_bytes: 128 * MIB,

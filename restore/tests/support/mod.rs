@@ -119,6 +119,7 @@ pub fn facts(regions: &[(&str, bool)], end: Option<u64>) -> Facts {
         regions: regions.iter().map(region).collect(),
         timelines: end.map(first).into_iter().collect(),
         known_timelines: vec![timeline(1)],
+        without_history: Vec::new(),
         needed_until: None,
         prefetch_bytes: 4 * MIB,
     }
