@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
+use crate::lease::Moment;
 use crate::metrics;
 use crate::state::{Connection, RegionView, Snapshot, State};
 
@@ -52,7 +53,7 @@ pub struct StatusDocument<'a> {
 }
 
 /// Why the agent does not keep its promise now; `None` when it does.
-pub fn not_ready(snapshot: &Snapshot, now: Time) -> Option<String> {
+pub(crate) fn not_ready(snapshot: &Snapshot, now: Moment) -> Option<String> {
     if let Some(given_up) = snapshot.given_up.as_ref().filter(|given_up| given_up.is_felt) {
         return Some(format!(
             "recovery point breached: {} ({}); the archive has not been current since",
@@ -164,22 +165,22 @@ pub async fn serve(
 }
 
 async fn readyz(Extract(shared): Extract<Shared>) -> (StatusCode, String) {
-    match not_ready(&shared.state.snapshot(), shared.clock.now()) {
+    match not_ready(&shared.state.snapshot(), Moment::now()) {
         None => (StatusCode::OK, "ok\n".into()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
 
 async fn status(Extract(shared): Extract<Shared>) -> Response {
-    let (snapshot, now) = (shared.state.snapshot(), shared.clock.now());
-    let reason = not_ready(&snapshot, now);
+    let (snapshot, now) = (shared.state.snapshot(), shared.clock.stamp());
+    let reason = not_ready(&snapshot, now.moment);
     let document = StatusDocument {
         version: STATUS_VERSION,
-        now,
+        now: now.time,
         ready: reason.is_none(),
         reason,
         lag_bytes: snapshot.lag_of_durable(),
-        lag_seconds: metrics::lag_seconds(&snapshot, now),
+        lag_seconds: metrics::lag_seconds(&snapshot, now.moment),
         snapshot: &snapshot,
     };
     match serde_json::to_string_pretty(&document) {
@@ -189,7 +190,7 @@ async fn status(Extract(shared): Extract<Shared>) -> Response {
 }
 
 async fn scrape(Extract(shared): Extract<Shared>) -> Response {
-    let text = metrics::render(&shared.state.snapshot(), shared.clock.now());
+    let text = metrics::render(&shared.state.snapshot(), shared.clock.stamp());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 
@@ -236,10 +237,18 @@ mod tests {
         text.parse().unwrap()
     }
 
-    async fn served(change: impl FnOnce(&mut Snapshot), now: &str) -> (SocketAddr, CancellationToken) {
+    /// An agent that has been in the state that `change` makes for so many seconds, and whose wall clock was set back meanwhile.
+    async fn served(change: impl FnOnce(&mut Snapshot), seconds: u64) -> (SocketAddr, CancellationToken) {
         let state = State::new(["a".to_owned(), "b".to_owned()]);
         state.update(change);
-        let (clock, cancel) = (Clock::held_at(at(now)), CancellationToken::new());
+        // Only here: what goes over a socket takes its time.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        let (clock, cancel) = (
+            Clock::held_at(at("2026-11-20T09:00:00Z")),
+            CancellationToken::new(),
+        );
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, state, clock, cancel.clone()));
@@ -253,12 +262,12 @@ mod tests {
         snapshot.received = Lsn(0x300_0100);
         snapshot.server_end = Lsn(0x300_0200);
         snapshot.durable = Lsn(0x300_0000);
-        snapshot.current_at = Some(at("2026-11-20T12:00:00Z"));
+        snapshot.current_at = Some(Clock::held_at(at("2026-11-20T12:00:00Z")).stamp());
     }
 
     #[tokio::test]
     async fn ready_while_the_recovery_point_is_kept() {
-        let (address, cancel) = served(streaming, "2026-11-20T12:00:59Z").await;
+        let (address, cancel) = served(streaming, 50).await;
         assert_eq!(fetch(address, "/readyz").await.unwrap(), (200, "ok\n".into()));
         assert_eq!(fetch(address, "/livez").await.unwrap(), (200, "ok\n".into()));
         let (code, body) = fetch(address, "/status").await.unwrap();
@@ -275,16 +284,16 @@ mod tests {
         assert_eq!(document["regions"][1]["name"], "b");
         let (code, text) = fetch(address, "/metrics").await.unwrap();
         assert_eq!(code, 200);
-        assert!(text.contains("\nhighwater_lag_seconds 59.000\n"), "{text}");
+        assert!(text.contains("\nhighwater_lag_seconds 5"), "{text}");
         cancel.cancel();
     }
 
     #[tokio::test]
     async fn not_ready_says_why_and_stays_alive() {
-        let (address, _cancel) = served(streaming, "2026-11-20T12:01:01Z").await;
+        let (address, _cancel) = served(streaming, 61).await;
         let (code, text) = fetch(address, "/readyz").await.unwrap();
         assert_eq!(code, 503);
-        assert!(text.contains("61 s") && text.contains("512 bytes"), "{text}");
+        assert!(text.contains("waited 6") && text.contains("512 bytes"), "{text}");
 
         let given_up = |snapshot: &mut Snapshot| {
             streaming(snapshot);
@@ -295,13 +304,13 @@ mod tests {
                 is_felt: true,
             });
         };
-        let (address, _cancel) = served(given_up, "2026-11-20T12:00:00Z").await;
+        let (address, _cancel) = served(given_up, 0).await;
         let (code, text) = fetch(address, "/readyz").await.unwrap();
         assert_eq!(code, 503);
         assert!(text.contains("given up"), "{text}");
 
         let gone = |snapshot: &mut Snapshot| snapshot.connection = Connection::Reconnecting("refused".into());
-        let (address, _cancel) = served(gone, "2026-11-20T12:00:00Z").await;
+        let (address, _cancel) = served(gone, 0).await;
         let (code, text) = fetch(address, "/readyz").await.unwrap();
         assert_eq!(code, 503);
         assert!(text.contains("refused"), "{text}");

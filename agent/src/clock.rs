@@ -1,13 +1,17 @@
 //! The only place of the agent that reads the wall clock.
 //!
-//! Wall-clock time is for people: pulses, log lines, ages in metrics. Nothing that orders or names data
+//! Wall-clock time is for people: pulses, log lines, times in metrics. Nothing that orders or names data
 //! depends on it (order comes from LSNs and timelines, stamps from PostgreSQL). Waiting is done with the
-//! runtime's timers, which tests can pause.
+//! runtime's timers, which tests can pause. How long something has lasted is taken from a clock that nobody
+//! sets: a wall clock that was wrong by hours and is set back would hide for as long that something stands still.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use highwater_format::Time;
+use serde::Serialize;
+
+use crate::lease::Moment;
 
 /// A source of the current time: the system's, or one that a test holds and moves.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +39,14 @@ impl Clock {
         }
     }
 
+    /// Now, by both clocks.
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            time: self.now(),
+            moment: Moment::now(),
+        }
+    }
+
     /// Now, in microseconds UTC.
     pub fn now(&self) -> Time {
         match &self.held {
@@ -42,6 +54,17 @@ impl Clock {
             None => system_now(),
         }
     }
+}
+
+/// A moment by two clocks: the wall's, which is shown, and the one that nobody sets, which tells how long ago it was.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Stamp {
+    /// By the wall clock.
+    pub time: Time,
+    /// By the clock that nobody sets.
+    #[serde(skip)]
+    pub(crate) moment: Moment,
 }
 
 #[expect(

@@ -6,16 +6,18 @@
 
 mod page;
 
-use highwater_format::{Lsn, Time};
+use highwater_format::Lsn;
 
 use self::page::{Page, Seconds, unix_seconds};
+use crate::clock::Stamp;
+use crate::lease::Moment;
 use crate::state::{Connection, RegionState, RegionView, Snapshot};
 
 /// The content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text for one scrape.
-pub fn render(snapshot: &Snapshot, now: Time) -> String {
+pub fn render(snapshot: &Snapshot, now: Stamp) -> String {
     let mut page = Page::new();
     positions(&mut page, snapshot, now);
     regions(&mut page, snapshot);
@@ -28,7 +30,7 @@ pub fn render(snapshot: &Snapshot, now: Time) -> String {
     page.into_text()
 }
 
-fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
+fn positions(page: &mut Page, snapshot: &Snapshot, now: Stamp) {
     let timeline = snapshot.timeline.map_or(0, |timeline| timeline.get());
     page.gauge(
         "highwater_timeline",
@@ -65,10 +67,10 @@ fn positions(page: &mut Page, snapshot: &Snapshot, now: Time) {
     page.gauge(
         "highwater_lag_seconds",
         "Age of the last moment of which all is durable that the server had then; 0 when all that was received is.",
-        Seconds(lag_seconds(snapshot, now)),
+        Seconds(lag_seconds(snapshot, now.moment)),
     );
     if let Some(commit) = snapshot.durable_commit {
-        let age = now.since(commit).as_secs_f64();
+        let age = now.time.since(commit).as_secs_f64();
         page.gauge(
             "highwater_durable_commit_timestamp_seconds",
             "Time of the newest durable commit, by the server's clock.",
@@ -369,13 +371,14 @@ fn gaps(page: &mut Page, snapshot: &Snapshot) {
 }
 
 /// The age, in seconds, of the last moment of which all is durable that the server had then; 0 when all that was received is.
-pub fn lag_seconds(snapshot: &Snapshot, now: Time) -> f64 {
+/// The wall clock has no part in it: one that is set back by hours would hide for as long that WAL waits.
+pub(crate) fn lag_seconds(snapshot: &Snapshot, now: Moment) -> f64 {
     if snapshot.received == Lsn::ZERO || snapshot.is_all_durable() {
         return 0.0;
     }
-    snapshot
-        .current_at
-        .or(snapshot.started_at)
+    let current = snapshot.current_at.map(|at| at.moment);
+    current
+        .or(snapshot.begun)
         .map_or(0.0, |since| now.since(since).as_secs_f64())
 }
 

@@ -1,12 +1,19 @@
 use std::collections::HashSet;
+use std::time::Duration;
 
-use highwater_format::{Branch, Gap, TimelineId};
+use highwater_format::{Branch, Gap, Time, TimelineId};
 
 use super::*;
+use crate::clock::Clock;
 use crate::state::{Gaps, LastBackup, SlotView};
 
 fn at(text: &str) -> Time {
     text.parse().unwrap()
+}
+
+/// Now, when the wall clock says `text`.
+fn stamp(text: &str) -> Stamp {
+    Clock::held_at(at(text)).stamp()
 }
 
 fn snapshot() -> Snapshot {
@@ -23,7 +30,7 @@ fn snapshot() -> Snapshot {
         sealed: Lsn(0x300_0300),
         durable: Lsn(0x300_0100),
         durable_commit: Some(at("2026-11-20T12:00:00Z")),
-        current_at: Some(at("2026-11-20T12:00:01Z")),
+        current_at: Some(stamp("2026-11-20T12:00:01Z")),
         regions: vec![
             region("a\"b", 0x300_0300, RegionState::Ok),
             region("b", 0x300_0100, RegionState::Failing),
@@ -58,7 +65,7 @@ fn gaps_of_one() -> Gaps {
 #[test]
 fn gaps_are_counted_once_they_are_known() {
     let mut snapshot = snapshot();
-    let now = at("2026-11-20T12:00:00Z");
+    let now = stamp("2026-11-20T12:00:00Z");
     assert!(!render(&snapshot, now).contains("highwater_gap"));
     snapshot.gaps = Some(Gaps::default());
     let text = render(&snapshot, now);
@@ -81,9 +88,11 @@ fn value<'a>(text: &'a str, series: &str) -> &'a str {
         .unwrap()
 }
 
-#[test]
-fn positions_lag_and_ages() {
-    let text = render(&snapshot(), at("2026-11-20T12:00:03.5Z"));
+#[tokio::test(start_paused = true)]
+async fn positions_lag_and_ages() {
+    let snapshot = snapshot();
+    tokio::time::advance(Duration::from_millis(2500)).await;
+    let text = render(&snapshot, stamp("2026-11-20T12:00:03.5Z"));
     assert_eq!(value(&text, "highwater_durable_lsn"), (0x300_0100).to_string());
     assert_eq!(value(&text, "highwater_lag_bytes"), "1024");
     assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
@@ -110,15 +119,15 @@ fn what_is_not_known_yet_is_no_lag_of_zero() {
     ] {
         let mut early = snapshot();
         forget(&mut early);
-        let text = render(&early, at("2026-11-20T12:00:03.5Z"));
+        let text = render(&early, stamp("2026-11-20T12:00:03.5Z"));
         assert!(!text.contains("\nhighwater_lag_bytes "), "{text}");
         assert!(!text.contains("\nhighwater_region_lag_bytes{"), "{text}");
     }
 }
 
 /// A failover to a server that lagged: one region follows, the other holds more of the old timeline than the new one has.
-#[test]
-fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
+#[tokio::test(start_paused = true)]
+async fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
     let (old, new) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
     let mut snapshot = snapshot();
     snapshot.timeline = Some(new);
@@ -127,7 +136,8 @@ fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
         view.timeline = Some(timeline);
     }
     snapshot.regions[1].stored = Lsn(0x300_0800);
-    let now = at("2026-11-20T12:00:03.5Z");
+    tokio::time::advance(Duration::from_millis(2500)).await;
+    let now = stamp("2026-11-20T12:00:03.5Z");
     let text = render(&snapshot, now);
     assert_eq!(value(&text, "highwater_lag_seconds"), "2.500");
     assert_eq!(
@@ -147,19 +157,40 @@ fn what_is_durable_on_the_old_timeline_does_not_hide_that_the_new_one_waits() {
     assert_eq!(value(&text, "highwater_region_lag_bytes{region=\"b\"}"), "768");
 }
 
-#[test]
-fn nothing_lags_when_everything_received_is_durable() {
+#[tokio::test(start_paused = true)]
+async fn nothing_lags_when_everything_received_is_durable() {
     let mut snapshot = snapshot();
     snapshot.durable = snapshot.received;
-    assert_eq!(
-        lag_seconds(&snapshot, at("2026-11-20T13:00:00Z")).to_bits(),
-        0.0_f64.to_bits()
-    );
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(lag_seconds(&snapshot, Moment::now()).to_bits(), 0.0_f64.to_bits());
+}
+
+/// The wall clock was wrong by hours, and is set while WAL waits.
+#[tokio::test(start_paused = true)]
+async fn for_how_long_wal_has_waited_does_not_depend_on_the_wall_clock() {
+    let current = snapshot();
+    // Nothing was current yet since the start.
+    let early = Snapshot {
+        current_at: None,
+        begun: Some(Moment::now()),
+        ..snapshot()
+    };
+    tokio::time::advance(Duration::from_secs(90)).await;
+    for now in [
+        "2026-11-20T09:01:31Z",
+        "2026-11-20T12:01:31Z",
+        "2026-11-20T15:01:31Z",
+    ] {
+        for snapshot in [&current, &early] {
+            let text = render(snapshot, stamp(now));
+            assert_eq!(value(&text, "highwater_lag_seconds"), "90.000", "{now}");
+        }
+    }
 }
 
 #[test]
 fn what_is_not_known_is_left_out() {
-    let text = render(&Snapshot::default(), at("2026-11-20T12:00:00Z"));
+    let text = render(&Snapshot::default(), stamp("2026-11-20T12:00:00Z"));
     assert!(!text.contains("durable_commit_age") && !text.contains("backup_last"));
     assert_eq!(value(&text, "highwater_connection{state=\"starting\"}"), "1");
 }
@@ -175,7 +206,7 @@ fn every_series_is_documented_and_every_documented_one_exists() {
         seconds_until_full: Some(7),
         ..SlotView::default()
     });
-    let text = render(&full, at("2026-11-20T12:00:00Z"));
+    let text = render(&full, stamp("2026-11-20T12:00:00Z"));
     let rendered: HashSet<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())

@@ -9,12 +9,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_format::{Lsn, Pulse, Quorum, Time, TimelineId, records};
+use highwater_format::{Lsn, Pulse, Quorum, TimelineId, records};
 use highwater_store::{Object, PutMode};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{AgentError, Result};
+use crate::lease::Moment;
 use crate::metrics;
 use crate::region::Region;
 use crate::state::Snapshot;
@@ -63,6 +64,7 @@ pub async fn run(
     });
     let ended = cancel.run_until_cancelled(async {
         tokio::select! {
+            biased;
             error = looks => error,
             () = beats => AgentError::Cancelled,
         }
@@ -152,13 +154,14 @@ fn pulse(snapshot: &Snapshot, index: usize, claims: &Claims, sequence: u64) -> O
         sequence,
         quorum: quorum(snapshot),
         interval_ms: claims.interval_ms(),
-        waiting_ms: waiting(snapshot, claims.now()),
+        waiting_ms: waiting(snapshot, Moment::now()),
         answered_at: snapshot.answered_at,
     })
 }
 
-/// For how long WAL has waited: whoever finds fresh pulses must not take them for a sign that the recovery point is kept.
-fn waiting(snapshot: &Snapshot, now: Time) -> Option<u64> {
+/// For how long WAL has waited, whatever the wall clock was set to meanwhile: whoever finds fresh pulses must not take them for a
+/// sign that the recovery point is kept.
+fn waiting(snapshot: &Snapshot, now: Moment) -> Option<u64> {
     let waited = Duration::from_secs_f64(metrics::lag_seconds(snapshot, now));
     u64::try_from(waited.as_millis()).ok()
 }
@@ -173,6 +176,7 @@ fn quorum(snapshot: &Snapshot) -> Option<Quorum> {
 #[cfg(test)]
 mod tests {
     use highwater_config::Policy;
+    use highwater_format::Time;
 
     use super::*;
     use crate::clock::Clock;
@@ -221,11 +225,12 @@ mod tests {
         assert_eq!(said(new), (new, Lsn(0x420), Lsn(0x410)));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn it_says_for_how_long_wal_has_waited() {
         let shared = world(Policy::All).shared;
         let began = Time::from_unix_micros(1_000_000);
-        let claims = claims(&shared, began.saturating_add(Duration::from_secs(10_800)));
+        // The wall clock was set back by as much as WAL has waited.
+        let claims = claims(&shared, began);
         let timeline = Some(TimelineId::FIRST);
         let mut snapshot = Snapshot {
             timeline,
@@ -233,7 +238,7 @@ mod tests {
             received: Lsn(0x500),
             durable: Lsn(0x400),
             durable_timeline: timeline,
-            current_at: Some(began),
+            current_at: Some(Clock::held_at(began).stamp()),
             regions: vec![RegionView {
                 timeline,
                 stored: Lsn(0x500),
@@ -242,6 +247,7 @@ mod tests {
             ..Snapshot::default()
         };
         let waiting = |snapshot: &Snapshot| pulse(snapshot, 0, &claims, 1).unwrap().waiting_ms;
+        tokio::time::advance(Duration::from_secs(10_800)).await;
         assert_eq!(waiting(&snapshot), Some(10_800_000));
         snapshot.durable = Lsn(0x500);
         assert_eq!(waiting(&snapshot), Some(0));

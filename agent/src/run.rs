@@ -57,6 +57,9 @@ const OBJECTS_AT_ONCE: u64 = 4;
 /// How long the start waits for the other regions when one has been read; they join later then.
 const JOIN_GRACE: Duration = Duration::from_secs(3);
 
+/// For so long what comes damaged from every region may have been damaged on the way, and not where it lies.
+const ON_THE_WAY: Duration = Duration::from_secs(15);
+
 /// What the command line adds to the configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -304,6 +307,7 @@ async fn read_regions(
     places: &Places,
     policy: OutagePolicy,
 ) -> Result<Vec<Option<Option<Position>>>> {
+    let mut damaged = None;
     loop {
         let read = read_all(archive, places).await;
         let answered = archive
@@ -331,8 +335,22 @@ async fn read_regions(
         let Some(failure) = failures.into_iter().next().filter(|_| !known) else {
             return Ok(positions);
         };
+        if may_be_whole(&failure, &mut damaged) {
+            tracing::warn!(error = %failure, "it may have been damaged on the way: reading it again");
+            tokio::time::sleep(START_PAUSE).await;
+            continue;
+        }
         nothing_is_known(policy, failure, positions.iter().any(Option::is_some)).await?;
     }
+}
+
+/// Whether what came damaged, since `damaged`, may lie there whole.
+fn may_be_whole(failure: &AgentError, damaged: &mut Option<Instant>) -> bool {
+    if failure.kind() != Kind::Damage {
+        *damaged = None;
+        return false;
+    }
+    damaged.get_or_insert_with(Instant::now).elapsed() < ON_THE_WAY
 }
 
 /// Whether waiting may cure it; a wrong setting stays wrong.

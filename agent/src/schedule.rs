@@ -5,6 +5,7 @@
 //! without any base backup gets its first one at once, and a failed one is tried again with growing pauses.
 //! A gap that no base backup has ended is a reason of its own, with or without a schedule: nothing behind it can be
 //! restored until one does.
+//! Only the schedule itself follows the wall clock; pauses are measured by one that nobody sets.
 //! Does not own: how a base backup is taken, nor which backups exist.
 
 use std::str::FromStr;
@@ -19,6 +20,7 @@ use highwater_format::{Backup, BackupId, Gap, Time};
 use highwater_pgwire::ConnInfo;
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::command::tell;
@@ -81,15 +83,15 @@ impl Schedule {
     }
 
     /// How long to wait for the next base backup. `last` is when the newest one began, if there is any; after
-    /// a failure nothing is tried before `not_before`.
-    pub fn wait(&self, last: Option<Time>, not_before: Option<Time>, now: Time) -> Duration {
+    /// a failure nothing is tried before `rest`, what is left of the pause, has passed.
+    pub fn wait(&self, last: Option<Time>, rest: Duration, now: Time) -> Duration {
         let due = match last {
             None => Duration::ZERO,
             Some(last) => self
                 .next_after(last)
                 .map_or(Duration::MAX, |next| next.since(now)),
         };
-        due.max(not_before.map_or(Duration::ZERO, |time| time.since(now)))
+        due.max(rest)
     }
 }
 
@@ -105,13 +107,20 @@ fn pause(failures: u32, gap_is_open: bool) -> Duration {
 }
 
 /// How long to wait for the next base backup, with or without a schedule.
-fn wait(schedule: Option<&Schedule>, seen: &Seen, not_before: Option<Time>, now: Time) -> Duration {
+fn wait(schedule: Option<&Schedule>, seen: &Seen, rest: Duration, now: Time) -> Duration {
     if seen.gaps.open > 0 {
-        return not_before.map_or(Duration::ZERO, |time| time.since(now));
+        return rest;
     }
-    schedule.map_or(Duration::MAX, |schedule| {
-        schedule.wait(seen.last, not_before, now)
-    })
+    schedule.map_or(Duration::MAX, |schedule| schedule.wait(seen.last, rest, now))
+}
+
+/// The base backup that this agent took last.
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    /// When it began, by the agent's clock, which the schedule is compared with.
+    began: Time,
+    /// The same by the server's clock, as its id has it.
+    named: Time,
 }
 
 /// What the regions that answer have.
@@ -123,12 +132,17 @@ struct Seen {
 }
 
 impl Seen {
-    /// With the one that this agent began when its own clock said `began`. The schedule is compared with that clock: by
-    /// the server's, which may be slower, the same moment would come due again at once, and again. One that lies
-    /// ahead of `now` says nothing: the clock was set back.
-    fn with(&self, began: Option<Time>, now: Time) -> Self {
+    /// With the one that this agent took itself. The schedule is compared with the agent's clock: by the server's, where
+    /// that is slower, the same moment would come due again at once, and again; where it is faster, as after the agent's was
+    /// set back, each would be put off by as much. One that began ahead of `now` says nothing: the clock was set back since, and
+    /// the moments that it was set back over are not due once more where the server says that they have been.
+    fn with(&self, own: Option<Own>, now: Time) -> Self {
+        let last = match own.filter(|own| own.began <= now) {
+            Some(own) if self.last == Some(own.named) => Some(own.began),
+            own => self.last.max(own.map(|own| own.began)),
+        };
         Self {
-            last: self.last.max(began.filter(|began| *began <= now)),
+            last,
             gaps: self.gaps.clone(),
         }
     }
@@ -196,22 +210,23 @@ impl Scheduled {
     }
 
     async fn repeat(&self) {
-        let (mut failures, mut not_before, mut began) = (0, None, None);
+        let (mut failures, mut not_before, mut own) = (0, Instant::now(), None);
         let mut seen = self.first_reading().await;
-        let mut read_at = self.clock.now();
+        let mut read_at = Instant::now();
         loop {
             if self.reanchor.notified().now_or_never().is_some() {
                 seen = self.first_reading().await;
-                (failures, not_before) = (0, None);
+                (failures, not_before) = (0, Instant::now());
+            }
+            if read_at.elapsed() >= READ_EVERY {
+                read_at = Instant::now();
+                seen = self.read().await.unwrap_or(seen);
             }
             let now = self.clock.now();
-            if now.since(read_at) >= READ_EVERY {
-                seen = self.read().await.unwrap_or(seen);
-                read_at = now;
-            }
+            let rest = not_before.saturating_duration_since(Instant::now());
             // Beside a standby it is the primary's agent that takes them, and one that was fenced takes none.
             let elsewhere = self.state.snapshot().writer_epoch == 0;
-            let wait = wait(self.schedule.as_ref(), &seen.with(began, now), not_before, now);
+            let wait = wait(self.schedule.as_ref(), &seen.with(own, now), rest, now);
             if !wait.is_zero() || elsewhere {
                 let due = if elsewhere {
                     LOOK_EVERY
@@ -227,23 +242,20 @@ impl Scheduled {
                 continue;
             }
             match self.back_up().await {
-                Ok(started) => {
-                    (failures, not_before, began) = (0, None, Some(now));
+                Ok(named) => {
+                    (failures, not_before) = (0, Instant::now());
+                    own = Some(Own { began: now, named });
                     seen = self.read().await.unwrap_or(seen);
-                    seen.last = seen.last.max(Some(started));
+                    seen.last = seen.last.max(Some(named));
                     if seen.gaps.open > 0 {
                         // Not read again yet, or recorded meanwhile: never one backup right after the other.
-                        not_before = Some(self.clock.now().saturating_add(LONGEST_PAUSE_IN_A_GAP));
+                        not_before = Instant::now() + LONGEST_PAUSE_IN_A_GAP;
                     }
                 }
                 Err(error) => {
                     failures += 1;
                     seen = self.read().await.unwrap_or(seen);
-                    not_before = Some(
-                        self.clock
-                            .now()
-                            .saturating_add(pause(failures, seen.gaps.open > 0)),
-                    );
+                    not_before = Instant::now() + pause(failures, seen.gaps.open > 0);
                     tracing::error!(%error, failures, "the base backup failed and is tried again; older ones are untouched");
                     self.failed(&error);
                 }
@@ -296,6 +308,7 @@ impl Scheduled {
         })
     }
 
+    /// Takes one, and says when it began by the server's clock, as its id has it.
     async fn back_up(&self) -> Result<Time> {
         let progress = Progress::new();
         let ctx = BackupContext {
@@ -315,7 +328,7 @@ impl Scheduled {
             tracing::warn!(region = %missing.region, reason = %missing.reason, "the base backup is not in this region");
         }
         self.show(&report.backup);
-        Ok(report.backup.started_at)
+        Ok(report.backup.id.started_at())
     }
 
     /// Shows a base backup. One that is shown already keeps the failure of a later attempt beside it.

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
-use highwater_format::{Branch, Gap, Lsn, SystemId, Time, TimelineId};
+use highwater_format::{Branch, Gap, Lsn, LsnRange, SystemId, Time, TimelineId};
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::branches::common_end;
+use crate::clock::Stamp;
+use crate::lease::Moment;
 use crate::synchronous::Role;
 
 /// How the agent stands with PostgreSQL.
@@ -87,6 +89,12 @@ pub struct RegionView {
     /// Why nothing is stored there although it would be taken: another writer may have this one's place.
     #[serde(skip)]
     pub(crate) beside: Option<String>,
+    /// WAL that was acknowledged, that no region lists any more, and that the region went on behind.
+    #[serde(skip)]
+    pub(crate) passed: Vec<(TimelineId, LsnRange)>,
+    /// How often it was noticed that somebody had emptied it.
+    #[serde(skip)]
+    pub(crate) emptied: u32,
     /// Why it cannot be filled beyond `stored` although others hold more, and what to do; none when it can.
     pub blocked: Option<String>,
     /// Calls that had to be repeated since the start.
@@ -193,11 +201,11 @@ pub struct Snapshot {
     pub durable_commit: Option<Time>,
     /// Time of the newest commit that was received.
     pub received_commit: Option<Time>,
-    /// The agent's clock at the last moment of which it is known that all is durable that the server had then.
-    pub current_at: Option<Time>,
+    /// The last moment of which it is known that all is durable that the server had then.
+    pub current_at: Option<Stamp>,
     /// What the server had at a later moment, until all of that is durable.
     #[serde(skip)]
-    pub(crate) awaited: Option<(TimelineId, Lsn, Time)>,
+    pub(crate) awaited: Option<(TimelineId, Lsn, Stamp)>,
     /// In how many regions WAL must be stored to count as durable.
     pub needed: usize,
     /// Every region, in the order of the configuration.
@@ -222,6 +230,9 @@ pub struct Snapshot {
     pub given_up: Option<GivenUp>,
     /// Start of the agent.
     pub started_at: Option<Time>,
+    /// The same by the clock that nobody sets.
+    #[serde(skip)]
+    pub(crate) begun: Option<Moment>,
 }
 
 /// Shared, cheap to clone.
@@ -287,15 +298,13 @@ impl Snapshot {
 
     /// Sees up to which moment the archive is current. Under a load that never pauses there is always WAL that is not durable
     /// yet; what the server had a moment ago is.
-    pub(crate) fn look(&mut self, now: Time) {
+    pub(crate) fn look(&mut self, now: Stamp) {
         let Some(timeline) = self.timeline.filter(|_| self.server_end > Lsn::ZERO) else {
             return;
         };
         if self.received >= self.server_end && self.is_all_durable() {
-            (self.current_at, self.awaited) = (Some(now), None);
-            self.given_up
-                .iter_mut()
-                .for_each(|given_up| given_up.is_felt = false);
+            self.awaited = None;
+            self.note_current(now);
             return;
         }
         // A moment of another timeline says nothing of this one.
@@ -303,11 +312,29 @@ impl Snapshot {
         let on_it = self.durable_timeline == Some(timeline);
         let reached = self.awaited.take_if(|(_, end, _)| on_it && self.durable >= *end);
         if let Some((.., at)) = reached {
-            self.current_at = Some(at);
-            let since = self.given_up.iter_mut().filter(|given_up| given_up.at <= at);
-            since.for_each(|given_up| given_up.is_felt = false);
+            self.note_current(at);
         }
         self.awaited.get_or_insert((timeline, self.server_end, now));
+    }
+
+    fn note_current(&mut self, at: Stamp) {
+        self.current_at = Some(at);
+        if let Some(given_up) = &mut self.given_up {
+            given_up.is_felt = false;
+        }
+    }
+
+    /// Notes that the slot was given up. What the server had at an earlier moment is not awaited any more: that it becomes
+    /// durable does not say that the archive is current again.
+    pub(crate) fn gave_up(&mut self, at: Time, reason: String) {
+        let times = self.given_up.as_ref().map_or(0, |before| before.times) + 1;
+        self.awaited = None;
+        self.given_up = Some(GivenUp {
+            times,
+            at,
+            reason,
+            is_felt: true,
+        });
     }
 
     /// Whether all that was received on this timeline is durable. A position on another one says nothing of it.
@@ -328,6 +355,7 @@ impl State {
             .collect();
         let (sender, _) = watch::channel(Snapshot {
             regions,
+            begun: Some(Moment::now()),
             ..Snapshot::default()
         });
         Self {
@@ -370,13 +398,24 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::clock::Clock;
+
+    fn at(second: u64) -> Time {
+        Time::from_unix_micros(i64::try_from(second).unwrap() * 1_000_000)
+    }
+
+    fn stamp(second: u64) -> Stamp {
+        Clock::held_at(at(second)).stamp()
+    }
 
     /// Every second 10 bytes more, each durable two seconds later: never all at once.
     #[test]
     fn the_archive_is_current_under_a_load_that_never_pauses() {
-        let at = |second: u64| Time::from_unix_micros(i64::try_from(second).unwrap() * 1_000_000);
         let timeline = Some(TimelineId::FIRST);
+        let current = |snapshot: &Snapshot| snapshot.current_at.map(|at| at.time);
         let mut snapshot = Snapshot {
             timeline,
             durable_timeline: timeline,
@@ -386,32 +425,78 @@ mod tests {
             snapshot.server_end = Lsn(second * 10);
             snapshot.received = snapshot.server_end;
             snapshot.durable = Lsn(second * 10 - 20);
-            snapshot.look(at(second));
+            snapshot.look(stamp(second));
         }
-        let current = snapshot.current_at.unwrap();
-        assert!(current >= at(195) && current < at(198), "{current}");
+        let reached = current(&snapshot).unwrap();
+        assert!(reached >= at(195) && reached < at(198), "{reached}");
         // What follows it does not hide that it stands still.
         for second in 200..300 {
             snapshot.server_end = Lsn(second * 10);
             snapshot.received = snapshot.server_end;
-            snapshot.look(at(second));
+            snapshot.look(stamp(second));
         }
-        assert!(snapshot.current_at.unwrap() < at(198));
+        assert!(current(&snapshot) < Some(at(198)));
         // All that was received is durable, and the server has more.
         snapshot.server_end = Lsn(5_000);
         snapshot.durable = snapshot.received;
-        snapshot.look(at(300));
-        assert!(snapshot.current_at.unwrap() < at(200));
+        snapshot.look(stamp(300));
+        assert!(current(&snapshot) < Some(at(200)));
         // Another timeline begins anew.
-        let before = snapshot.current_at;
+        let before = current(&snapshot);
         snapshot.timeline = TimelineId::new(2);
-        snapshot.look(at(301));
+        snapshot.look(stamp(301));
         snapshot.durable = Lsn(9_999);
-        snapshot.look(at(302));
-        assert_eq!(snapshot.current_at, before);
+        snapshot.look(stamp(302));
+        assert_eq!(current(&snapshot), before);
         snapshot.durable_timeline = snapshot.timeline;
-        snapshot.look(at(303));
-        assert_eq!(snapshot.current_at, Some(at(301)));
+        snapshot.look(stamp(303));
+        assert_eq!(current(&snapshot), Some(at(301)));
+    }
+
+    /// The clock was two hours fast, is set right when the slot is given up, and then once more by some seconds.
+    #[tokio::test(start_paused = true)]
+    async fn what_became_of_the_archive_since_does_not_depend_on_the_wall_clock() {
+        let timeline = Some(TimelineId::FIRST);
+        let mut snapshot = Snapshot {
+            timeline,
+            durable_timeline: timeline,
+            server_end: Lsn(100),
+            received: Lsn(100),
+            durable: Lsn(100),
+            ..Snapshot::default()
+        };
+        snapshot.look(stamp(7_200));
+        let passed = Duration::from_secs(90);
+        tokio::time::advance(passed).await;
+        // The server goes on, and nothing of that is durable.
+        snapshot.server_end = Lsn(200);
+        snapshot.look(stamp(7_290));
+        let since = |snapshot: &Snapshot, now: Stamp| now.moment.since(snapshot.current_at.unwrap().moment);
+        assert_eq!(since(&snapshot, stamp(90)), passed);
+        snapshot.gave_up(at(90), "full".into());
+        let is_felt = |snapshot: &Snapshot| snapshot.given_up.as_ref().unwrap().is_felt;
+        // What the server had before has become durable in the end.
+        (snapshot.server_end, snapshot.durable) = (Lsn(400), Lsn(200));
+        snapshot.look(stamp(80));
+        assert!(is_felt(&snapshot));
+        assert_eq!(snapshot.current_at.unwrap().time, at(7_200));
+        // And what it had since, though the clock said less then than when the slot was given up.
+        (snapshot.server_end, snapshot.durable) = (Lsn(500), Lsn(400));
+        snapshot.look(stamp(81));
+        assert!(!is_felt(&snapshot));
+        assert_eq!(snapshot.current_at.unwrap().time, at(80));
+    }
+
+    #[test]
+    fn the_moment_up_to_which_the_archive_is_current_is_shown_as_a_time() {
+        let snapshot = Snapshot {
+            current_at: Some(stamp(1)),
+            begun: Some(Moment::now()),
+            ..Snapshot::default()
+        };
+        let document = serde_json::to_value(&snapshot).unwrap();
+        assert_eq!(document["current_at"], at(1).to_string());
+        assert!(document.get("begun").is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! itself is not proof. Anything that does not answer is shown as such and does not stop the rest.
 //! Does not own: the rule for a running agent (`admin::not_ready`).
 
+mod age;
 mod agent;
 mod backups;
 mod doubt;
@@ -156,6 +157,9 @@ pub struct RegionStatus {
     pub note: Option<String>,
     /// Why it could not be read.
     pub error: Option<String>,
+    /// The pulse has changed since it was looked at first, where that was done.
+    #[serde(skip)]
+    pub renewed: bool,
 }
 
 /// The newest base backup.
@@ -349,7 +353,15 @@ impl fmt::Display for RegionLine<'_> {
             write!(f, ", {lag} bytes behind")?;
         }
         if let Some(pulse) = &region.pulse {
-            write!(f, ", pulse {} s ago", now.since(pulse.server_time).as_secs())?;
+            match age::ahead(pulse, *now) {
+                None => write!(f, ", pulse {} s ago", now.since(pulse.server_time).as_secs())?,
+                Some(ahead) => write!(
+                    f,
+                    ", pulse {} s AHEAD of this machine's clock{}",
+                    ahead.as_secs(),
+                    if region.renewed { " and new" } else { "" }
+                )?,
+            }
         }
         write!(f, ", {} base backups", region.backups)?;
         if let Some(note) = &region.note {

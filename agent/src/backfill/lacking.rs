@@ -135,8 +135,9 @@ pub(super) fn beyond(shared: &Shared, region: &Region, damage: &Damage) -> Optio
     );
     shared.state.update_region(region.index, |view| {
         view.lacks.wal_bytes += damage.range.len();
-        if !damage.is_absent() {
-            view.lacks.damaged_bytes += damage.range.len();
+        match damage.is_absent() {
+            true => view.passed.push((damage.timeline, damage.range)),
+            false => view.lacks.damaged_bytes += damage.range.len(),
         }
         view.lacks.detail = Some(damage.as_lack());
     });

@@ -72,6 +72,8 @@ pub struct Healer {
     /// The last WAL was compared with that of another region.
     agreed: bool,
     passes: u32,
+    /// How often the region had been emptied when the last comparison began.
+    emptied: u32,
     /// Comparisons in a row that left something undone.
     failures: u32,
 }
@@ -105,6 +107,7 @@ impl Healer {
             settled: BTreeSet::new(),
             agreed: false,
             passes: 0,
+            emptied: 0,
             failures: 0,
         }
     }
@@ -126,6 +129,7 @@ impl Healer {
                 self.wait(SOON).await?;
             }
             self.passes = self.passes.saturating_add(1);
+            self.emptied = self.emptied();
             let mut more = false;
             let done = match self.pass().await {
                 Ok(outcome) => {
@@ -148,7 +152,7 @@ impl Healer {
     }
 
     /// Waits for `time`, and then until the region takes new WAL. Returns early, with true, when the region is
-    /// back after it was away.
+    /// back after it was away, or was emptied.
     async fn wait(&self, time: Duration) -> Result<bool> {
         let index = self.region.index;
         let mut state = self.shared.state.subscribe();
@@ -156,11 +160,11 @@ impl Healer {
         let (mut away, mut troubled) = (false, None::<Instant>);
         loop {
             let now = Instant::now();
-            let region = state
-                .borrow_and_update()
-                .regions
-                .get(index)
-                .map(|view| view.state);
+            let (region, emptied) = match state.borrow_and_update().regions.get(index) {
+                Some(view) => (Some(view.state), view.emptied),
+                None => (None, 0),
+            };
+            away |= emptied != self.emptied;
             match region {
                 Some(RegionState::Ok) => {
                     if until <= now || (away && time > SOON) {
@@ -179,6 +183,12 @@ impl Healer {
                 changed = state.changed() => changed.map_err(|_| AgentError::Cancelled)?,
             }
         }
+    }
+
+    fn emptied(&self) -> u32 {
+        let state = self.shared.state.subscribe();
+        let view = state.borrow();
+        view.regions.get(self.region.index).map_or(0, |view| view.emptied)
     }
 
     /// Spread by a tenth around the interval, differently for each region, so that they do not all list at once.

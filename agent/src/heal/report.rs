@@ -13,6 +13,7 @@ const SHOWN: usize = 3;
 impl Healer {
     /// Remembers and shows what a comparison found.
     pub(super) fn note(&mut self, ours: &Held, theirs: &[Held], lack: &Lack, partial: bool) {
+        self.remember_passed();
         let floor = lack::oldest_start(std::iter::once(ours).chain(theirs));
         let gone = lack::lost(&self.before, ours, floor);
         let gone_backups: Vec<_> = lack
@@ -52,11 +53,23 @@ impl Healer {
         });
     }
 
+    /// What the region went on behind although nobody lists it was there once, though no comparison may have seen it.
+    fn remember_passed(&mut self) {
+        let snapshot = self.shared.state.snapshot();
+        let view = snapshot.regions.get(self.region.index);
+        for (timeline, range) in view.iter().flat_map(|view| &view.passed) {
+            self.remember_runs(*timeline, &[*range]);
+        }
+    }
+
+    fn remember_runs(&mut self, timeline: TimelineId, runs: &[LsnRange]) {
+        let known = self.before.entry(timeline).or_default();
+        *known = lack::covering(known.iter().chain(runs).copied()).runs();
+    }
+
     fn remember(&mut self, ours: &Held) {
         for (timeline, wal) in &ours.wal {
-            let known = self.before.entry(*timeline).or_default();
-            let runs = known.iter().copied().chain(wal.runs.iter().copied());
-            *known = lack::covering(runs).runs();
+            self.remember_runs(*timeline, &wal.runs);
         }
         let visible = ours.backups.iter().filter(|(_, base)| base.visible);
         self.backups_before.extend(visible.map(|(id, _)| id.clone()));
@@ -190,3 +203,7 @@ fn list(items: impl Iterator<Item = String>, count: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

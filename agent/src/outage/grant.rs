@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::GiveUp;
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::state::{GivenUp, State};
+use crate::state::State;
 use crate::{server, slot};
 
 /// Between two attempts while something else goes on.
@@ -93,15 +93,7 @@ impl LettingGo<'_> {
              and a new base backup taken as soon as storage is back"
         );
         let (at, reason) = (self.clock.now(), why.clone());
-        self.state.update(|snapshot| {
-            let times = snapshot.given_up.as_ref().map_or(0, |before| before.times) + 1;
-            snapshot.given_up = Some(GivenUp {
-                times,
-                at,
-                reason,
-                is_felt: true,
-            });
-        });
+        self.state.update(|snapshot| snapshot.gave_up(at, reason));
         self.give_up.grant();
         Ok(Some(why))
     }

@@ -26,8 +26,8 @@ const TELLING: u64 = 64 * 1024;
 
 impl Receiver {
     /// Waits until the sealer is through with earlier streams, and reads back where they ended. When they ended
-    /// with an object, or right behind one, the stream is made to begin with that object, if it is in the archive: so there is
-    /// always something to compare.
+    /// with an object, the stream is made to begin with that object, if it is in the archive: so there is always
+    /// something to compare. When they ended right behind one, that is compared first.
     pub(super) async fn overlap(
         &mut self,
         resume: &mut Resume,
@@ -37,6 +37,7 @@ impl Receiver {
         let (answer, settled) = oneshot::channel();
         self.send(Work::Settle(answer)).await?;
         settled.await.map_err(|_| AgentError::Cancelled)?;
+        self.compares_before = false;
         if let Some(after) = resume.after {
             return self.common_start(resume, after, history, view).await;
         }
@@ -45,18 +46,26 @@ impl Receiver {
             start: resume.start,
             end: resume.sealed,
         };
+        if range.is_empty()
+            && !self.removed
+            && let Some(overlap) = self.object_before(timeline, resume.sealed, view).await?
+        {
+            resume.start = overlap.range().start;
+            return Ok(overlap);
+        }
         let held = Overlap::load_if_held(&self.context.shared, timeline, range).await?;
         let Some(mut overlap) = held else {
             return self.rest(timeline, range).await;
         };
-        if range.len() < TELLING
-            && !self.removed
-            && let Some(before) = self.object_before(timeline, range.start, view).await?
-        {
-            resume.start = before.range().start;
-            overlap = before.followed_by(overlap);
-        }
         self.lacking_since = None;
+        if !range.is_empty()
+            && range.len() < TELLING
+            && !self.removed
+            && let Some(before) = readable_before(&self.context.shared, timeline, range.start).await?
+        {
+            overlap = before.followed_by(overlap);
+            self.compares_before = true;
+        }
         Ok(overlap)
     }
 
@@ -176,6 +185,19 @@ impl Receiver {
                 Ok(())
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// The object that ends with `end`, as far as it can be read: what follows it is compared in any case.
+async fn readable_before(shared: &Shared, timeline: TimelineId, end: Lsn) -> Result<Option<Overlap>> {
+    let start = object_start(shared.segment_size, end.saturating_sub(1));
+    match read_before(shared, timeline, LsnRange { start, end }, &mut None).await? {
+        Before::Held(overlap) => Ok(Some(overlap)),
+        Before::Unheld => Ok(None),
+        Before::Unread(error) => {
+            tracing::warn!(%error, "only what follows is compared with the server");
+            Ok(None)
         }
     }
 }

@@ -87,3 +87,21 @@ async fn a_region_that_stays_away_is_waited_for_as_long_as_a_listing_may_lag() {
     assert!(matches!(looked(&world, &mut lacking).await, Before::Held(_)));
     assert!(lacking.is_none());
 }
+
+/// The open segment holds next to nothing, and the object before it can be read nowhere: what there is is compared, and nothing waits.
+#[tokio::test(start_paused = true)]
+async fn what_lies_before_the_open_segment_holds_nothing_up() {
+    let end = last().range.end;
+    let held = at_a_boundary(2).await;
+    let before = || readable_before(&held.shared, TimelineId::FIRST, end);
+    assert!(
+        before()
+            .await
+            .unwrap()
+            .is_some_and(|before| before.range() == last().range)
+    );
+    held.damage(0, &held.key(last())).await;
+    assert!(before().await.unwrap().is_none());
+    held.silence(1);
+    assert!(before().await.unwrap().is_none());
+}

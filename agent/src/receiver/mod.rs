@@ -110,6 +110,8 @@ pub(crate) struct Receiver {
     first: Option<(Connection, Resume)>,
     /// The server no longer has the last archived object: the stream begins right after it.
     removed: bool,
+    /// The stream begins with the object before the one that is open, only to be compared.
+    compares_before: bool,
     /// Since when the server says that it no longer has what comes next.
     removed_since: Option<Instant>,
     /// Where the regions stood when they were last read again because another agent was found to have stored more.
@@ -141,6 +143,7 @@ impl Receiver {
             sealed: None,
             first: Some((connection, resume)),
             removed: false,
+            compares_before: false,
             removed_since: None,
             read_again: Vec::new(),
             lacking_since: None,
@@ -334,7 +337,7 @@ impl Receiver {
         let acknowledges = self.context.acknowledges(self.standby);
         let slot = acknowledges.then_some(self.context.slot.as_str());
         let started = connection
-            .start_replication(slot, resume.start, resume.timeline)
+            .start_replication(slot, overlap.asks_from(resume.start), resume.timeline)
             .await;
         Ok(SetUp {
             history,

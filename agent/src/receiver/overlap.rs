@@ -32,6 +32,8 @@ pub(super) struct Overlap {
     compared: usize,
     /// Bytes of the stream that come before `range` and that nobody holds any more: they pass uncompared.
     unheld: u64,
+    /// Bytes at the beginning that are only compared, and do not pass.
+    only_compared: u64,
     next: Lsn,
     /// Memory that `plain`, and what is withheld, stand for.
     charge: Option<Charge>,
@@ -53,6 +55,7 @@ impl Overlap {
             plain,
             compared: 0,
             unheld: 0,
+            only_compared: 0,
             next: range.start,
             charge,
             withholds: false,
@@ -125,11 +128,17 @@ impl Overlap {
         Ok(nothing)
     }
 
-    /// This, and then what lies right behind it.
+    /// Where the stream stands, or has to begin, of which what follows `archived` is archived next.
+    pub(super) fn asks_from(&self, archived: Lsn) -> Lsn {
+        archived.saturating_sub(self.only_compared)
+    }
+
+    /// This, only to be compared, and then what lies right behind it.
     pub(super) fn followed_by(mut self, next: Self) -> Self {
         debug_assert!(
             self.range.end == next.range.start && next.unheld == 0 && self.next == self.range.start
         );
+        self.only_compared = self.range.len();
         self.range.end = next.range.end;
         self.plain.extend_from_slice(&next.plain);
         match (&mut self.charge, next.charge) {
@@ -177,13 +186,20 @@ impl Overlap {
         }
         self.compare(&data)?;
         if !self.withholds {
-            return Ok([Bytes::new(), data]);
+            return Ok([Bytes::new(), self.passes(data)]);
         }
         if data.len() < expected {
             return Ok([Bytes::new(), Bytes::new()]);
         }
         // They are equal: what was held back need not have been kept.
         Ok([std::mem::take(&mut self.equal), data.slice(expected..)])
+    }
+
+    /// What is left of `data` for the archive.
+    fn passes(&mut self, mut data: Bytes) -> Bytes {
+        let only = self.only_compared.min(data.len() as u64);
+        self.only_compared -= only;
+        data.split_off(usize::try_from(only).unwrap_or(data.len()))
     }
 
     /// What lies before the overlap, or past it, is not looked at.

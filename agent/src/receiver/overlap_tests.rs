@@ -55,6 +55,33 @@ fn equal_bytes_pass_in_any_pieces() {
     overlap.compare(b"anything").unwrap();
 }
 
+/// The object before tells two courses apart that are the same in the little that follows it.
+#[test]
+fn what_is_only_compared_does_not_pass() {
+    let (budget, bytes) = (Budget::new(1 << 30), Bytes::from_static);
+    let begun = || {
+        let next = Overlap {
+            range: LsnRange::new(Lsn(106), Lsn(108)),
+            next: Lsn(106),
+            ..charged(b"gh", &budget)
+        };
+        charged(b"abcdef", &budget).followed_by(next)
+    };
+    let mut overlap = begun();
+    assert_eq!((overlap.asks_from(Lsn(106)), overlap.end()), (Lsn(100), Lsn(108)));
+    assert_eq!(budget.used(), 8);
+    for (comes, passes) in [("abcd", ""), ("efg", "g"), ("hij", "hij"), ("k", "k")] {
+        let [_, passed] = overlap.pass(bytes(comes.as_bytes())).unwrap();
+        assert_eq!(passed, passes);
+    }
+    assert_eq!(budget.used(), 0);
+    let mut other = begun();
+    let Err(AgentError::Diverged { at, .. }) = other.pass(bytes(b"abcdXfgh")) else {
+        panic!("must differ")
+    };
+    assert_eq!(at, Lsn(104));
+}
+
 #[test]
 fn the_first_differing_byte_is_named() {
     let mut overlap = overlap(b"abcdef");

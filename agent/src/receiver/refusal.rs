@@ -59,7 +59,8 @@ impl Receiver {
     /// Whether the segment that is gone may be the archived one before the end: then the next session begins right
     /// after it, which is not compared.
     fn is_only_the_overlap(&self, resume: &Resume) -> bool {
-        resume.start < object_start(self.context.shared.segment_size, resume.sealed) && !self.removed
+        let begins_before = resume.start < object_start(self.context.shared.segment_size, resume.sealed);
+        (begins_before || self.compares_before) && !self.removed
     }
 
     /// A slot that the server refuses to use any more is of no use to anybody. What was archived is not touched by

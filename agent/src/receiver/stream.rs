@@ -107,6 +107,11 @@ impl<'a> Stream<'a> {
         self.intake.sealed()
     }
 
+    /// End of what the server sent.
+    fn received(&self) -> Lsn {
+        self.overlap.asks_from(self.intake.received())
+    }
+
     /// Whether the server sent all that is archived of it so far once more, unchanged.
     pub(super) fn is_compared(&self) -> bool {
         self.intake.received() >= self.overlap.end()
@@ -159,7 +164,7 @@ impl<'a> Stream<'a> {
     }
 
     fn feedback(&self, writer: StatusWriter, floor: Lsn) -> (Signals, Feedback) {
-        let (received, watcher) = watch::channel(self.resume.start);
+        let (received, watcher) = watch::channel(self.received());
         let (reply, done) = (Arc::new(Notify::new()), CancellationToken::new());
         let feedback = Feedback {
             writer,
@@ -255,8 +260,8 @@ impl<'a> Stream<'a> {
                 if let Some(end) = self.intake.take_recorded() {
                     self.reanchor_behind(end);
                 }
-                signals.received.send_replace(self.intake.received());
-                let received = self.intake.received();
+                let received = self.received();
+                signals.received.send_replace(received);
                 self.context.shared.state.update_quietly(|snapshot| {
                     snapshot.received_bytes += bytes;
                     snapshot.received = received;
@@ -290,7 +295,7 @@ impl<'a> Stream<'a> {
                 }
                 // Nothing is left to receive and the server wants to know: it may be shutting down and
                 // wait for its last bytes to be safe.
-                if reply_requested && server_end <= self.intake.received() {
+                if reply_requested && server_end <= self.received() {
                     self.intake.seal().await?;
                 }
                 if reply_requested {
@@ -308,7 +313,7 @@ impl<'a> Stream<'a> {
     /// storage does not take it within [`SHUTDOWN_PATIENCE`], the connection is closed, so that the server can
     /// stop; nothing is lost, because its slot keeps the WAL.
     fn let_go_of_a_stopping_server(&mut self, server_end: Lsn) -> Result<()> {
-        let received = self.intake.received();
+        let received = self.received();
         let safe = self
             .durable
             .borrow()
@@ -391,12 +396,11 @@ impl<'a> Stream<'a> {
     /// Shows others where the stream stands.
     fn refresh(&mut self) {
         self.refreshed = Some(Instant::now());
-        let (received, server_end, timeline) =
-            (self.intake.received(), self.server_end, self.resume.timeline);
+        let (received, server_end, timeline) = (self.received(), self.server_end, self.resume.timeline);
         let (used, commit) = (self.context.tools.budget.used(), self.intake.newest_commit());
         let throttled = !self.context.tools.budget.has_room();
         let at_home = self.words.left_behind.is_none();
-        let now = self.context.clock.now();
+        let now = self.context.clock.stamp();
         self.context.shared.state.update(|snapshot| {
             snapshot.timeline = Some(timeline);
             snapshot.received = received;

@@ -3,15 +3,16 @@
 //! Owns: looking again, where fresh pulses speak for an agent while nobody uses the slot of the server that was asked, and the
 //! conclusion. A pulse says how far *its* server was, and for how long WAL of that has waited. One that was written after this
 //! server was asked, and that knows of less than this server had then, is another server's. One look does not tell: the
-//! newest pulse is older than the server's answer, and an agent that was stopped seconds ago is no breach yet.
+//! newest pulse is older than the server's answer, and an agent that was stopped seconds ago is no breach yet. Where pulses lie
+//! ahead of this machine's clock, looking again is also what tells a living agent from a dead one.
 //! Does not own: the verdict ([`super::judge`]).
 
 use std::time::Duration;
 
 use highwater_config::Config;
 
-use super::judge::newest_pulse;
-use super::{Place, Status, gather};
+use super::judge::{is_on_newer_timeline, newest_pulse};
+use super::{Place, Status, age, gather};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::writer::SILENT_FOR;
@@ -22,7 +23,9 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// Looks again until it is certain whose pulses they are, or nobody writes any.
 pub(super) async fn settled(config: &Config, clock: &Clock, first: Status) -> Result<Status> {
-    if !is_behind(&first) && !is_doubtful(&first, config.pulse.interval) {
+    let needed = config.durability.policy.needed(config.regions.len());
+    let unclear = |status: &Status| is_unclear(status, needed, config.pulse.interval);
+    if !is_behind(&first) && !is_doubtful(&first, config.pulse.interval) && !unclear(&first) {
         return Ok(first);
     }
     let pause = newest_pulse(&first).map_or(LONGEST, |pulse| interval(pulse, config.pulse.interval));
@@ -33,13 +36,14 @@ pub(super) async fn settled(config: &Config, clock: &Clock, first: Status) -> Re
         let Ok(mut again) = gather::gather(config, clock.now()).await else {
             break;
         };
+        age::note_renewed(&first, &mut again);
         let settled = !is_doubtful(&again, config.pulse.interval) || is_durable(first.server.end, &again);
         if !settled {
             again.elsewhere = another_server(&first, &again);
         } else if let Some(durable) = first.durable.filter(|_| is_behind(&first)) {
             again.elsewhere = lacks(&again, durable);
         }
-        if settled || again.elsewhere.is_some() {
+        if (settled && !unclear(&again)) || again.elsewhere.is_some() {
             return Ok(again);
         }
         status = Some(again);
@@ -67,6 +71,13 @@ fn is_doubtful(status: &Status, pulse_interval: Duration) -> bool {
         && behind
         && lives
         && pulse.timeline <= end.timeline
+}
+
+/// Whether anybody lives decides, and cannot be told yet: this machine's clock and the server's are too far apart.
+fn is_unclear(status: &Status, needed: usize, pulse_interval: Duration) -> bool {
+    let behind = status.lag_bytes != Some(0) || is_on_newer_timeline(status);
+    let decides = !status.agent.running && status.durable.is_some() && behind;
+    decides && age::is_unclear(status, needed, pulse_interval)
 }
 
 /// More is durable than the server had that nobody is seen to read from. It was asked before the regions were: it may have it by now.
@@ -163,6 +174,35 @@ mod tests {
         assert!(!doubtful(&|status| status.lag_bytes = Some(0)));
         assert!(!doubtful(&|status| status.server.end = None));
         assert!(!doubtful(&|status| status.now = at("2026-11-20T12:00:16Z")));
+    }
+
+    /// The agent may have died three hours ago, or live: this machine's clock is slow by as much.
+    #[test]
+    fn pulses_ahead_of_the_clock_are_looked_at_again() {
+        let unclear = |change: &dyn Fn(&mut Status)| {
+            let mut status = look("2026-11-20T12:00:00Z", 12, 1);
+            status.now = at("2026-11-20T09:00:00Z");
+            change(&mut status);
+            is_unclear(&status, 1, INTERVAL)
+        };
+        assert!(unclear(&|_| {}));
+        // The server does not answer, or its slot is in use, by whomever.
+        assert!(unclear(
+            &|status| (status.server.end, status.lag_bytes) = (None, None)
+        ));
+        assert!(unclear(&|status| status.slot = Some(slot(Some(7)))));
+        assert!(!unclear(&|status| status.agent.running = true));
+        assert!(!unclear(&|status| status.lag_bytes = Some(0)));
+        assert!(!unclear(&|status| status.durable = None));
+        assert!(!unclear(&|status| status.now = at("2026-11-20T11:59:00Z")));
+        // Seen to change, it is a living agent's.
+        let first = look("2026-11-20T12:00:00Z", 12, 1);
+        for (written, dead) in [("2026-11-20T12:00:00Z", true), ("2026-11-20T12:00:05Z", false)] {
+            let mut again = look(written, 12, 2);
+            again.now = at("2026-11-20T09:00:10Z");
+            age::note_renewed(&first, &mut again);
+            assert_eq!(is_unclear(&again, 1, INTERVAL), dead, "{written}");
+        }
     }
 
     /// The regions are asked after the server, which goes on meanwhile: one look does not tell.

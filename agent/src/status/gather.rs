@@ -204,6 +204,7 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         missing_backups: Vec::new(),
         note: None,
         error: None,
+        renewed: false,
     };
     let Some(system_id) = system_id else {
         return Told::only(RegionStatus {

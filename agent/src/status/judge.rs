@@ -3,13 +3,14 @@
 //! With an agent of this cluster that answers, its own rule decides. Without one, what the regions hold decides: WAL that the
 //! server has and the policy's regions lack, unless fresh pulses in so many regions speak for an agent on another machine, and
 //! say that no WAL waits for too long, and nothing shows that they speak of another server; or, when the server does not answer
-//! either, pulses that stopped or say otherwise.
+//! either, pulses that stopped or say otherwise. What is fresh is told by [`super::age`].
 //! Open gaps are always a breach: moments inside them cannot be restored.
 
 use std::time::Duration;
 
 use highwater_format::Pulse;
 
+use super::age::{self, Age};
 use super::{Place, RegionStatus, Status};
 use crate::admin::BREACHED_AFTER;
 
@@ -46,32 +47,42 @@ fn without_agent(status: &Status, needed: usize, pulse_interval: Duration) -> Op
         return Some(nothing_durable(status));
     }
     // Another machine may run the agent: fresh pulses speak for it, if as many regions as the policy asks for take them.
-    let mut times: Vec<_> = status
-        .regions
-        .iter()
-        .filter_map(|region| region.pulse.as_ref())
-        .map(|pulse| pulse.server_time)
-        .collect();
-    times.sort_unstable_by(|a, b| b.cmp(a));
-    let newest = times.get(needed.saturating_sub(1));
-    let silent = newest.map(|time| status.now.since(*time));
-    let fresh = silent.is_some_and(|silent| silent <= BREACHED_AFTER.max(pulse_interval * 3));
+    let age = age::ages(status).get(needed.saturating_sub(1)).copied();
+    let fresh = age.is_some_and(|age| age.is_fresh(pulse_interval));
     match (status.lag_bytes, fresh) {
         (Some(0), _) if !is_on_newer_timeline(status) => status.elsewhere.clone(),
         (_, true) => on_older_timeline(status)
             .or_else(|| status.elsewhere.clone())
             .or_else(|| told_late(status)),
         (Some(0), false) => Some(
-            "no agent of this cluster answers, and nothing of the timeline that the server is on is durable".into(),
+            "no agent of this cluster answers, and nothing of the timeline that the server is on is durable"
+                .into(),
         ),
-        (Some(lag), false) => Some(format!("no agent of this cluster answers and {lag} bytes of WAL are not durable")),
-        (None, false) => Some(match silent {
-            Some(silent) => format!(
-                "neither agent nor server answers, and the last pulse in as many regions as the policy asks for is {} s old",
-                silent.as_secs()
+        (Some(lag), false) => Some(match age {
+            Some(Age::Ahead(_)) => format!(
+                "no agent of this cluster answers, {lag} bytes of WAL are not durable, and {}",
+                silence(age)
             ),
-            None => "neither agent nor server answers, and there is no pulse in as many regions as the policy asks for".into(),
+            _ => format!("no agent of this cluster answers and {lag} bytes of WAL are not durable"),
         }),
+        (None, false) => Some(format!("neither agent nor server answers, and {}", silence(age))),
+    }
+}
+
+/// Why nobody is known to write pulses in as many regions as the policy asks for.
+fn silence(age: Option<Age>) -> String {
+    match age {
+        None => "there is no pulse in as many regions as the policy asks for".into(),
+        Some(Age::Known(silent)) => format!(
+            "the last pulse in as many regions as the policy asks for is {} s old",
+            silent.as_secs()
+        ),
+        Some(Age::Ahead(ahead)) => format!(
+            "how old the last pulse in as many regions as the policy asks for is cannot be told: the server's clock, by which it \
+             was written, is {} s ahead of this machine's, and it was not seen to change; set the clocks right, or ask on the \
+             agent's machine",
+            ahead.as_secs()
+        ),
     }
 }
 
@@ -89,15 +100,20 @@ fn nothing_durable(status: &Status) -> String {
 }
 
 /// The server was promoted, and nothing of what it has written since is durable, however far that reaches.
-fn is_on_newer_timeline(status: &Status) -> bool {
+pub(super) fn is_on_newer_timeline(status: &Status) -> bool {
     let on = |place: Option<Place>| place.map(|place| place.timeline);
     on(status.durable).is_some() && on(status.server.end) > on(status.durable)
 }
 
-/// The pulse that speaks for an agent on another machine.
+/// The pulse that speaks for an agent on another machine. One whose age is not known does so only where there is no other.
 pub(super) fn newest_pulse(status: &Status) -> Option<&Pulse> {
-    let pulses = status.regions.iter().filter_map(|region| region.pulse.as_ref());
-    pulses.max_by_key(|pulse| (pulse.server_time, pulse.waiting_ms))
+    let is_known = |region: &RegionStatus| matches!(Age::of(region, status.now), Some(Age::Known(_)));
+    let pulses = status
+        .regions
+        .iter()
+        .filter_map(|region| Some((is_known(region), region.pulse.as_ref()?)));
+    let newest = pulses.max_by_key(|(known, pulse)| (*known, pulse.server_time, pulse.waiting_ms));
+    newest.map(|(_, pulse)| pulse)
 }
 
 /// Pulses of a newer timeline do not speak of a server that has WAL of its own on an older one: a primary that was revived
@@ -186,6 +202,7 @@ pub(super) mod samples {
                 missing_backups: vec![],
                 note: None,
                 error: None,
+                renewed: false,
             }],
             last_backup: None,
             failed_backup: None,
@@ -258,6 +275,37 @@ mod tests {
             let reasons = breaches(&status, needed, INTERVAL);
             assert_eq!(reasons.is_empty(), kept, "{pulse:?} {needed}: {reasons:?}");
         }
+    }
+
+    /// This machine's clock is three hours slow. What the agent wrote last, dead or not, is ahead of it for as long.
+    #[test]
+    fn pulses_ahead_of_the_clock_speak_for_an_agent_only_while_they_change() {
+        for (time, lag, renewed, kept) in [
+            ("2026-11-20T15:00:00Z", Some(100), false, false),
+            ("2026-11-20T15:00:00Z", None, false, false),
+            ("2026-11-20T15:00:00Z", Some(100), true, true),
+            ("2026-11-20T15:00:00Z", None, true, true),
+            // All is durable that the server has, whoever lives.
+            ("2026-11-20T15:00:00Z", Some(0), false, true),
+            ("2026-11-20T12:00:59Z", Some(100), false, true),
+        ] {
+            let mut status = status(Some(time), lag);
+            status.regions[0].renewed = renewed;
+            let reasons = breaches(&status, 1, INTERVAL);
+            assert_eq!(reasons.is_empty(), kept, "{time} {lag:?} {renewed}: {reasons:?}");
+            let told = reasons.iter().all(|reason| reason.contains("10800 s ahead"));
+            assert!(told, "{reasons:?}");
+        }
+        // An old one of a server whose clock was fast hides neither that the agent lives nor what it says.
+        let mut both = status(Some("2026-11-20T15:00:00Z"), Some(100));
+        let mut living = status(Some("2026-11-20T11:59:55Z"), Some(100));
+        let pulse = living.regions[0].pulse.as_mut().unwrap();
+        (pulse.wal_end, pulse.waiting_ms) = (Lsn(12), Some(0));
+        both.regions.append(&mut living.regions);
+        assert!(breaches(&both, 1, INTERVAL).is_empty());
+        both.regions[1].pulse.as_mut().unwrap().waiting_ms = Some(90_000);
+        let reasons = breaches(&both, 1, INTERVAL);
+        assert!(reasons.len() == 1 && reasons[0].contains("90 s"), "{reasons:?}");
     }
 
     #[test]

@@ -107,6 +107,8 @@ async fn a_writer_that_was_left_behind_does_not_fence_its_successor() {
     let successor = rig.agent("successor", false);
     successor.enter(line(2), false).await.unwrap();
     rig.stores[0].heal();
+    // What the one that was left behind stored there meanwhile is none of its successor's concern.
+    counted_and_stored(&rig, &successor, 0x200, 0x300).await;
     let left_behind = claim(9, "left-behind", 1);
     assert!(
         create(&*north.quick, &rig.archive.layout, &left_behind)
@@ -540,4 +542,53 @@ async fn beside_a_dead_claim_it_is_stored_once_that_is_known() {
         }
         assert_eq!((looks, epochs_in(&rig, 0).await.len()), (waited, 3));
     }
+}
+
+/// Somebody empties a region: it is filled again from the others. If there is none, an agent that begins anew knows that.
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_emptied_is_noticed_with_the_next_look() {
+    let rig = Rig::new();
+    let writer = rig.agent("writer", false);
+    writer.enter(line(1), false).await.unwrap();
+    let regions = &rig.archive.regions;
+    for region in regions {
+        assert!(writer.look(region).await.unwrap());
+    }
+    let emptied = |index: usize| writer.state.snapshot().regions[index].emptied;
+    let claim = rig.archive.layout.writer(1);
+    rig.stores[0].delete(&claim).await.unwrap();
+    assert!(writer.look(&regions[0]).await.unwrap() && stores(&regions[0]).await);
+    assert_eq!((emptied(0), emptied(1)), (1, 0));
+    assert_eq!(epochs_in(&rig, 0).await, [1], "it is claimed again");
+    rig.stores[1].delete(&claim).await.unwrap();
+    let both = writer.look(&regions[1]).await;
+    assert!(matches!(both, Err(AgentError::Restart { .. })), "{both:?}");
+}
+
+/// After a failover a writer streams the rest of the timeline before, and its pulses speak of that. A second agent beside the same
+/// server is no copy for that, and is to be started again.
+#[tokio::test(start_paused = true)]
+async fn a_spare_agent_is_none_of_a_copy_while_its_writer_catches_up() {
+    let rig = Rig::new();
+    let production = rig.agent("production", false);
+    production.enter(line(2), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    let spare = rig.agent("spare", false);
+    assert_eq!(rig.refused_on(line(2), &spare, false).await.kind(), Kind::Refused);
+}
+
+/// What kept it from looking is over, or of no interest to an agent beside a standby.
+#[tokio::test(start_paused = true)]
+async fn beside_a_standby_nothing_is_said_of_looks() {
+    let rig = Rig::new();
+    let agent = rig.agent("agent", false);
+    agent.enter(line(1), false).await.unwrap();
+    let north = &rig.archive.regions[0];
+    tokio::time::advance(INTERVAL * SILENT_FOR).await;
+    rig.stores[0].inject(Rule::times(100, Fault::FailBefore(ErrorKind::Retry)));
+    assert!(agent.look(north).await.is_err());
+    assert!(agent.state.snapshot().regions[0].last_error.is_some());
+    rig.stores[0].heal();
+    agent.enter(line(1), true).await.unwrap();
+    assert_eq!(agent.state.snapshot().regions[0].last_error, None);
 }

@@ -1,11 +1,16 @@
-//! Where a place is had again that another writer had meanwhile, or may have had: nothing goes on beside what that one stored.
+//! Where what lies in the regions is not what this process has stored there: because another writer had its place meanwhile, or
+//! because somebody has emptied them.
 //!
 //! Owns: noticing it, and the error that ends the process. What this one holds in memory follows what it had stored itself; only an
-//! agent that begins anew reads what lies there now, compares it with its server, and goes on behind it.
+//! agent that begins anew reads what lies there now, compares it with its server, and goes on behind it. One region that was emptied
+//! is filled from the others ([`crate::heal`]).
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use highwater_format::Writer;
+use highwater_store::ErrorKind;
+use tokio::time::Instant;
 
 use super::Claims;
 use super::claim::name;
@@ -13,6 +18,9 @@ use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::inventory::{held, onward, timelines};
 use crate::region::Region;
+
+/// Regions that were emptied within so many intervals of the pulse were emptied at once.
+const LATELY: u32 = 4;
 
 impl Claims {
     /// Another writer has taken the place, in one region or all.
@@ -30,7 +38,16 @@ impl Claims {
 
     /// Fails if there is WAL in a region that this process has not counted there, although `rival` stores nothing any more. Some of it
     /// may be its own, out of order: to begin anew costs little.
-    pub(super) async fn nothing_came_between(&self, region: &Region, rival: &Writer) -> Result<()> {
+    /// What was left behind on an earlier timeline is none of it.
+    pub(super) async fn nothing_came_between(
+        &self,
+        region: &Region,
+        own: &Writer,
+        rival: &Writer,
+    ) -> Result<()> {
+        if rival.timeline < own.timeline && self.has_begun(own.timeline) {
+            return Ok(());
+        }
         let snapshot = self.state.snapshot();
         let view = snapshot.regions.get(region.index);
         let Some((timeline, lsn)) = view.and_then(|view| Some((view.timeline?, view.stored))) else {
@@ -45,6 +62,40 @@ impl Claims {
             ))),
             false => Ok(()),
         }
+    }
+
+    /// Our claim is not listed. If it was there and is gone, so is the rest: nobody removes a claim alone.
+    pub(super) async fn is_still_there(&self, region: &Region, own: &Writer) -> Result<()> {
+        let Some(epoch) = self.known().get(&region.index).copied() else {
+            return Ok(());
+        };
+        // Not read: it may be in an archive tier.
+        match region.quick.head(&self.layout.writer(epoch)).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => return Ok(other.map(drop)?),
+        }
+        self.known().remove(&region.index);
+        tracing::error!(
+            region = region.name,
+            epoch = own.epoch,
+            "the claim that this agent had made there is gone: something outside the agent removes objects"
+        );
+        self.state
+            .update_region(region.index, |view| view.emptied = view.emptied.wrapping_add(1));
+        match self.are_all_emptied(region) {
+            true => Err(begin_anew("every region was emptied")),
+            false => Ok(()),
+        }
+    }
+
+    fn are_all_emptied(&self, region: &Region) -> bool {
+        let mut emptied = self.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        emptied.insert(region.index, Instant::now());
+        let lately = |region: &Arc<Region>| {
+            let at = emptied.get(&region.index);
+            at.is_some_and(|at| at.elapsed() < self.interval * LATELY)
+        };
+        self.regions.iter().all(lately)
     }
 
     async fn lies_behind(&self, region: &Region, stored: Position) -> Result<bool> {

@@ -165,7 +165,7 @@ impl Claims {
         let listed = epochs(store, &self.layout, own.epoch - 1).await?;
         self.away().remove(&region.index);
         if listed == [own.epoch] && self.known().get(&region.index) == Some(&own.epoch) {
-            return self.settled(region).await;
+            return self.settled(region, &own).await;
         }
         let (newest, damaged) = newest_of_these(store, &self.layout, listed).await?;
         if newest
@@ -183,6 +183,7 @@ impl Claims {
                 placed?
             }
             (None, None) => {
+                self.is_still_there(region, &own).await?;
                 self.succeed(region, &own).await?;
                 // Where our own is damaged, or another's that has its number.
                 create(store, &self.layout, &own).await?
@@ -198,14 +199,14 @@ impl Claims {
             },
         };
         match holds {
-            true => self.settled(region).await,
+            true => self.settled(region, &own).await,
             false => Ok(Found::Lost),
         }
     }
 
     /// No newer claim is in the way. Where our own came late, whoever was there before must have noticed; where there was a newer one,
     /// its writer must have left nothing, too, that we do not know of.
-    async fn settled(&self, region: &Region) -> Result<Found> {
+    async fn settled(&self, region: &Region, own: &Writer) -> Result<Found> {
         if self.is_waited_for(region) {
             return Ok(Found::Beside);
         }
@@ -214,7 +215,7 @@ impl Claims {
             .get(&region.index)
             .map(|known| (known.rival.clone(), known.older));
         if let Some((rival, false)) = &rival {
-            self.nothing_came_between(region, rival).await?;
+            self.nothing_came_between(region, own, rival).await?;
         }
         if rival.is_some() {
             self.forget(region);
@@ -260,10 +261,10 @@ impl Claims {
 
     /// Who made the newest claim has ended: it is ours again, once what was stored meanwhile is known.
     async fn above_the_gone(&self, region: &Region, own: &Writer, rival: &Writer) -> Result<Found> {
-        self.nothing_came_between(region, rival).await?;
+        self.nothing_came_between(region, own, rival).await?;
         let placed = self.claim_above(&*region.quick, own, rival.epoch + 1).await?;
         match placed {
-            true => self.settled(region).await,
+            true => self.settled(region, own).await,
             false => Ok(Found::Beside),
         }
     }
@@ -335,7 +336,7 @@ impl Claims {
         let Some(before) = before.filter(|before| before.instance != own.instance) else {
             return Ok(());
         };
-        if self.me.knows_to_be_gone(&before) {
+        if !self.is_writer() || self.me.knows_to_be_gone(&before) {
             return Ok(());
         }
         let mut besides = self.besides();
@@ -367,7 +368,7 @@ impl Claims {
     }
 
     /// Whether WAL of a timeline was stored anywhere. No agent ever gets in after that whose server is still on an earlier one.
-    fn has_begun(&self, timeline: TimelineId) -> bool {
+    pub(super) fn has_begun(&self, timeline: TimelineId) -> bool {
         let snapshot = self.state.snapshot();
         snapshot
             .regions
@@ -425,12 +426,11 @@ impl Claims {
 
     /// This agent writes nothing anyway.
     pub(super) fn listens_no_more(&self) {
-        for region in std::mem::take(&mut *self.besides()).into_keys() {
-            self.state.update_region(region, |view| view.beside(None));
-        }
+        self.besides().clear();
+        self.regions.iter().for_each(|region| self.show(region, None));
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<usize, u64>> {
+    pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<usize, u64>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -460,6 +460,8 @@ impl Claims {
 
     /// Notes who has taken the place of `own`, unless that is not held any more.
     fn fence(&self, own: &Writer, holder: Writer) {
+        // On a later timeline it stores beside nothing of ours.
+        let displaces = !matches!(standing(own, &holder), Standing::Fenced(_));
         let changed = self.held.send_if_modified(|held| {
             let ours = held.claim.as_ref() == Some(own);
             let changed = ours && held.fenced.as_ref() != Some(&holder);
@@ -469,7 +471,9 @@ impl Claims {
             changed
         });
         if changed {
-            self.note_displaced();
+            if displaces {
+                self.note_displaced();
+            }
             self.regions.iter().for_each(|region| region.lease.revoke());
             self.listens_no_more();
             self.state.update(|snapshot| snapshot.writer_epoch = 0);

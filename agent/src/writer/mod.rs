@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use highwater_format::{Layout, SegmentSize, Time, Writer};
+use highwater_format::{Layout, SegmentSize, Writer};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::clock::Clock;
 use crate::error::{AgentError, Result};
@@ -70,6 +70,8 @@ pub struct Claims {
     beside: Mutex<BTreeMap<usize, Beside>>,
     /// The epoch of this agent's own claim that was read in a region: claims do not change, and it is not read again.
     known: Mutex<BTreeMap<usize, u64>>,
+    /// Regions from which the claim had gone that was read there, and when that was noticed.
+    emptied: Mutex<BTreeMap<usize, Instant>>,
     /// Another writer had this one's place.
     displaced: AtomicBool,
 }
@@ -102,6 +104,7 @@ impl Claims {
             away: Mutex::default(),
             beside: Mutex::default(),
             known: Mutex::default(),
+            emptied: Mutex::default(),
             displaced: AtomicBool::new(false),
         }
     }
@@ -118,11 +121,6 @@ impl Claims {
     /// The name of this process in pulses.
     pub fn instance(&self) -> &str {
         &self.me.instance
-    }
-
-    /// The agent's clock.
-    pub fn now(&self) -> Time {
-        self.clock.now()
     }
 
     /// Milliseconds between two of its pulses, as claims and pulses say it.

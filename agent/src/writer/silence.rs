@@ -111,12 +111,20 @@ impl Claims {
     }
 
     async fn in_use(&self, region: &Region, pulse: &Pulse, newest: &Writer, line: Line) -> AgentError {
-        let holder = match older_claim(&*region.quick, &self.layout, &pulse.instance).await {
-            Ok(Some(claim)) => name(&claim),
-            _ if pulse.instance == newest.instance => name(newest),
-            _ => format!("instance {}", pulse.instance),
+        let theirs = match older_claim(&*region.quick, &self.layout, &pulse.instance).await {
+            Ok(Some(claim)) => Some(claim),
+            _ => Some(newest.clone()).filter(|newest| newest.instance == pulse.instance),
+        };
+        let holder = match &theirs {
+            Some(claim) => name(claim),
+            None => format!("instance {}", pulse.instance),
         };
         let timeline = line.timeline;
+        // Of what is claimed a pulse speaks only when it is streamed.
+        let left_behind = match &theirs {
+            Some(theirs) => !line.is_of(theirs) && theirs.timeline <= timeline,
+            None => pulse.timeline < timeline,
+        };
         let (place, reason) = match (pulse.timeline == timeline, line.is_of(newest)) {
             (true, true) => (
                 ", too",
@@ -132,7 +140,7 @@ impl Claims {
             ),
         };
         AgentError::InUse {
-            promoted: timeline > pulse.timeline || timeline == pulse.timeline && !line.is_of(newest),
+            promoted: left_behind,
             what: format!(
                 "this archive is in use: {holder}, and its server is alive at {} on timeline {}; this server is on timeline \
                  {timeline}{place}. {reason}. Nothing was written",
