@@ -20,8 +20,8 @@ use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Stop, archive, lsn};
 
 use support::{
-    Loss, SLOW, Story, archived_for_a_while, backed_up, now, one_gap, range_of, records, recycle,
-    restores_around, stop, until_wal_is_lost,
+    Agent, Loss, SLOW, Story, archived_for_a_while, backed_up, now, one_gap, range_of, records, recycle,
+    restores_around, stop, take_again, until_wal_is_lost,
 };
 
 async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
@@ -32,8 +32,20 @@ async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
         inside,
     } = until_wal_is_lost(version, loss).await?;
     let site = &site;
-    let agent = site.start_agent().await?;
+    // The base backup that ends the gap takes long enough for the gap to be seen before.
+    for region in &site.regions {
+        region.faults().only(&[Operation::Put]);
+        region.faults().only_keys("/base/");
+        region.faults().delay(Some(std::time::Duration::from_secs(2)));
+    }
+    let admin = Agent::new()?;
+    let agent = admin.program(site)?.arg("run").start()?;
+    let seen = admin.counts_gaps(1, 1).await;
+    seen.with_context(|| agent.last_words())?;
+    let lost = admin.metric("highwater_gap_last_bytes").await;
+    take_again(site);
     backed_up(site, 2, &agent).await?;
+    admin.counts_gaps(1, 0).await?;
     ledger.grow(30).await?;
     let log = ledger.stop().await;
     let end = site.all_durable().await.with_context(|| agent.last_words())?;
@@ -57,6 +69,7 @@ async fn a_gap_is_bridged(version: PgVersion, loss: Loss) -> Result<()> {
     );
     drop(agent);
     let gap = one_gap(site, loss.cause())?;
+    ensure!(lost == Some(gap.1 - gap.0), "{lost:?} bytes are said to be lost");
     restores_around(site, &log, (&before, &inside), gap, loss.cause()).await
 }
 

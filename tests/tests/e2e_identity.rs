@@ -1,6 +1,7 @@
 //! The archive belongs to one history: a rolled-back primary and a second agent are told apart from a plain
 //! restart, and neither spoils what is archived.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,9 @@ use highwater_pgwire::{ConnInfo, Connection, Mode};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, lsn, process};
+use highwater_tests::{
+    Ledger, PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, archive, lsn, process,
+};
 
 /// The write-once objects of both regions: all but the pulse, which is rewritten, and the notes of writers.
 fn archived(site: &Site) -> [Vec<String>; 2] {
@@ -36,10 +39,17 @@ fn place_named_in(said: &str) -> Result<u64> {
     lsn::parse(place.with_context(|| format!("no place is named: {said}"))?)
 }
 
-#[tokio::test]
-async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
+/// Loses the server's disk and puts a copy of it in its place.
+async fn roll_back(site: &mut Site, kept: &Path) -> Result<()> {
+    site.primary.stop(Stop::Immediate).await?;
+    site.primary.lose_disk()?;
+    process::copy_tree(kept, site.primary.data_dir())?;
+    site.primary.start_again().await
+}
+
+async fn a_primary_that_was_rolled_back_is_refused(version: PgVersion) -> Result<()> {
     // Nobody else writes WAL: for a while the copy is to stay behind what is archived.
-    let mut site = Site::start(PgCluster::builder(PgVersion::V15).conf("autovacuum", "off"), 16).await?;
+    let mut site = Site::start(PgCluster::builder(version).conf("autovacuum", "off"), 16).await?;
     let mut agent = site.start_agent().await?;
     site.backup().await?;
     site.primary.sql("CREATE TABLE story (line text)").await?;
@@ -59,10 +69,7 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
     let before = archived(&site);
 
     // The copy is put in its place, and grows past the point up to which the other one was archived.
-    site.primary.stop(Stop::Immediate).await?;
-    site.primary.lose_disk()?;
-    process::copy_tree(&kept, site.primary.data_dir())?;
-    site.primary.start_again().await?;
+    roll_back(&mut site, &kept).await?;
     // Before that its end lies inside what is archived, and the listings look as if its WAL were stored.
     site.primary
         .sql("INSERT INTO story SELECT 'another story altogether ' || g FROM generate_series(1, 100) g")
@@ -101,16 +108,112 @@ async fn fault_08_a_primary_that_was_rolled_back_is_refused() -> Result<()> {
         "something of the other history was stored"
     );
 
-    let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[0], site.regions[0].as_ref())])?;
+    only_the_first_story(&site, "what was", 2000).await
+}
+
+/// A restore has `rows` rows of the history that was archived, and none of another.
+async fn only_the_first_story(site: &Site, begins: &str, rows: u32) -> Result<()> {
+    let version = site.primary.version();
+    let place = RestoreSite::new(version, &[(REGIONS[0], site.regions[0].as_ref())])?;
     let restored = place.recovered("data", &[]).await?;
-    ensure!(
-        restored
-            .value("SELECT count(*) FROM story WHERE line LIKE 'what was%'")
-            .await?
-            == "2000"
-    );
-    ensure!(restored.value("SELECT count(*) FROM story").await? == "2000");
+    let query = format!("SELECT count(*) FROM story WHERE line LIKE '{begins}%'");
+    ensure!(restored.value(&query).await? == rows.to_string());
+    ensure!(restored.value("SELECT count(*) FROM story").await? == rows.to_string());
     Ok(())
+}
+
+#[tokio::test]
+async fn fault_08_a_primary_that_was_rolled_back_is_refused_on_postgresql_15() -> Result<()> {
+    a_primary_that_was_rolled_back_is_refused(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn fault_08_a_primary_that_was_rolled_back_is_refused_on_postgresql_17() -> Result<()> {
+    a_primary_that_was_rolled_back_is_refused(PgVersion::V17).await
+}
+
+#[tokio::test]
+async fn fault_08_a_primary_that_was_rolled_back_is_refused_on_postgresql_18() -> Result<()> {
+    a_primary_that_was_rolled_back_is_refused(PgVersion::V18).await
+}
+
+/// A hundred rows of a length that does not depend on `letter`, and then a new segment. Its start, and that of the one before.
+async fn a_chapter_of(site: &Site, letter: char) -> Result<(u64, u64)> {
+    site.primary
+        .sql(&format!(
+            "INSERT INTO story SELECT repeat('{letter}', 60) FROM generate_series(1, 100)"
+        ))
+        .await?;
+    let switched = lsn::parse(&site.primary.value("SELECT pg_switch_wal()").await?)?;
+    let open = switched.next_multiple_of(site.segment_size());
+    Ok((open, open - site.segment_size()))
+}
+
+/// Both histories have as many bytes in the segment before, so that the open one begins the same way in both: with what an idle
+/// server notes by itself, in which there is no time. The agent has to look into the segment before.
+#[tokio::test]
+async fn fault_08_a_rolled_back_primary_whose_open_segment_is_nearly_empty_is_refused() -> Result<()> {
+    let mut site = Site::start(PgCluster::builder(PgVersion::V15).conf("autovacuum", "off"), 16).await?;
+    let mut agent = site.start_agent().await?;
+    site.backup().await?;
+    site.primary.sql("CREATE TABLE story (line text)").await?;
+    site.all_durable().await?;
+    agent.terminate();
+    ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    site.primary.stop(Stop::Fast).await?;
+    let kept = site.primary.dir().join("kept");
+    process::copy_tree(site.primary.data_dir(), &kept)?;
+    site.primary.start_again().await?;
+    let (open, closed) = a_chapter_of(&site, 'a').await?;
+    let mut agent = site.start_agent().await?;
+    // The server's background writer notes the running transactions, at the latest fifteen seconds after something was written.
+    let noted = site.durable(open + 1).await;
+    noted.with_context(|| agent.last_words())?;
+    let name = format!("SELECT pg_walfile_name('{}')", lsn::show(closed + 1));
+    let whole = format!("/segment/{}", site.primary.value(&name).await?);
+    let stored = || async {
+        let has = |held: &S3Snapshot| !archive::keys_with(held, BUCKET, &whole).is_empty();
+        site.snapshots().iter().all(has).then_some(())
+    };
+    eventually("the segment before as a whole", PATIENCE, stored).await?;
+    agent.kill9();
+    agent.wait_exit(PATIENCE).await?;
+
+    roll_back(&mut site, &kept).await?;
+    let before = archived(&site);
+    let (reported, end) = (site.tap.highest_flush(), site.stored_ends()[0]);
+    ensure!(
+        end > open && end < open + (64 << 10),
+        "{} bytes of the open segment are archived",
+        end.saturating_sub(open)
+    );
+    ensure!(
+        a_chapter_of(&site, 'b').await? == (open, closed),
+        "the other history is not as long"
+    );
+    let as_long = || async {
+        let flushed = site.primary.value("SELECT pg_current_wal_flush_lsn()").await;
+        (lsn::parse(&flushed.ok()?).ok()? >= end).then_some(())
+    };
+    eventually("the other history to be as long", PATIENCE, as_long).await?;
+    let (code, said) = gives_up(&site).await?;
+    ensure!(code == 4, "exit code {code}:\n{said}");
+    let place = place_named_in(&said)?;
+    ensure!(
+        closed < place && place < open,
+        "they part in the segment from {} to {}: {said}",
+        lsn::show(closed),
+        lsn::show(open)
+    );
+    ensure!(
+        site.tap.highest_flush() == reported,
+        "something of the other history was acknowledged"
+    );
+    ensure!(
+        archived(&site) == before,
+        "something of the other history was stored"
+    );
+    only_the_first_story(&site, "aaa", 100).await
 }
 
 /// The agent goes on running while its server is replaced by one that it refuses, and that had no slot.
@@ -128,10 +231,7 @@ async fn a_running_agent_leaves_no_slot_on_a_server_that_it_refuses() -> Result<
         .sql("INSERT INTO story SELECT 'what was archived ' || g FROM generate_series(1, 2000) g")
         .await?;
     site.all_durable().await.with_context(|| agent.last_words())?;
-    site.primary.stop(Stop::Immediate).await?;
-    site.primary.lose_disk()?;
-    process::copy_tree(&kept, site.primary.data_dir())?;
-    site.primary.start_again().await?;
+    roll_back(&mut site, &kept).await?;
     ensure!(agent.wait_exit(PATIENCE).await? == 4, "{}", agent.last_words());
     let slots = site
         .primary

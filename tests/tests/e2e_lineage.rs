@@ -272,11 +272,26 @@ async fn agent_ahead_of_the_new_primary(version: PgVersion, restart: bool) -> Re
 }
 
 #[tokio::test]
-async fn fault_17_the_running_agent_is_ahead_of_the_new_primary() -> Result<()> {
+async fn fault_17_the_running_agent_is_ahead_of_the_new_primary_on_15() -> Result<()> {
     agent_ahead_of_the_new_primary(PgVersion::V15, false).await
 }
 
 #[tokio::test]
-async fn fault_17_an_agent_started_later_finds_itself_ahead_of_the_new_primary() -> Result<()> {
+async fn fault_17_the_running_agent_is_ahead_of_the_new_primary_on_18() -> Result<()> {
+    agent_ahead_of_the_new_primary(PgVersion::V18, false).await
+}
+
+#[tokio::test]
+async fn fault_17_an_agent_started_later_finds_itself_ahead_of_the_new_primary_on_15() -> Result<()> {
+    agent_ahead_of_the_new_primary(PgVersion::V15, true).await
+}
+
+#[tokio::test]
+async fn fault_17_an_agent_started_later_finds_itself_ahead_of_the_new_primary_on_17() -> Result<()> {
     agent_ahead_of_the_new_primary(PgVersion::V17, true).await
+}
+
+#[tokio::test]
+async fn fault_17_an_agent_started_later_finds_itself_ahead_of_the_new_primary_on_18() -> Result<()> {
+    agent_ahead_of_the_new_primary(PgVersion::V18, true).await
 }

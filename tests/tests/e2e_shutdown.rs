@@ -35,6 +35,7 @@ async fn stops(version: PgVersion) -> Result<()> {
 
     // Loaded, with WAL that the agent has not stored yet. Before it is back a shutdown has nobody to wait for.
     site.primary.start_again().await?;
+    site.primary.sql("CREATE TABLE again ()").await?;
     site.all_durable().await.with_context(|| agent.last_words())?;
     let ledger = Ledger::start(&site.primary, 4).await?;
     ledger.grow(200).await?;

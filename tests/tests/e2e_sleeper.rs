@@ -143,3 +143,51 @@ async fn i8_a_writer_that_slept_stores_nothing_beside_the_agent_of_a_copy() -> R
     ensure!(rival.is_running(), "{}", rival.last_words());
     Ok(())
 }
+
+/// The agent of a copy had the place of the one that sleeps, and both it and the copy are gone when that one wakes. What it holds in memory
+/// would lie beside what was stored meanwhile.
+#[tokio::test]
+async fn i8_a_writer_that_slept_does_not_go_on_beside_what_the_agent_of_a_copy_has_left() -> Result<()> {
+    let mut site = Site::start(builder(), 16).await?;
+    site.settings = SETTINGS.to_owned();
+    let mut sleeper = site.start_agent().await?;
+    site.all_durable().await?;
+    site.primary.stop(Stop::Fast).await?;
+    let kept = site.primary.dir().join("clone");
+    process::copy_tree(site.primary.data_dir(), &kept)?;
+    site.primary.start_again().await?;
+    let common = site.all_durable().await?;
+    put_to_sleep(&mut sleeper).await?;
+    let mut clone = PgCluster::adopt(VERSION, &kept)?;
+    clone.start_again().await?;
+    let rows = |name: &str, count: u32| {
+        format!("CREATE TABLE {name} AS SELECT g FROM generate_series(1, {count}) g")
+    };
+    clone.sql(&rows("of_the_copy", 5000)).await?;
+    // Once the sleeper is silent, without being told to.
+    let mut rival = site.agent_at(&clone.connection_string())?.arg("run").start()?;
+    let end = flushed(&clone).await?;
+    ensure!(end > common, "the copy lies behind");
+    site.archived(1, end).await.with_context(|| rival.last_words())?;
+    rival.kill9();
+    clone.kill9();
+
+    site.primary.sql(&rows("of_production", 20_000)).await?;
+    let (before, told) = (site.snapshots(), site.tap.highest_flush());
+    sleeper.signal(Signal::SIGCONT);
+    let code = sleeper.wait_exit(PATIENCE).await?;
+    let said = sleeper.last_words();
+    ensure!(
+        code == 3 && said.contains("that this agent did not store"),
+        "exit code {code}:\n{said}"
+    );
+    let mut again = site.agent()?.arg("run").start()?;
+    let code = again.wait_exit(PATIENCE).await?;
+    ensure!(code == 4, "exit code {code}:\n{}", again.last_words());
+    for (before, after) in before.iter().zip(site.snapshots()) {
+        let stored = new_beginnings(before, &after, 1, &site);
+        ensure!(stored.is_empty(), "what begins at {stored:x?} was stored");
+    }
+    ensure!(site.tap.highest_flush() == told, "something was reported");
+    site.nothing_was_replaced(&before)
+}

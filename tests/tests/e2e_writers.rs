@@ -358,7 +358,7 @@ async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<
     let pid = format!("pid {}", production.pid());
     refused(
         &mut agent,
-        1,
+        4,
         &[&pid, "timeline 1", "timeline 2", "restored copy", "--take-over"],
     )
     .await?;
@@ -367,7 +367,7 @@ async fn fault_67_a_restored_copy_with_the_production_configuration() -> Result<
     copy.sql("SELECT pg_create_physical_replication_slot('highwater')")
         .await?;
     let mut agent = site.agent_at(&copy.connection_string())?.arg("run").start()?;
-    refused(&mut agent, 1, &[&pid, "restored copy"]).await?;
+    refused(&mut agent, 4, &[&pid, "restored copy"]).await?;
     keeps_no_wal(&copy).await?;
     site.nothing_was_replaced(&archived)?;
     ensure!(

@@ -8,10 +8,10 @@ use highwater_tests::ledger::{Expect, Pace};
 use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Witness};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Witness, lsn};
 
 use crate::security::ask;
-use crate::support::{VERSION, both_hold, copy_holds, from_region, leave};
+use crate::support::{VERSION, answers, both_hold, copy_holds, from_region, leave};
 
 /// Both regions hang, the load goes on, the agent dies: the copies of the regions at that moment hold all that was
 /// ever reported, and a new agent goes on without a hole.
@@ -92,6 +92,21 @@ async fn status_is_content(site: &Site) -> Result<()> {
     .await
 }
 
+/// WAL that waits is a breach after a minute: the agent is not ready any more, and `status` ends with 1; both name the region.
+async fn a_minute_of_waiting_is_a_breach(program: &Program, port: u16) -> Result<()> {
+    let breached = || async {
+        let answer = ask(port, "GET", "/readyz").await.ok()?;
+        answer.starts_with("HTTP/1.1 503").then_some(answer)
+    };
+    let answer = eventually("the agent not to be ready any more", PATIENCE, breached).await?;
+    ensure!(
+        answer.contains("WAL has waited") && answer.contains(&format!("region {}", REGIONS[1])),
+        "{answer}"
+    );
+    let told = program.clone().arg("status").output().await?;
+    answers(&told, 1, &["WAL has waited", &format!("region {}", REGIONS[1])])
+}
+
 /// One region refuses every connection for a while under the policy `all`.
 #[tokio::test]
 async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_filled() -> Result<()> {
@@ -123,7 +138,11 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     let (code, document) = status(&site).await?;
     let reasons = document["breached"].as_array().map_or(0, Vec::len);
     ensure!(code == 1 && reasons > 0, "exit code {code}: {document:#}");
-    let told = program.args(["--output", "json", "status"]).output().await?;
+    let told = program
+        .clone()
+        .args(["--output", "json", "status"])
+        .output()
+        .await?;
     let document: serde_json::Value = serde_json::from_str(&told.stdout).with_context(|| told.said())?;
     let away = &document["regions"][1];
     ensure!(
@@ -134,6 +153,11 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     ensure!(
         document["durable"].is_null() && document["agent"]["lag_seconds"].as_f64() > Some(0.0),
         "no lag while a region of the policy is away: {document:#}"
+    );
+    ensure!(
+        told.code == i32::from(document["agent"]["lag_seconds"].as_f64() > Some(60.0)),
+        "exit code {}: {document:#}",
+        told.code
     );
     let page = ask(port, "GET", "/metrics").await?;
     for series in [
@@ -147,10 +171,24 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
         );
     }
 
+    let log = ledger.stop().await;
+    a_minute_of_waiting_is_a_breach(&program, port).await?;
+
+    let pace = Pace {
+        clients: 2,
+        ..Pace::default()
+    };
+    let ledger = Ledger::resume(&site.primary, pace, log).await?;
+    ledger.grow(40).await?;
     site.regions[1].faults().refuse(false);
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
+    let ready = || async {
+        let answer = ask(port, "GET", "/readyz").await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    };
+    eventually("the agent to be ready again", PATIENCE, ready).await?;
     status_is_content(&site).await?;
     witness.satisfied()?;
     leave(agent).await?;
@@ -163,11 +201,11 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
 }
 
 /// PostgreSQL stops while no region answers: it asks again after every answer, tens of thousands of times a second
-/// if it gets one each time. The agent's calm answers keep that down, and it lets the server go.
-#[tokio::test]
-async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
-    let mut site = Site::start(PgCluster::builder(VERSION), 16).await?;
-    let agent = site.start_agent().await?;
+/// if it gets one each time. The agent's calm answers keep that down, and it lets the server go, which nothing else does.
+async fn a_flood_of_questions_is_answered_calmly(version: PgVersion) -> Result<()> {
+    let builder = PgCluster::builder(version).conf("wal_sender_timeout", "0");
+    let mut site = Site::start(builder, 16).await?;
+    let mut agent = site.start_agent().await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
     ledger.grow(50).await?;
     site.all_durable().await?;
@@ -176,7 +214,7 @@ async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
     let (asked, answered) = (site.tap.sent().keepalives, site.tap.feedback().len());
     let (began, cpu) = (Instant::now(), agent.cpu_time()?);
     site.primary.begin_stop(highwater_tests::Stop::Fast);
-    site.primary.until_ended(Duration::from_secs(80)).await?;
+    site.primary.until_ended(Duration::from_secs(60)).await?;
     let took = began.elapsed();
     let (asked, answered) = (
         site.tap.sent().keepalives - asked,
@@ -184,6 +222,7 @@ async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
     );
     let cpu = agent.cpu_time()? - cpu;
     ledger.stop().await;
+    agent.says("letting it go", PATIENCE).await?;
     ensure!(
         asked > 100,
         "{asked} questions are no flood: the test proves nothing"
@@ -196,6 +235,21 @@ async fn fault_05_a_flood_of_questions_is_answered_calmly() -> Result<()> {
     ensure!(cpu < took / 4, "{cpu:?} of processor time in {took:?}");
     site.regions.iter().for_each(|region| region.faults().thaw());
     Ok(())
+}
+
+#[tokio::test]
+async fn fault_05_a_flood_of_questions_is_answered_calmly_on_postgresql_15() -> Result<()> {
+    a_flood_of_questions_is_answered_calmly(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn fault_05_a_flood_of_questions_is_answered_calmly_on_postgresql_17() -> Result<()> {
+    a_flood_of_questions_is_answered_calmly(PgVersion::V17).await
+}
+
+#[tokio::test]
+async fn fault_05_a_flood_of_questions_is_answered_calmly_on_postgresql_18() -> Result<()> {
+    a_flood_of_questions_is_answered_calmly(PgVersion::V18).await
 }
 
 /// A segment size of 1 GB: segments are stored in parts, and come back padded to the whole.
@@ -249,6 +303,70 @@ async fn fault_23_wal_faster_than_storage_is_held_back_not_hoarded() -> Result<(
     let peak = agent.peak_memory()?;
     ensure!(peak < BOUND, "{} MiB resident", peak >> 20);
     leave(agent).await?;
+    Ok(())
+}
+
+/// Half a second for each answer, where the other region takes a few milliseconds: what is reported follows the server all the same,
+/// status messages go on, and the slow region has everything a little later.
+#[tokio::test]
+async fn a_region_that_is_a_hundred_times_slower_holds_up_neither_the_other_nor_the_socket() -> Result<()> {
+    const SENDER_TIMEOUT: Duration = Duration::from_secs(10);
+    const ROUNDS: usize = 10;
+    let builder = PgCluster::builder(VERSION).conf("wal_sender_timeout", "10s");
+    let mut site = Site::start(builder, 16).await?;
+    // A look at the claim takes as long, and with the usual interval there is time for it.
+    site.settings = site.settings.replace("interval = \"1s\"", "interval = \"5s\"");
+    site.settings += "[durability]\npolicy = \"any\"\n";
+    let rules = Rules {
+        regions: 1,
+        across: true,
+    };
+    let witness = Witness::of(&site, rules);
+    let agent = site.start_agent().await?;
+    site.backup().await?;
+    site.regions[1].faults().delay(Some(Duration::from_millis(500)));
+    let from = site.tap.feedback().len().saturating_sub(1);
+    let pace = Pace {
+        clients: 4,
+        filling: 1000,
+        ..Pace::default()
+    };
+    let ledger = Ledger::start_paced(&site.primary, pace).await?;
+    let mut ahead = 0;
+    for _ in 0..ROUNDS {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ledger.grow(20).await?;
+        let flushed = lsn::parse(&site.primary.value("SELECT pg_current_wal_flush_lsn()").await?)?;
+        let reported = || async { (site.tap.highest_flush() >= flushed).then_some(()) };
+        let soon = eventually("the report to follow", Duration::from_secs(5), reported).await;
+        soon.with_context(|| agent.last_words())?;
+        ahead += usize::from(site.stored_ends()[1] < flushed);
+    }
+    ensure!(
+        ahead >= ROUNDS / 2,
+        "only {ahead} of {ROUNDS} times was anything reported that the slow region did not have: the test proves little"
+    );
+    let messages = site.tap.feedback();
+    for (one, next) in messages[from..].iter().zip(&messages[from + 1..]) {
+        let gap = next.at.duration_since(one.at).unwrap_or_default();
+        ensure!(
+            gap < SENDER_TIMEOUT && one.connection == next.connection,
+            "{gap:?} between two status messages on the connections {} and {}",
+            one.connection,
+            next.connection
+        );
+    }
+    let log = ledger.stop().await;
+    let end = site.all_durable().await?;
+    both_hold(&site, end).await.with_context(|| agent.last_words())?;
+    site.regions[1].faults().clear();
+    witness.satisfied()?;
+    leave(agent).await?;
+    log.check(
+        &from_region(&site, 1)?.recovered("data", &[]).await?,
+        Expect::everything(),
+    )
+    .await?;
     Ok(())
 }
 

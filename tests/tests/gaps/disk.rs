@@ -43,23 +43,6 @@ async fn write_a_little(site: &Site) -> Result<()> {
         .map(drop)
 }
 
-/// What the metrics say of the slot's time until the disk is full.
-async fn seconds_until_full(agent: &Agent) -> Option<u64> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", agent.port))
-        .await
-        .ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let mut lines = answer.lines();
-    lines.find_map(|line| {
-        line.strip_prefix("highwater_slot_seconds_until_full ")?
-            .parse()
-            .ok()
-    })
-}
-
 /// The slot is given up while there is room, so that the server goes on through more WAL than its disk holds; what is
 /// missing is on record, and a base backup ends the gap.
 #[tokio::test]
@@ -136,8 +119,8 @@ async fn restart(site: &Site) -> Result<u64> {
     lsn::parse(&site.primary.value(slot).await?)
 }
 
-/// The slot is held until the disk is full and the server down: the log says so, and metrics give the time, long before.
-/// Nothing is lost by it: with room again the server starts, and the archive gets everything.
+/// The slot is held until the disk is full and the server down: the log says so, and metrics and `status` give the time, long
+/// before. Nothing is lost by it: with room again the server starts, and the archive gets everything.
 #[tokio::test]
 async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() -> Result<()> {
     const SIZE: u32 = 96;
@@ -162,18 +145,22 @@ async fn fault_03_a_disk_that_fills_is_announced_and_holding_on_loses_nothing() 
     let mut announced = None;
     while write_a_little(&site).await.is_ok() {
         if announced.is_none() && running.stderr().contains("the room for it runs out") {
-            announced = Some((disk.free()?, seconds_until_full(&agent).await));
+            let free = disk.free()?;
+            let seconds = agent.metric("highwater_slot_seconds_until_full").await;
+            let status = agent.program(&site)?.arg("status").output().await?;
+            announced = Some((free, seconds, status));
         }
         // Slower than the five seconds between two looks take a disk to fill.
         tokio::time::sleep(Duration::from_millis(400)).await;
     }
-    let (free, seconds) =
+    let (free, seconds, status) =
         announced.with_context(|| format!("nothing was announced:\n{}", running.last_words()))?;
     ensure!(free > 20 * MIB, "announced only when {free} bytes were free");
     ensure!(
         seconds.is_some_and(|seconds| seconds > 0 && seconds < 3600),
         "{seconds:?}"
     );
+    ensure!(status.stdout.contains("FULL IN "), "{}", status.said());
     let down = || async { site.primary.sql("SELECT 1").await.is_err().then_some(()) };
     eventually("the server to be down", PATIENCE, down).await?;
     ensure!(

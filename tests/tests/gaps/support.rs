@@ -35,6 +35,30 @@ impl Agent {
         let listen = format!("127.0.0.1:{}", self.port);
         Ok(site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen))
     }
+
+    /// What the metrics say under this name, if they do.
+    pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let mut lines = answer.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Waits until the metrics count so many gaps, and so many of them that no base backup has ended.
+    pub(crate) async fn counts_gaps(&self, recorded: u64, open: u64) -> Result<()> {
+        let counted = || async {
+            let all = self.metric("highwater_gaps").await?;
+            let unended = self.metric("highwater_gaps_open").await?;
+            ((all, unended) == (recorded, open)).then_some(())
+        };
+        let what = format!("{recorded} gaps in the metrics, {open} of them open");
+        eventually(&what, PATIENCE, counted).await
+    }
 }
 
 /// No region takes WAL any more; everything else works.
