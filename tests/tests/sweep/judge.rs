@@ -290,6 +290,15 @@ impl Run<'_> {
         RestoreSite::new(VERSION, &[(REGIONS[region], &self.regions[region])])
     }
 
+    /// With a policy that one region satisfies, what the server wrote when the agent was stopped may be in one of them only.
+    fn place_of_the_newest(&self, region: usize) -> Result<RestoreSite> {
+        if self.policy != "any" {
+            return self.place(region);
+        }
+        let regions: Vec<_> = REGIONS.into_iter().zip(&self.regions).collect();
+        RestoreSite::new(VERSION, &regions)
+    }
+
     /// The visible base backups.
     pub(crate) fn backups(&self, region: usize) -> BTreeSet<String> {
         let keys = self.regions[region].objects(BUCKET);
@@ -311,7 +320,7 @@ impl Run<'_> {
                 self.plans(region, id, target, 1).await?;
                 continue;
             }
-            let place = self.place(region)?;
+            let place = self.place_of_the_newest(region)?;
             let cluster = place
                 .recovered(&format!("data{number}"), &["--backup", id])
                 .await?;
