@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -101,6 +102,24 @@ enum Upstream {
     Tcp(SocketAddr),
 }
 
+/// Fails unless each status message came sooner than `limit` after the one before, on the same connection.
+///
+/// # Errors
+///
+/// The first two that did not.
+pub fn came_in_time(messages: &[Feedback], limit: Duration) -> Result<()> {
+    for (one, next) in messages.iter().zip(messages.iter().skip(1)) {
+        let gap = next.at.duration_since(one.at).unwrap_or_default();
+        ensure!(
+            gap < limit && one.connection == next.connection,
+            "{gap:?} between two status messages on the connections {} and {}",
+            one.connection,
+            next.connection
+        );
+    }
+    Ok(())
+}
+
 /// A running tap. It stops, and its connections break, when dropped.
 pub struct FeedbackTap {
     dir: TestDir,
@@ -124,7 +143,7 @@ impl FeedbackTap {
     ///
     /// # Errors
     /// When no socket can be had.
-    pub async fn start(cluster: &PgCluster) -> anyhow::Result<Self> {
+    pub async fn start(cluster: &PgCluster) -> Result<Self> {
         Self::listen(Upstream::Unix(cluster.socket())).await
     }
 
@@ -132,7 +151,7 @@ impl FeedbackTap {
     ///
     /// # Errors
     /// When no socket can be had.
-    pub async fn start_unix(socket: &Path) -> anyhow::Result<Self> {
+    pub async fn start_unix(socket: &Path) -> Result<Self> {
         Self::listen(Upstream::Unix(socket.to_owned())).await
     }
 
@@ -140,11 +159,11 @@ impl FeedbackTap {
     ///
     /// # Errors
     /// When no socket can be had.
-    pub async fn start_tcp(address: SocketAddr) -> anyhow::Result<Self> {
+    pub async fn start_tcp(address: SocketAddr) -> Result<Self> {
         Self::listen(Upstream::Tcp(address)).await
     }
 
-    async fn listen(upstream: Upstream) -> anyhow::Result<Self> {
+    async fn listen(upstream: Upstream) -> Result<Self> {
         let dir = TestDir::new()?;
         let runtime = Threads::start(1, "tap")?;
         let shared = Arc::new(Shared {

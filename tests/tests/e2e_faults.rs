@@ -8,7 +8,7 @@ use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::s3::Operation;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site, region_config};
-use highwater_tests::tap::Feedback;
+use highwater_tests::tap::{Feedback, came_in_time};
 use highwater_tests::{Ledger, PgCluster, PgVersion, TestDir, lsn};
 
 /// `wal_sender_timeout` where it matters: short, and still far above what a loaded machine takes for an answer.
@@ -55,14 +55,8 @@ async fn walsender(site: &Site) -> Result<String> {
 
 /// Whether each status message came in time after the one before, and none of them promised more than `end`.
 fn status_went_on(messages: &[Feedback], end: u64) -> Result<()> {
-    for (one, next) in messages.iter().zip(&messages[1..]) {
-        let gap = next.at.duration_since(one.at).unwrap_or_default();
-        ensure!(
-            gap < SENDER_TIMEOUT && one.connection == next.connection,
-            "{gap:?} between two status messages on the connections {} and {}",
-            one.connection,
-            next.connection
-        );
+    came_in_time(messages, SENDER_TIMEOUT)?;
+    for next in &messages[1..] {
         ensure!(
             next.flush <= end,
             "{} was reported, and a region that is frozen holds WAL up to {} only",

@@ -99,16 +99,22 @@ async fn a_primary_that_was_rolled_back_is_refused(version: PgVersion) -> Result
         "the histories part behind {}: {said}",
         lsn::show(common)
     );
+    nothing_of_the_other_story(&site, reported, &before)?;
+
+    only_the_first_story(&site, "what was", 2000).await
+}
+
+/// Neither was anything reported since, nor stored.
+fn nothing_of_the_other_story(site: &Site, reported: u64, before: &[Vec<String>; 2]) -> Result<()> {
     ensure!(
         site.tap.highest_flush() == reported,
         "something of the other history was acknowledged"
     );
     ensure!(
-        archived(&site) == before,
+        archived(site) == *before,
         "something of the other history was stored"
     );
-
-    only_the_first_story(&site, "what was", 2000).await
+    Ok(())
 }
 
 /// A restore has `rows` rows of the history that was archived, and none of another.
@@ -205,14 +211,7 @@ async fn fault_08_a_rolled_back_primary_whose_open_segment_is_nearly_empty_is_re
         lsn::show(closed),
         lsn::show(open)
     );
-    ensure!(
-        site.tap.highest_flush() == reported,
-        "something of the other history was acknowledged"
-    );
-    ensure!(
-        archived(&site) == before,
-        "something of the other history was stored"
-    );
+    nothing_of_the_other_story(&site, reported, &before)?;
     only_the_first_story(&site, "aaa", 100).await
 }
 

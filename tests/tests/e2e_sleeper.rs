@@ -113,9 +113,8 @@ async fn i8_a_writer_that_slept_through_the_takeover_stops() -> Result<()> {
     Ok(())
 }
 
-/// A copy of the server, on the same timeline, whose agent is told to take the place of the one that sleeps.
-#[tokio::test]
-async fn i8_a_writer_that_slept_stores_nothing_beside_the_agent_of_a_copy() -> Result<()> {
+/// A writer that sleeps, and a copy of its server on the same timeline, which runs. What both have ends at the LSN.
+async fn asleep_beside_a_copy() -> Result<(Site, Running, PgCluster, u64)> {
     let mut site = Site::start(builder(), 16).await?;
     site.settings = SETTINGS.to_owned();
     let mut sleeper = site.start_agent().await?;
@@ -128,6 +127,13 @@ async fn i8_a_writer_that_slept_stores_nothing_beside_the_agent_of_a_copy() -> R
     put_to_sleep(&mut sleeper).await?;
     let mut clone = PgCluster::adopt(VERSION, &kept)?;
     clone.start_again().await?;
+    Ok((site, sleeper, clone, common))
+}
+
+/// A copy of the server, on the same timeline, whose agent is told to take the place of the one that sleeps.
+#[tokio::test]
+async fn i8_a_writer_that_slept_stores_nothing_beside_the_agent_of_a_copy() -> Result<()> {
+    let (site, mut sleeper, clone, common) = asleep_beside_a_copy().await?;
     // The copy starts where production stopped, and has written what it has from there on: the same records so far.
     site.primary.sql("CREATE TABLE split_brain ()").await?;
     let rows = "CREATE TABLE of_the_copy AS SELECT g FROM generate_series(1, 5000) g";
@@ -148,18 +154,7 @@ async fn i8_a_writer_that_slept_stores_nothing_beside_the_agent_of_a_copy() -> R
 /// would lie beside what was stored meanwhile.
 #[tokio::test]
 async fn i8_a_writer_that_slept_does_not_go_on_beside_what_the_agent_of_a_copy_has_left() -> Result<()> {
-    let mut site = Site::start(builder(), 16).await?;
-    site.settings = SETTINGS.to_owned();
-    let mut sleeper = site.start_agent().await?;
-    site.all_durable().await?;
-    site.primary.stop(Stop::Fast).await?;
-    let kept = site.primary.dir().join("clone");
-    process::copy_tree(site.primary.data_dir(), &kept)?;
-    site.primary.start_again().await?;
-    let common = site.all_durable().await?;
-    put_to_sleep(&mut sleeper).await?;
-    let mut clone = PgCluster::adopt(VERSION, &kept)?;
-    clone.start_again().await?;
+    let (site, mut sleeper, mut clone, common) = asleep_beside_a_copy().await?;
     let rows = |name: &str, count: u32| {
         format!("CREATE TABLE {name} AS SELECT g FROM generate_series(1, {count}) g")
     };

@@ -78,8 +78,8 @@ impl Receiver {
         view: &ServerView,
     ) -> Result<Option<Overlap>> {
         let shared = &self.context.shared;
-        let start = object_start(shared.segment_size, end.saturating_sub(1));
-        let range = LsnRange { start, end };
+        let range = object_ending_with(shared, end);
+        let start = range.start;
         let error = match read_before(shared, timeline, range, &mut self.lacking_since).await? {
             Before::Held(overlap) => return Ok(Some(overlap)),
             Before::Unheld => return Ok(None),
@@ -189,10 +189,15 @@ impl Receiver {
     }
 }
 
+/// What the object covers that ends with `end`.
+fn object_ending_with(shared: &Shared, end: Lsn) -> LsnRange {
+    let start = object_start(shared.segment_size, end.saturating_sub(1));
+    LsnRange { start, end }
+}
+
 /// The object that ends with `end`, as far as it can be read: what follows it is compared in any case.
 async fn readable_before(shared: &Shared, timeline: TimelineId, end: Lsn) -> Result<Option<Overlap>> {
-    let start = object_start(shared.segment_size, end.saturating_sub(1));
-    match read_before(shared, timeline, LsnRange { start, end }, &mut None).await? {
+    match read_before(shared, timeline, object_ending_with(shared, end), &mut None).await? {
         Before::Held(overlap) => Ok(Some(overlap)),
         Before::Unheld => Ok(None),
         Before::Unread(error) => {

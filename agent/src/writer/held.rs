@@ -311,8 +311,7 @@ impl Claims {
             "nothing is stored before it is known whether another writer lives: {}",
             name(rival)
         );
-        self.state
-            .update_region(region.index, |view| view.beside(Some(why)));
+        self.show(region, Some(why));
         Beside {
             rival: rival.clone(),
             older: false,
@@ -420,7 +419,7 @@ impl Claims {
                 region = region.name,
                 "no other writer lives: storing goes on there"
             );
-            self.state.update_region(region.index, |view| view.beside(None));
+            self.show(region, None);
         }
     }
 

@@ -7,11 +7,14 @@ use highwater_tests::clock::eventually;
 use highwater_tests::ledger::{Expect, Pace};
 use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
+use highwater_tests::tap::came_in_time;
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Witness, lsn};
 
 use crate::security::ask;
-use crate::support::{VERSION, answers, both_hold, copy_holds, from_region, leave};
+use crate::support::{
+    VERSION, answers, both_hold, copy_holds, from_region, leave, one_region_has_everything,
+};
 
 /// Both regions hang, the load goes on, the agent dies: the copies of the regions at that moment hold all that was
 /// ever reported, and a new agent goes on without a hole.
@@ -192,12 +195,7 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     status_is_content(&site).await?;
     witness.satisfied()?;
     leave(agent).await?;
-    log.check(
-        &from_region(&site, 1)?.recovered("data", &[]).await?,
-        Expect::everything(),
-    )
-    .await?;
-    Ok(())
+    one_region_has_everything(&site, 1, &log).await
 }
 
 /// PostgreSQL stops while no region answers: it asks again after every answer, tens of thousands of times a second
@@ -346,28 +344,14 @@ async fn a_region_that_is_a_hundred_times_slower_holds_up_neither_the_other_nor_
         ahead >= ROUNDS / 2,
         "only {ahead} of {ROUNDS} times was anything reported that the slow region did not have: the test proves little"
     );
-    let messages = site.tap.feedback();
-    for (one, next) in messages[from..].iter().zip(&messages[from + 1..]) {
-        let gap = next.at.duration_since(one.at).unwrap_or_default();
-        ensure!(
-            gap < SENDER_TIMEOUT && one.connection == next.connection,
-            "{gap:?} between two status messages on the connections {} and {}",
-            one.connection,
-            next.connection
-        );
-    }
+    came_in_time(&site.tap.feedback()[from..], SENDER_TIMEOUT)?;
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
     both_hold(&site, end).await.with_context(|| agent.last_words())?;
     site.regions[1].faults().clear();
     witness.satisfied()?;
     leave(agent).await?;
-    log.check(
-        &from_region(&site, 1)?.recovered("data", &[]).await?,
-        Expect::everything(),
-    )
-    .await?;
-    Ok(())
+    one_region_has_everything(&site, 1, &log).await
 }
 
 /// What no retry cures is said at once with the region and what to do, and the stream goes on answering.

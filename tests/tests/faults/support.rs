@@ -43,6 +43,14 @@ pub(crate) fn from_region(site: &Site, index: usize) -> Result<RestoreSite> {
     )
 }
 
+/// A restore from one region alone has all that was acknowledged.
+pub(crate) async fn one_region_has_everything(site: &Site, index: usize, log: &LedgerLog) -> Result<()> {
+    let place = from_region(site, index)?;
+    let restored = place.recovered("data", &[]).await?;
+    log.check(&restored, Expect::everything()).await?;
+    Ok(())
+}
+
 /// A place to restore from both regions.
 pub(crate) fn from_both(site: &Site) -> Result<RestoreSite> {
     let [north, south] = &site.regions;
