@@ -38,6 +38,10 @@ async fn a_living_successor_on_the_same_timeline_fences() {
         matches!(silent, Err(AgentError::Restart { .. })),
         "what the other one has stored meanwhile is to be compared: {silent:?}"
     );
+    assert!(
+        !old.is_writer() && !stores(region).await,
+        "what waits for its right would lie upon that"
+    );
     let begun_anew = rig.agent("old again", false);
     begun_anew.enter(line(1), false).await.unwrap();
     assert!(begun_anew.is_writer(), "it is silent now");

@@ -55,7 +55,6 @@ impl Claims {
                 None => self.claim(line).await?,
                 Some(own) => self.still_holds(own).await?,
             }
-            self.begins_anew_if_displaced()?;
         }
         self.state.update(|snapshot| snapshot.standby = standby);
         Ok(())
@@ -162,6 +161,8 @@ impl Claims {
             if way == Way::Again {
                 continue;
             }
+            // Not once the claim is placed: what waits for that would be stored.
+            self.begins_anew_if_displaced()?;
             let newest = newest(&told);
             let claim = Writer {
                 epoch: self.next_epoch(newest.map_or(1, |newest| newest.epoch + 1)),

@@ -110,6 +110,7 @@ impl Claims {
             self.fence(&own, holder);
             return Err(error);
         }
+        self.begins_anew_if_displaced()?;
         self.hold(Some(own));
         Ok(())
     }

@@ -2,6 +2,7 @@
 //!
 //! Owns: watching the pulses of others, and for how long. Does not own what a sign of life is ([`super::judge::Watch`]).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use highwater_format::{Pulse, Writer};
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 use super::claim::{ask, name, older_claim, pulse_of};
 use super::judge::{Line, Sign, Watch, interval, interval_of};
 use super::{Claims, Told};
-use crate::error::{AgentError, Result};
+use crate::error::{AgentError, Kind, Result};
 use crate::lease;
 use crate::region::Region;
 
@@ -68,11 +69,18 @@ impl Claims {
             Instant::now(),
             Watch::new(&self.me.instance, standby.then_some(line.timeline), holder),
         );
+        let mut last_words = BTreeSet::new();
         loop {
             for (region, pulse) in self.pulses_if_any(told).await? {
                 match (watch.observe(region.index, pulse.as_ref(), self.interval), pulse) {
                     (Sign::Alive, Some(pulse)) => {
-                        return Err(self.in_use(&region, &pulse, holder, line).await);
+                        let in_use = self.in_use(&region, &pulse, holder, line).await;
+                        // Nobody starts this agent again: of a primary that has just died, two pulses may have been on their way.
+                        let is_certain = !last_words.insert(region.index);
+                        if is_certain || in_use.kind() != Kind::Damage {
+                            return Err(in_use);
+                        }
+                        changed = Instant::now();
                     }
                     (Sign::Changed, _) => changed = Instant::now(),
                     _ => {}

@@ -289,6 +289,28 @@ async fn another_timeline_is_refused_while_the_holder_lives() {
     assert_eq!(rig.newest(1).await, Some((2, "copy".to_owned())));
 }
 
+/// In a failover the dead primary's last pulses may still be on their way, and nobody starts an agent again that ends for them.
+#[tokio::test(start_paused = true)]
+async fn two_late_pulses_do_not_end_the_agent_of_a_promoted_server() {
+    let rig = Rig::new();
+    let production = rig.agent("production", false);
+    production.enter(line(1), false).await.unwrap();
+    rig.pulse("production", 1, 1).await;
+    let promoted = rig.agent("promoted", false);
+    let last_words = async {
+        for moment in 2..=3 {
+            tokio::time::sleep(INTERVAL).await;
+            rig.pulse("production", 1, moment).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = last_words => unreachable!(),
+        entered = promoted.enter(line(2), false) => entered.unwrap(),
+    }
+    assert!(promoted.is_writer());
+}
+
 /// A standby of a restored copy never claims, and would store the copy's timeline all the same.
 #[tokio::test(start_paused = true)]
 async fn a_standby_on_another_timeline_is_refused_while_the_holder_lives() {
