@@ -55,6 +55,7 @@ pub mod surroundings;
 pub mod synchronous;
 #[cfg(test)]
 mod test_world;
+pub mod unended;
 pub mod uploader;
 pub mod window;
 pub mod writer;

@@ -11,7 +11,7 @@ use futures::stream::FuturesUnordered;
 use highwater_config::{Acknowledge, Config, OutagePolicy};
 use highwater_format::{Identity, Lsn, SegmentSize};
 use highwater_pgwire::{ConnInfo, Connection};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ use crate::segmenter::{Rules, object_size};
 use crate::start::{Beginning, Start};
 use crate::surroundings::Surroundings;
 use crate::synchronous::{APPLICATION_NAME, Manner};
+use crate::unended::Unended;
 use crate::uploader::{Shared, Uploader, is_of_this_region};
 use crate::window::Window;
 use crate::writer::Claims;
@@ -465,7 +466,7 @@ impl Started {
             );
             tasks.spawn(healer.run(services.clone()));
         }
-        let reanchor = Arc::new(Notify::new());
+        let unended = Arc::new(Unended::default());
         let branches = branches::watch(shared.archive.clone(), shared.state.clone(), stop_storing.clone());
         tasks.spawn(async move {
             branches.await;
@@ -473,7 +474,7 @@ impl Started {
         });
         let scheduled = Scheduled {
             schedule,
-            reanchor: reanchor.clone(),
+            unended: unended.clone(),
             conn: self.conninfo.clone().with_application_name("highwater backup"),
             archive: Arc::new(shared.archive.clone()),
             options: BackupOptions::from_config(&config),
@@ -518,7 +519,7 @@ impl Started {
             claims: claims.clone(),
             manner,
             confirmed,
-            reanchor,
+            unended,
             give_up,
             clock: self.clock,
             started: Instant::now(),

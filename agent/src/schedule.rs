@@ -19,7 +19,6 @@ use highwater_config::ConfigError;
 use highwater_format::{Backup, BackupId, Gap, Time};
 use highwater_pgwire::ConnInfo;
 use jiff::{Timestamp, tz::TimeZone};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +29,7 @@ use crate::error::{AgentError, Result};
 use crate::gap;
 use crate::region::{Archive, Region};
 use crate::state::{Gaps, LastBackup, State};
+use crate::unended::Unended;
 
 /// First pause after a failed base backup; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
@@ -162,11 +162,16 @@ fn last(told: &[Told], now: Time) -> Option<Time> {
     newest.map(BackupId::started_at).max()
 }
 
-/// The gaps that are on record, and which of them no base backup has ended.
-fn judge(told: &[Told]) -> Gaps {
-    let mut gaps: Vec<&Gap> = told.iter().flat_map(|told| &told.gaps).collect();
+/// Every gap that a region has on record, or that this process has recorded.
+fn on_record<'a>(told: &'a [Told], recorded: &'a [Gap]) -> Vec<&'a Gap> {
+    let mut gaps: Vec<&Gap> = told.iter().flat_map(|told| &told.gaps).chain(recorded).collect();
     gaps.sort_by_key(|gap| (gap.timeline, gap.start, gap.end));
     gaps.dedup_by_key(|gap| (gap.timeline, gap.start, gap.end));
+    gaps
+}
+
+/// How many gaps there are, and how many of them no base backup has ended in any region.
+fn judge(told: &[Told], gaps: &[&Gap]) -> Gaps {
     let is_open = |gap: &&&Gap| gap::ended_by(gap, told.iter().flat_map(|told| &told.backups)).is_none();
     Gaps {
         recorded: gaps.len(),
@@ -175,18 +180,30 @@ fn judge(told: &[Told]) -> Gaps {
     }
 }
 
+/// Whether every gap is ended in as many regions as are needed.
+fn all_ended(told: &[Told], gaps: &[&Gap], needed: usize) -> bool {
+    let regions = |gap: &Gap| {
+        told.iter()
+            .filter(|told| gap::ended_by(gap, &told.backups).is_some())
+            .count()
+    };
+    gaps.iter().all(|gap| regions(gap) >= needed)
+}
+
 /// Longest sleep between two looks at the clock, so that a clock that was set does not delay a backup.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between two readings of which base backups the regions have: others take some too, with the `backup` command.
 const READ_EVERY: Duration = Duration::from_secs(600);
+/// The same while a gap is not ended in as many regions as the policy asks for: commits may wait for that.
+const READ_EVERY_IN_A_GAP: Duration = Duration::from_secs(5);
 
 /// The task that takes base backups on schedule, and knows the newest one.
 #[derive(Debug)]
 pub struct Scheduled {
     /// When; without one the newest base backup is only shown.
     pub schedule: Option<Schedule>,
-    /// Rung when a gap has been recorded.
-    pub reanchor: Arc<Notify>,
+    /// The gaps that were recorded, and whether all are ended.
+    pub unended: Arc<Unended>,
     /// The server.
     pub conn: ConnInfo,
     /// Where they go.
@@ -214,11 +231,11 @@ impl Scheduled {
         let mut seen = self.first_reading().await;
         let mut read_at = Instant::now();
         loop {
-            if self.reanchor.notified().now_or_never().is_some() {
+            if self.unended.bell.notified().now_or_never().is_some() {
                 seen = self.first_reading().await;
                 (failures, not_before) = (0, Instant::now());
             }
-            if read_at.elapsed() >= READ_EVERY {
+            if read_at.elapsed() >= self.read_every() {
                 read_at = Instant::now();
                 seen = self.read().await.unwrap_or(seen);
             }
@@ -231,12 +248,12 @@ impl Scheduled {
                 let due = if elsewhere {
                     LOOK_EVERY
                 } else {
-                    wait.min(LOOK_EVERY)
+                    wait.min(LOOK_EVERY).min(self.read_every())
                 };
                 tokio::select! {
                     biased;
                     // The next turn sees to it.
-                    () = self.reanchor.notified() => self.reanchor.notify_one(),
+                    () = self.unended.bell.notified() => self.unended.bell.notify_one(),
                     () = tokio::time::sleep(due) => {}
                 }
                 continue;
@@ -269,8 +286,16 @@ impl Scheduled {
         loop {
             match self.read().await {
                 Some(seen) => return seen,
-                None => tokio::time::sleep(LOOK_EVERY).await,
+                None => tokio::time::sleep(READ_EVERY_IN_A_GAP).await,
             }
+        }
+    }
+
+    fn read_every(&self) -> Duration {
+        if self.unended.all_ended() {
+            READ_EVERY
+        } else {
+            READ_EVERY_IN_A_GAP
         }
     }
 
@@ -288,7 +313,10 @@ impl Scheduled {
         if told.is_empty() {
             return None;
         }
-        let gaps = judge(&told);
+        let gaps = self.unended.judge(|recorded| {
+            let gaps = on_record(&told, recorded);
+            (judge(&told, &gaps), all_ended(&told, &gaps, self.options.needed))
+        });
         self.state.update(|snapshot| snapshot.gaps = Some(gaps.clone()));
         let last = last(&told, self.clock.now());
         let newest = told.into_iter().filter_map(|told| told.newest);
@@ -322,7 +350,7 @@ impl Scheduled {
             biased;
             report = run_backup(ctx) => report?,
             () = tell(progress) => return Err(AgentError::Bug("the progress reporter ended".into())),
-            () = self.reanchor.notified() => return Err(overtaken()),
+            () = self.unended.bell.notified() => return Err(overtaken()),
         };
         for missing in &report.missing {
             tracing::warn!(region = %missing.region, reason = %missing.reason, "the base backup is not in this region");

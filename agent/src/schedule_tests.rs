@@ -34,19 +34,41 @@ fn told(backups: &[BackupId], gaps: &[Gap]) -> Told {
     }
 }
 
+fn judged(told: &[Told], recorded: &[Gap]) -> Gaps {
+    judge(told, &on_record(told, recorded))
+}
+
 #[test]
 fn a_gap_is_open_until_a_base_backup_behind_it_is_in_some_region() {
     let (first, second) = (gap(100, 200), gap(300, 400));
-    let gaps = judge(&[
-        told(&[backup(50)], std::slice::from_ref(&first)),
-        told(&[backup(250)], &[second.clone(), first]),
-    ]);
+    let gaps = judged(
+        &[
+            told(&[backup(50)], std::slice::from_ref(&first)),
+            told(&[backup(250)], &[second.clone(), first]),
+        ],
+        &[],
+    );
     assert_eq!(
         (gaps.recorded, gaps.open, gaps.last),
         (2, 1, Some(second.clone()))
     );
-    assert_eq!(judge(&[told(&[backup(400)], &[second])]).open, 0);
-    assert_eq!(judge(&[told(&[], &[])]), Gaps::default());
+    let ended = [told(&[backup(400)], std::slice::from_ref(&second))];
+    assert_eq!(judged(&ended, std::slice::from_ref(&second)).open, 0);
+    assert_eq!(judged(&[told(&[], &[])], &[]), Gaps::default());
+    let hidden = judged(&[told(&[backup(250)], &[])], &[second]);
+    assert_eq!((hidden.recorded, hidden.open), (1, 1), "no listing shows it yet");
+}
+
+#[test]
+fn commits_wait_until_every_gap_is_ended_in_as_many_regions_as_the_policy_asks_for() {
+    let (first, second) = (gap(100, 200), gap(300, 400));
+    let recorded = [first, second.clone()];
+    let ended = |regions: &[Told], needed| all_ended(regions, &on_record(regions, &recorded), needed);
+    let (both, one) = (told(&[backup(400)], &[]), told(&[backup(250)], &[second]));
+    assert!(ended(&[told(&[backup(400)], &[]), told(&[backup(500)], &[])], 2));
+    let regions = [both, one];
+    assert!(!ended(&regions, 2) && ended(&regions, 1));
+    assert!(all_ended(&[told(&[], &[])], &[], 2), "there is none");
 }
 
 #[test]
@@ -54,7 +76,7 @@ fn an_open_gap_is_due_at_once_even_without_a_schedule() {
     let now = at("2026-11-20T14:00:00Z");
     let mut seen = Seen {
         last: Some(at("2026-11-20T13:00:00Z")),
-        gaps: judge(&[told(&[], &[gap(1, 2)])]),
+        gaps: judged(&[told(&[], &[gap(1, 2)])], &[]),
     };
     let (none, rest) = (Duration::ZERO, Duration::from_secs(5));
     assert_eq!(wait(None, &seen, none, now), none);
@@ -234,7 +256,7 @@ fn scheduled(world: &World, schedule: Option<Schedule>, conn: ConnInfo, clock: &
     shared.state.update(|snapshot| snapshot.writer_epoch = 1);
     Scheduled {
         schedule,
-        reanchor: Arc::new(Notify::new()),
+        unended: Arc::default(),
         conn,
         archive: Arc::new(shared.archive.clone()),
         options: BackupOptions {

@@ -11,6 +11,8 @@ mod pulse;
 mod standby;
 #[path = "gaps/support.rs"]
 mod support;
+#[path = "gaps/synchronous.rs"]
+mod synchronous;
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::clock::eventually;

@@ -25,13 +25,13 @@ const COMMIT_RECORD: u64 = 24 + 2 + 8;
 
 /// A primary whose commits wait for the agent. From the start: after a reload the first commits may return before the server's
 /// processes know of it.
-fn waiting_primary() -> PgBuilder {
-    PgCluster::builder(PgVersion::V15).conf("synchronous_standby_names", "highwater")
+fn waiting_primary(version: PgVersion) -> PgBuilder {
+    PgCluster::builder(version).conf("synchronous_standby_names", "highwater")
 }
 
 /// A site whose commits wait for the agent and whose regions differ in pace, and the agent.
-async fn waited_for() -> Result<(Site, Running)> {
-    let mut site = Site::start(waiting_primary(), 16).await?;
+async fn waited_for(version: PgVersion) -> Result<(Site, Running)> {
+    let mut site = Site::start(waiting_primary(version), 16).await?;
     site.settings = "[wal]\nflush_interval = \"1s\"\nsynchronous = true\n".to_owned();
     let agent = site.start_agent().await?;
     site.backup().await?;
@@ -42,12 +42,16 @@ async fn waited_for() -> Result<(Site, Running)> {
     Ok((site, agent))
 }
 
-/// Commits one by one and looks into both regions the moment each returns.
+/// Commits one by one, in every manner of waiting, and looks into both regions the moment each returns.
 async fn every_commit_is_held_when_it_returns(site: &Site) -> Result<()> {
     let client = site.primary.client().await?;
     client.batch_execute("CREATE TABLE t (i int)").await?;
-    for number in 1..=LOOKED_AT {
-        client.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await?;
+    for (number, mode) in (1..=LOOKED_AT).zip(["on", "remote_apply", "remote_write"].iter().cycle()) {
+        client
+            .batch_execute(&format!(
+                "SET synchronous_commit = {mode}; BEGIN; INSERT INTO t VALUES (1)"
+            ))
+            .await?;
         let row = client
             .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
             .await?;
@@ -58,7 +62,7 @@ async fn every_commit_is_held_when_it_returns(site: &Site) -> Result<()> {
         for (name, end) in REGIONS.iter().zip(ends) {
             ensure!(
                 end >= least,
-                "commit {number} returned when {name} held WAL up to {} only; it ends at {} at the least",
+                "commit {number} ({mode}) returned when {name} held WAL up to {} only; it ends at {} at the least",
                 lsn::show(end),
                 lsn::show(least)
             );
@@ -67,9 +71,9 @@ async fn every_commit_is_held_when_it_returns(site: &Site) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn every_acknowledged_commit_survives() -> Result<()> {
-    let (mut site, mut agent) = waited_for().await?;
+/// Agent and primary die; each region alone has every commit that returned.
+async fn acknowledged_commits_survive(version: PgVersion) -> Result<()> {
+    let (mut site, mut agent) = waited_for(version).await?;
     let witness = Witness::of(&site, Rules::all());
     every_commit_is_held_when_it_returns(&site).await?;
     let pace = Pace {
@@ -89,9 +93,9 @@ async fn every_acknowledged_commit_survives() -> Result<()> {
     witness.satisfied()?;
     for (name, copy) in REGIONS.iter().zip(copies) {
         let frozen = S3Server::serve(copy).await?;
-        let place = RestoreSite::new(PgVersion::V15, &[(name, &frozen)])?;
+        let place = RestoreSite::new(version, &[(name, &frozen)])?;
         place.run("data", &[]).await?.expect_code(0)?;
-        let mut restored = PgCluster::adopt(PgVersion::V15, &place.data("data"))?;
+        let mut restored = PgCluster::adopt(version, &place.data("data"))?;
         restored.start_again().await?;
         restored.value("SELECT pg_promote()").await.ok();
         // Rows that were acknowledged after the notes were taken may be there as well.
@@ -110,8 +114,23 @@ async fn every_acknowledged_commit_survives() -> Result<()> {
 }
 
 #[tokio::test]
+async fn every_acknowledged_commit_survives_on_15() -> Result<()> {
+    acknowledged_commits_survive(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn every_acknowledged_commit_survives_on_17() -> Result<()> {
+    acknowledged_commits_survive(PgVersion::V17).await
+}
+
+#[tokio::test]
+async fn every_acknowledged_commit_survives_on_18() -> Result<()> {
+    acknowledged_commits_survive(PgVersion::V18).await
+}
+
+#[tokio::test]
 async fn without_a_region_commits_wait_and_go_on_when_it_is_back() -> Result<()> {
-    let mut site = Site::start(waiting_primary(), 16).await?;
+    let mut site = Site::start(waiting_primary(PgVersion::V15), 16).await?;
     site.settings = "[wal]\nsynchronous = true\n".to_owned();
     let agent = site.start_agent().await?;
     site.backup().await?;

@@ -230,12 +230,15 @@ impl Receiver {
             "WAL IS MISSING: the server no longer has it and the archive never got it. The gap is recorded, streaming goes \
              on behind it, and a new base backup is taken at once; moments inside the gap cannot be restored"
         );
+        if self.context.manner.synchronous {
+            tracing::warn!("commits that wait for the agent return when that base backup is stored");
+        }
         self.context.shared.state.update(|snapshot| {
             snapshot.connection = state::Connection::Reconnecting(format!(
                 "recording that the WAL {range} of timeline {timeline} is lost; streaming goes on when the regions hold the record"
             ));
         });
-        self.send(Work::Gap(gap)).await?;
+        self.send(Work::Gap(gap.clone())).await?;
         let behind = Position {
             timeline,
             lsn: range.end,
@@ -245,7 +248,7 @@ impl Receiver {
         self.removed = false;
         self.removed_since = None;
         self.cause = None;
-        self.context.reanchor.notify_one();
+        self.context.unended.record(gap);
         Err(AgentError::Trouble {
             what: format!("the gap {range} of timeline {timeline} is recorded"),
             next: "The stream goes on behind it".into(),

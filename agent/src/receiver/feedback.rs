@@ -6,7 +6,9 @@
 //! Invariants (I1, I2): the flush LSN comes from a [`DurableLsn`](crate::frontier::DurableLsn) and nothing else, never moves back on a
 //! stream, and is 0 ("no opinion", the slot stays) while it would be below what the slot already keeps.
 //! Apply equals flush. Where the slot is moved by SQL ([`crate::acknowledge`]) flush is always 0, and write is what flush
-//! would be.
+//! would be. Where commits are meant to wait for the agent, write equals flush as well, so that `remote_write` waits for the regions like
+//! `on`; and flush is 0 while there is a gap that no base backup has ended: some commits may wait inside it ([`crate::unended`]), and a
+//! stream without a flush position lets none return.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,8 +76,8 @@ pub(super) struct Feedback {
     pub(super) received: watch::Receiver<Lsn>,
     pub(super) reply: Arc<Notify>,
     pub(super) done: CancellationToken,
-    /// Report what was received at once, not only what is durable: somebody may wait for `remote_write`.
-    pub(super) eager: bool,
+    /// Commits are meant to wait for this stream, and none may return unless this says that every gap is ended.
+    pub(super) waited_for: Option<watch::Receiver<bool>>,
     /// The stream acknowledges nothing: what may be acknowledged goes here instead.
     pub(super) elsewhere: Option<Confirmed>,
 }
@@ -95,7 +97,7 @@ impl Feedback {
                 // The last word says all that the others would; then news before questions, questions before routine.
                 () = self.done.cancelled() => break,
                 changed = self.durable.changed() => if changed.is_err() { break },
-                changed = self.received.changed(), if self.eager => if changed.is_err() { break },
+                changed = next(&mut self.waited_for) => if changed.is_err() { break },
                 () = self.reply.notified() => {}
                 // An idle server says nothing by itself as long as it hears from us: ask for its clock.
                 () = tokio::time::sleep(INTERVAL) => ask = true,
@@ -106,16 +108,24 @@ impl Feedback {
     }
 
     async fn send(&mut self, ask: bool) -> Result<(Lsn, Lsn), PgError> {
-        let received = *self.received.borrow_and_update();
+        let received = *self.received.borrow();
         let durable = *self.durable.borrow_and_update();
         let safe = self.flush.report(durable, received);
-        let (write, flush) = match &self.elsewhere {
-            None => (received, safe),
-            // A server that shuts down waits for the write position where there is no flush position.
-            Some(confirmed) => {
+        // A server that shuts down waits for the write position where there is no flush position.
+        let (write, flush) = match (&self.elsewhere, &mut self.waited_for) {
+            (Some(confirmed), _) => {
                 confirmed.send(self.flush.history.timeline, safe);
                 (safe, Lsn::ZERO)
             }
+            (None, Some(all_ended)) => (
+                safe,
+                if *all_ended.borrow_and_update() {
+                    safe
+                } else {
+                    Lsn::ZERO
+                },
+            ),
+            (None, None) => (received, safe),
         };
         let status = Status {
             write,
@@ -126,6 +136,14 @@ impl Feedback {
         };
         self.writer.send(status).await?;
         Ok((write, flush))
+    }
+}
+
+/// The next change of what is followed, if anything is.
+async fn next(followed: &mut Option<watch::Receiver<bool>>) -> Result<(), watch::error::RecvError> {
+    match followed {
+        Some(followed) => followed.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -23,7 +23,6 @@ use highwater_config::{Acknowledge, Standby};
 use highwater_format::{History, Identity, Lsn};
 use highwater_pgwire::{ConnInfo, Connection, NextTimeline, PgError, PgErrorKind, Started};
 use highwater_store::ErrorKind as StoreKind;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +40,7 @@ use crate::server;
 use crate::slot;
 use crate::state;
 use crate::synchronous::{self, Manner};
+use crate::unended::Unended;
 use crate::uploader::Shared;
 use crate::writer::Claims;
 use crate::writer::judge::Line;
@@ -73,8 +73,8 @@ pub(crate) struct Context {
     pub(crate) manner: Manner,
     /// What may be acknowledged, for whoever moves the slot when the stream does not.
     pub(crate) confirmed: Confirmed,
-    /// Rung when a gap has been recorded: a base backup has to end it.
-    pub(crate) reanchor: Arc<Notify>,
+    /// Where a gap is noted that has been recorded: a base backup has to end it.
+    pub(crate) unended: Arc<Unended>,
     /// The outage policy's wish to give the slot up.
     pub(crate) give_up: GiveUp,
     pub(crate) clock: Clock,

@@ -178,7 +178,8 @@ impl<'a> Stream<'a> {
             received: watcher,
             reply: reply.clone(),
             done: done.clone(),
-            eager: self.context.manner.synchronous,
+            waited_for: (self.context.manner.synchronous && !self.words.standby)
+                .then(|| self.context.unended.follow()),
             elsewhere: (!self.context.acknowledges(self.words.standby))
                 .then(|| self.context.confirmed.of_this_session()),
         };
@@ -383,11 +384,11 @@ impl<'a> Stream<'a> {
     fn reanchor_behind(&self, end: Lsn) {
         let timeline = self.resume.timeline;
         let behind = Position { timeline, lsn: end };
-        let (mut durable, reanchor) = (self.durable.clone(), self.context.reanchor.clone());
+        let (mut durable, unended) = (self.durable.clone(), self.context.unended.clone());
         let ring = async move {
             let reached = |at: &Option<DurableLsn>| at.is_some_and(|at| at.position() >= behind);
             if durable.wait_for(reached).await.is_ok() {
-                reanchor.notify_one();
+                unended.bell.notify_one();
             }
         };
         tokio::spawn(self.context.cancel.clone().run_until_cancelled_owned(ring));

@@ -22,7 +22,7 @@ pub enum OutagePolicy {
     /// without a limit fills up.
     Hold,
     /// At a limit the slot is given up. What the server then removes before a region has it becomes a recorded gap. Not
-    /// with `wal.synchronous`: a commit that waits for WAL in a gap returns when the gap is recorded.
+    /// with `wal.synchronous`: commits wait for that very WAL.
     GiveUp,
 }
 
@@ -78,8 +78,8 @@ impl OutageConfig {
             return Err(raw.bad("outage", "policy", problem));
         }
         if config.policy == OutagePolicy::GiveUp && wal.synchronous {
-            let problem = "\"give-up\" and synchronous = true in [wal] exclude each other: commits that wait would return when \
-                           their WAL has been given up. Set policy = \"hold\"";
+            let problem = "\"give-up\" and synchronous = true in [wal] exclude each other: commits wait for the very WAL that \
+                           would be given up. Set policy = \"hold\"";
             return Err(raw.bad("outage", "policy", problem));
         }
         Ok(config)
