@@ -226,6 +226,25 @@ impl Site {
             .map(|snapshot| archive::wal_end(&snapshot, BUCKET, 1, self.segment_size))
     }
 
+    /// Checks that neither region has a gap on record, or a hole in the WAL of a timeline.
+    ///
+    /// # Errors
+    /// What is missing, and where.
+    pub fn has_no_gap(&self) -> Result<()> {
+        for (name, snapshot) in REGIONS.iter().zip(self.snapshots()) {
+            let records = archive::keys_with(&snapshot, BUCKET, "/gap/");
+            ensure!(records.is_empty(), "gaps on record in {name}: {records:?}");
+            for (timeline, wal) in archive::wal(&snapshot, BUCKET, self.segment_size) {
+                let runs = wal.runs();
+                ensure!(
+                    runs.len() == 1,
+                    "{name} has holes in timeline {timeline}: {runs:x?}"
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// The size of a WAL segment in bytes.
     #[must_use]
     pub fn segment_size(&self) -> u64 {

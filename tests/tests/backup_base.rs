@@ -207,9 +207,8 @@ async fn a_backup_is_whole_in_every_region_alone() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay() -> Result<()> {
-    let mut cluster = PgCluster::builder(PgVersion::V15).checksums(true).start().await?;
+async fn damaged_pages_void_the_backup_and_older_ones_stay(version: PgVersion) -> Result<()> {
+    let mut cluster = PgCluster::builder(version).checksums(true).start().await?;
     cluster
         .sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 10000) i; CHECKPOINT")
         .await?;
@@ -253,6 +252,21 @@ async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay() -> Result<
         );
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay_on_15() -> Result<()> {
+    damaged_pages_void_the_backup_and_older_ones_stay(PgVersion::V15).await
+}
+
+#[tokio::test]
+async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay_on_17() -> Result<()> {
+    damaged_pages_void_the_backup_and_older_ones_stay(PgVersion::V17).await
+}
+
+#[tokio::test]
+async fn fault_27_damaged_pages_void_the_backup_and_older_ones_stay_on_18() -> Result<()> {
+    damaged_pages_void_the_backup_and_older_ones_stay(PgVersion::V18).await
 }
 
 #[tokio::test]

@@ -8,11 +8,14 @@ use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::s3::Operation;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site, region_config};
-use highwater_tests::tap::{Feedback, came_in_time};
+use highwater_tests::tap::came_in_time;
 use highwater_tests::{Ledger, PgCluster, PgVersion, TestDir, lsn};
 
 /// `wal_sender_timeout` where it matters: short, and still far above what a loaded machine takes for an answer.
 const SENDER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For so many seconds WAL waits at least while nothing is stored: far more than a stumbling region makes it wait.
+const WAITED: f64 = 8.0;
 
 /// An agent in a storm keeps what it cannot store, and no more than `memory.limit` of that.
 const STORM_MEMORY: u64 = 200 << 20;
@@ -53,15 +56,40 @@ async fn walsender(site: &Site) -> Result<String> {
     Ok(pids)
 }
 
-/// Whether each status message came in time after the one before, and none of them promised more than `end`.
-fn status_went_on(messages: &[Feedback], end: u64) -> Result<()> {
-    came_in_time(messages, SENDER_TIMEOUT)?;
-    for next in &messages[1..] {
+/// Neither region takes anything any more, one after the other. Returns what is reported when all is that they have.
+async fn freeze_in_turn(site: &Site) -> Result<u64> {
+    site.regions[1].faults().freeze();
+    let frozen_end = site.stored_ends()[1];
+    let goes_on = || async { (site.stored_ends()[0] > frozen_end).then_some(()) };
+    eventually("the healthy region to go on", PATIENCE, goes_on).await?;
+    site.regions[0].faults().freeze();
+    // A request that had begun before the freeze may have had its effect after it.
+    let settled = || async {
+        let reported = site.tap.last_feedback()?.flush;
+        let [north, south] = site.stored_ends();
+        (reported >= north.min(south)).then_some(reported)
+    };
+    eventually("the report to come to rest", PATIENCE, settled).await
+}
+
+/// For three timeouts status messages go on, with no longer pause between two of them than half a timeout, which leaves room for
+/// what gets lost or comes late, and every one says what the first one did.
+async fn stalls(site: &Site, reported: u64) -> Result<()> {
+    let from = site.tap.feedback().len().saturating_sub(1);
+    let began = site.tap.feedback()[from].at;
+    let long_after = || async {
+        let waited = site.tap.last_feedback()?.at.duration_since(began);
+        (waited.unwrap_or_default() >= 3 * SENDER_TIMEOUT).then_some(())
+    };
+    eventually("status messages for three timeouts", PATIENCE, long_after).await?;
+    let messages = site.tap.feedback();
+    came_in_time(&messages[from..], SENDER_TIMEOUT / 2)?;
+    for message in &messages[from..] {
         ensure!(
-            next.flush <= end,
-            "{} was reported, and a region that is frozen holds WAL up to {} only",
-            lsn::show(next.flush),
-            lsn::show(end)
+            message.flush == reported,
+            "{} was reported, and {} before that, while both regions were frozen",
+            lsn::show(message.flush),
+            lsn::show(reported)
         );
     }
     Ok(())
@@ -79,26 +107,17 @@ async fn fault_06_a_stalled_region_holds_the_position_but_not_the_feedback() -> 
     ledger.grow(50).await?;
 
     let walsender = walsender(&site).await?;
-    site.regions[1].faults().freeze();
-    let frozen_end = site.stored_ends()[1];
-    let goes_on = || async { (site.stored_ends()[0] > frozen_end).then_some(()) };
-    eventually("the healthy region to go on", PATIENCE, goes_on).await?;
-    site.regions[0].faults().freeze();
-    let from = site.tap.feedback().len().saturating_sub(1);
-    let frozen_at = site.tap.feedback()[from].at;
-    // Status messages must go on, or PostgreSQL cuts the connection.
-    let long_after = || async {
-        let waited = site.tap.last_feedback()?.at.duration_since(frozen_at);
-        (waited.unwrap_or_default() >= 2 * SENDER_TIMEOUT).then_some(())
-    };
-    eventually("status messages for two timeouts", PATIENCE, long_after).await?;
-    let messages = site.tap.feedback();
-    // Read now: a request that had begun before the freeze may have had its effect after it.
-    let ends = site.stored_ends();
-    status_went_on(&messages[from..], ends[0].min(ends[1]))?;
+    let reported = freeze_in_turn(&site).await?;
+    stalls(&site, reported).await?;
     ensure!(
         walsender == self::walsender(&site).await?,
         "the connection was lost while the regions were frozen"
+    );
+    let ends = site.stored_ends();
+    ensure!(
+        ends.iter().all(|end| *end >= reported),
+        "more was reported than both hold: {:?}",
+        ends.map(lsn::show)
     );
     ensure!(
         site.position().await? > ends[0].max(ends[1]),
@@ -144,27 +163,98 @@ async fn fault_02_with_policy_any_a_region_that_is_down_is_filled_afterwards() -
     Ok(())
 }
 
+/// What the agent answers on its own port.
+async fn ask(port: u16, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// How long WAL has waited to become durable, in seconds.
+async fn lag(port: u16) -> Option<f64> {
+    let page = ask(port, "/metrics").await.ok()?;
+    let mut lines = page.lines();
+    lines.find_map(|line| line.strip_prefix("highwater_lag_seconds ")?.parse().ok())
+}
+
+/// The recovery point is not said to be breached.
+async fn is_ready(port: u16) -> Result<()> {
+    let answer = ask(port, "/readyz").await?;
+    let status = answer.lines().next().unwrap_or_default();
+    ensure!(status.contains("200"), "{answer}");
+    Ok(())
+}
+
+/// One of three calls fails in both regions, and some replies are lost: WAL gets through all the same, and nobody is alarmed.
+async fn storm(site: &Site, port: u16, ledger: &Ledger) -> Result<()> {
+    for region in &site.regions {
+        region.faults().fail_every(3, 503);
+    }
+    site.backup().await?;
+    for _ in 0..5 {
+        for region in &site.regions {
+            region.faults().lose_replies(2);
+        }
+        ledger.grow(40).await?;
+        is_ready(port).await?;
+    }
+    site.all_durable().await?;
+    is_ready(port).await
+}
+
+/// No call that stores anything succeeds: nothing more is reported, and the time that WAL has waited grows, which is what a breach is
+/// judged by. For these few seconds it is none yet.
+async fn nothing_is_taken(site: &Site, port: u16) -> Result<()> {
+    for region in &site.regions {
+        region.faults().only(&[Operation::Put]);
+        region.faults().fail_always(Some(503));
+    }
+    site.primary.sql("CREATE TABLE in_the_storm ()").await?;
+    let written = site.position().await?;
+    let waits = || async { lag(port).await.filter(|lag| *lag > WAITED) };
+    eventually("the lag to grow", PATIENCE, waits).await?;
+    ensure!(
+        site.tap.highest_flush() < written,
+        "what nobody took was reported"
+    );
+    is_ready(port).await
+}
+
+/// Waits until the agent says that nothing waits any more.
+async fn nothing_waits(port: u16) -> Result<()> {
+    let over = || async { lag(port).await.filter(|lag| *lag <= 0.0).map(drop) };
+    eventually("the lag to be over", PATIENCE, over).await
+}
+
 #[tokio::test]
 async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
     let mut site = site("all").await?;
     site.settings += "[memory]\nlimit = \"64MiB\"\n";
-    let mut agent = site.start_agent().await?;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port();
+    let listen = format!("127.0.0.1:{port}");
+    let program = site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen);
+    let mut agent = program.arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
-    site.regions[0].faults().fail_every(6, 503);
-    site.regions[1].faults().only(&[Operation::Put]);
-    site.regions[1].faults().fail_every(6, 500);
-    site.backup().await?;
-    for _ in 0..5 {
-        site.regions[0].faults().lose_replies(2);
-        site.regions[1].faults().lose_replies(2);
-        ledger.grow(40).await?;
-    }
+    site.all_durable().await?;
+    storm(&site, port, &ledger)
+        .await
+        .with_context(|| agent.last_words())?;
+    nothing_is_taken(&site, port)
+        .await
+        .with_context(|| agent.last_words())?;
     let log = ledger.stop().await;
+    site.regions.iter().for_each(|region| region.faults().clear());
     let end = site.all_durable().await.with_context(|| agent.last_words())?;
-    for region in &site.regions {
-        region.faults().clear();
-    }
     both_hold(&site, end).await?;
+    nothing_waits(port).await?;
+    is_ready(port).await?;
     let peak = agent.peak_memory()?;
     ensure!(peak < STORM_MEMORY, "{} MiB resident", peak >> 20);
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());

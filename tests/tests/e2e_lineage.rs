@@ -109,6 +109,11 @@ async fn fault_14_promotion_while_streaming_from_the_standby_on_15() -> Result<(
 }
 
 #[tokio::test]
+async fn fault_14_promotion_while_streaming_from_the_standby_on_17() -> Result<()> {
+    promotion_while_streaming_from_the_standby(PgVersion::V17).await
+}
+
+#[tokio::test]
 async fn fault_14_promotion_while_streaming_from_the_standby_on_18() -> Result<()> {
     promotion_while_streaming_from_the_standby(PgVersion::V18).await
 }

@@ -1,5 +1,8 @@
 //! Several agents, one archive: on the same history they are one, on different ones exactly one goes on.
 
+#[path = "writers/recycled.rs"]
+mod recycled;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};

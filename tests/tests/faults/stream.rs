@@ -9,7 +9,7 @@ use highwater_tests::s3::Rights;
 use highwater_tests::site::{PATIENCE, REGIONS, Site};
 use highwater_tests::tap::came_in_time;
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Witness, lsn};
+use highwater_tests::{Ledger, PgCluster, PgVersion, Program, Stop, Witness, lsn};
 
 use crate::security::ask;
 use crate::support::{
@@ -76,6 +76,13 @@ async fn fault_01_the_reported_position_never_passes_frozen_regions_on_postgresq
     nothing_ahead_of_frozen_regions(PgVersion::V18).await
 }
 
+/// For the agent's own answers.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port())
+}
+
 /// What `status` says, and what it ends with.
 async fn status(site: &Site) -> Result<(i32, serde_json::Value)> {
     let program = site.agent()?.args(["--output", "json", "status"]);
@@ -110,13 +117,11 @@ async fn a_minute_of_waiting_is_a_breach(program: &Program, port: u16) -> Result
     answers(&told, 1, &["WAL has waited", &format!("region {}", REGIONS[1])])
 }
 
-/// One region refuses every connection for a while under the policy `all`.
+/// One region refuses every connection for a while under the policy `all`, and answers every request with 503 after that.
 #[tokio::test]
 async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_filled() -> Result<()> {
     let site = Site::start(PgCluster::builder(VERSION), 16).await?;
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-        .local_addr()?
-        .port();
+    let port = free_port()?;
     let toml = site
         .config()
         .replacen("listen = \"off\"", &format!("listen = \"127.0.0.1:{port}\""), 1);
@@ -175,6 +180,9 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     }
 
     let log = ledger.stop().await;
+    // Down no more, but in a storm: to be answered with 503 is no better than to be refused.
+    site.regions[1].faults().fail_always(Some(503));
+    site.regions[1].faults().refuse(false);
     a_minute_of_waiting_is_a_breach(&program, port).await?;
 
     let pace = Pace {
@@ -183,7 +191,7 @@ async fn fault_02_with_policy_all_a_region_that_is_down_is_named_waited_for_and_
     };
     let ledger = Ledger::resume(&site.primary, pace, log).await?;
     ledger.grow(40).await?;
-    site.regions[1].faults().refuse(false);
+    site.regions[1].faults().clear();
     let log = ledger.stop().await;
     let end = site.all_durable().await?;
     both_hold(&site, end).await?;
@@ -211,7 +219,7 @@ async fn a_flood_of_questions_is_answered_calmly(version: PgVersion) -> Result<(
     ledger.grow(50).await?;
     let (asked, answered) = (site.tap.sent().keepalives, site.tap.feedback().len());
     let (began, cpu) = (Instant::now(), agent.cpu_time()?);
-    site.primary.begin_stop(highwater_tests::Stop::Fast);
+    site.primary.begin_stop(Stop::Fast);
     site.primary.until_ended(Duration::from_secs(60)).await?;
     let took = began.elapsed();
     let (asked, answered) = (
@@ -248,6 +256,65 @@ async fn fault_05_a_flood_of_questions_is_answered_calmly_on_postgresql_17() -> 
 #[tokio::test]
 async fn fault_05_a_flood_of_questions_is_answered_calmly_on_postgresql_18() -> Result<()> {
     a_flood_of_questions_is_answered_calmly(PgVersion::V18).await
+}
+
+/// More WAL than memory takes is written while no region takes any: the agent does not read from its stream any more.
+async fn memory_is_spent(site: &Site, port: u16) -> Result<()> {
+    let load =
+        "CREATE TABLE big AS SELECT g AS id, repeat(md5(g::text), 28) AS t FROM generate_series(1, 130000) g";
+    site.primary.sql(load).await?;
+    let spent = || async {
+        let page = ask(port, "GET", "/metrics").await.ok()?;
+        let throttled = page.contains("highwater_connection{state=\"throttled\"} 1");
+        throttled.then_some(())
+    };
+    eventually("memory to be spent", PATIENCE, spent).await?;
+    let (sent, written) = (site.tap.sent().wal_end, site.position().await?);
+    ensure!(
+        sent < written,
+        "all has been sent: the server could ask for its position"
+    );
+    Ok(())
+}
+
+/// PostgreSQL stops while no region answers and memory is spent. What it asks stands behind WAL that nobody reads: the agent has
+/// to find out by itself that the server wants to stop, and lets it go, which nothing else does.
+#[tokio::test]
+async fn fault_05_a_fast_shutdown_ends_though_memory_is_spent_and_no_region_answers() -> Result<()> {
+    let builder = PgCluster::builder(VERSION)
+        .conf("wal_sender_timeout", "0")
+        .conf("max_wal_size", "2GB");
+    let mut site = Site::start(builder, 16).await?;
+    let plain = "[wal]\ncompression = \"none\"\n";
+    site.settings = site.settings.replace("[wal]\n", plain) + "[memory]\nlimit = \"64MiB\"\n";
+    let (port, witness) = (free_port()?, Witness::of(&site, Rules::all()));
+    let listen = format!("127.0.0.1:{port}");
+    let program = site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen);
+    let mut agent = program.arg("run").start()?;
+    agent.says("streaming", PATIENCE).await?;
+    site.backup().await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(50).await?;
+    site.all_durable().await?;
+    site.regions.iter().for_each(|region| region.faults().freeze());
+    ledger.grow(50).await?;
+    memory_is_spent(&site, port).await?;
+    site.primary.begin_stop(Stop::Fast);
+    let stopped = site.primary.until_ended(Duration::from_secs(60)).await;
+    stopped.with_context(|| agent.last_words())?;
+    let words = "wants to stop while storage takes nothing; letting it go";
+    agent.says(words, PATIENCE).await?;
+    let log = ledger.stop().await;
+
+    site.regions.iter().for_each(|region| region.faults().thaw());
+    site.primary.start_again().await?;
+    let end = site.all_durable().await.with_context(|| agent.last_words())?;
+    both_hold(&site, end).await?;
+    // At every message, those before the thaw among them.
+    witness.satisfied()?;
+    site.has_no_gap().with_context(|| agent.last_words())?;
+    leave(agent).await?;
+    one_region_has_everything(&site, 1, &log).await
 }
 
 /// A segment size of 1 GB: segments are stored in parts, and come back padded to the whole.
