@@ -25,6 +25,9 @@ use crate::window::What;
 /// Most bytes compared at the end of a region's WAL.
 const COMPARED: u64 = 16 << 20;
 
+/// Bytes that are shown of either side where they begin to differ.
+const SHOWN: usize = 16;
+
 /// What a comparison says when it finds no difference.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Agreement {
@@ -239,6 +242,7 @@ impl Tail {
             return Ok(());
         }
         let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+        let identity = |bytes: &[u8]| format!("{common}, there with the bytes {}", shown(bytes, same));
         Err(AgentError::Conflict {
             region: region.name.clone(),
             key: format!(
@@ -246,10 +250,18 @@ impl Tail {
                 shared.archive.layout.timeline_dir(self.timeline),
                 common.start + same as u64
             ),
-            ours: format!("that of {source}"),
-            theirs: format!("compared {common} of timeline {}", self.timeline),
+            ours: format!("that of {source}: {}", identity(theirs)),
+            theirs: identity(ours),
         })
     }
+}
+
+/// A few bytes from `at` on, as `pg_waldump` and hex editors show them.
+fn shown(bytes: &[u8], at: usize) -> String {
+    let some = bytes.iter().skip(at).take(SHOWN);
+    some.map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The bytes of `wanted` from those of `held`.

@@ -370,16 +370,17 @@ impl RestoreSite {
         Ok(cluster)
     }
 
-    /// Waits until a restored server has left recovery.
+    /// Waits until a restored server has left recovery, and looks through what it holds.
     ///
     /// # Errors
-    /// When it does not; the message holds its log.
+    /// When it does not; the message holds its log. When something is damaged.
     pub async fn until_writable(&self, cluster: &PgCluster) -> Result<()> {
         let writable = || async {
             let recovering = cluster.value("SELECT pg_is_in_recovery()").await.ok()?;
             (recovering == "f").then_some(())
         };
         let waited = eventually("the end of recovery", PATIENCE, writable).await;
-        waited.with_context(|| cluster.log())
+        waited.with_context(|| cluster.log())?;
+        cluster.is_sound().await
     }
 }

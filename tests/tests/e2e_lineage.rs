@@ -45,8 +45,6 @@ fn history_files(site: &Site, timeline: &str) -> [usize; 2] {
         .map(|snapshot| archive::keys_with(&snapshot, BUCKET, &part).len())
 }
 
-/// The agent beside the standby is the only one. When the standby is promoted it goes over to the new timeline in
-/// the middle of a segment; what it received of the old one stays as it was received.
 /// Of each chunk of a timeline: whether it claims that nothing was committed behind it by the server's clock.
 fn proves(site: &Site, timeline: &str) -> Result<Vec<bool>> {
     let snapshot = &site.snapshots()[0];
@@ -56,6 +54,8 @@ fn proves(site: &Site, timeline: &str) -> Result<Vec<bool>> {
     stored.collect()
 }
 
+/// The agent beside the standby is the only one. When the standby is promoted it goes over to the new timeline in
+/// the middle of a segment; what it received of the old one stays as it was received.
 async fn promotion_while_streaming_from_the_standby(version: PgVersion) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), 16).await?;
     let mut first = site.start_agent().await?;

@@ -107,26 +107,26 @@ impl Feedback {
         Ok(self.writer)
     }
 
+    /// Write and flush position, where `safe` is what may be acknowledged.
+    fn positions(&mut self, received: Lsn, safe: Lsn) -> (Lsn, Lsn) {
+        if let Some(confirmed) = &self.elsewhere {
+            confirmed.send(self.flush.history.timeline, safe);
+        }
+        let waited_for = self.waited_for.as_mut();
+        let all_ended = waited_for.map(|all_ended| *all_ended.borrow_and_update());
+        match (&self.elsewhere, all_ended) {
+            // A server that shuts down waits for the write position where there is no flush position.
+            (Some(_), _) | (None, Some(false)) => (safe, Lsn::ZERO),
+            (None, Some(true)) => (safe, safe),
+            (None, None) => (received, safe),
+        }
+    }
+
     async fn send(&mut self, ask: bool) -> Result<(Lsn, Lsn), PgError> {
         let received = *self.received.borrow();
         let durable = *self.durable.borrow_and_update();
         let safe = self.flush.report(durable, received);
-        // A server that shuts down waits for the write position where there is no flush position.
-        let (write, flush) = match (&self.elsewhere, &mut self.waited_for) {
-            (Some(confirmed), _) => {
-                confirmed.send(self.flush.history.timeline, safe);
-                (safe, Lsn::ZERO)
-            }
-            (None, Some(all_ended)) => (
-                safe,
-                if *all_ended.borrow_and_update() {
-                    safe
-                } else {
-                    Lsn::ZERO
-                },
-            ),
-            (None, None) => (received, safe),
-        };
+        let (write, flush) = self.positions(received, safe);
         let status = Status {
             write,
             flush,

@@ -2,6 +2,7 @@
 
 mod builder;
 mod cluster;
+mod sound;
 mod version;
 
 pub use builder::PgBuilder;

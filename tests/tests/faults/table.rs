@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-/// Every scenario of agent, storage, restore and security. Numbers that are missing were never given.
-const NUMBERS: [&[u32]; 4] = [
+/// Every scenario of agent, storage, restore, operation and security, but for those of retention, which does not exist yet. Other
+/// numbers that are missing were never given.
+const NUMBERS: [&[u32]; 5] = [
     &[
         1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 29,
         30, 31, 33,
@@ -16,30 +17,40 @@ const NUMBERS: [&[u32]; 4] = [
     &[
         50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 67, 68, 70, 71, 72, 73,
     ],
+    &[78, 80, 81, 83, 84, 85, 86],
     &[87, 88, 89, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 100],
 ];
 
-/// The names of all functions in the sources below `dir`.
-fn functions(dir: &Path, found: &mut BTreeSet<String>) -> Result<()> {
+/// The names of all tests in the sources below `dir`.
+fn tests(dir: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
             if !path.ends_with("target") {
-                functions(&path, found)?;
+                tests(&path, found)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path)?;
-            let names = text.lines().filter_map(|line| {
-                let rest = line
-                    .trim_start()
-                    .trim_start_matches("pub ")
-                    .trim_start_matches("async ");
-                rest.strip_prefix("fn ")?.split('(').next()
-            });
-            found.extend(names.map(|name| name.split('<').next().unwrap_or(name).to_owned()));
+            found.extend(tests_in(&text));
         }
     }
     Ok(())
+}
+
+/// Functions behind an attribute that makes a test of them.
+fn tests_in(text: &str) -> Vec<String> {
+    let (mut names, mut is_test) = (Vec::new(), false);
+    for line in text.lines().map(str::trim_start) {
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let rest = line.trim_start_matches("async ");
+        let Some(rest) = rest.strip_prefix("fn ") else {
+            continue;
+        };
+        if std::mem::take(&mut is_test) {
+            names.extend(rest.split(['(', '<']).next().map(str::to_owned));
+        }
+    }
+    names
 }
 
 #[test]
@@ -49,7 +60,7 @@ fn the_table_of_faults_is_complete() -> Result<()> {
         .context("no workspace")?;
     let mut there = BTreeSet::new();
     for member in ["agent", "restore", "proto", "tests"] {
-        functions(&root.join(member), &mut there)?;
+        tests(&root.join(member), &mut there)?;
     }
     let table = std::fs::read_to_string(root.join("tests/FAULTS.md"))?;
     let quoted: BTreeSet<&str> = table.split('`').skip(1).step_by(2).collect();
