@@ -5,6 +5,8 @@
 
 #[path = "pulse/mod.rs"]
 mod pulse;
+#[path = "sent/mod.rs"]
+mod sent;
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::archive;
@@ -13,9 +15,11 @@ use highwater_tests::ledger::Expect;
 use highwater_tests::site::{BUCKET, REGIONS, RestoreSite, Site};
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, PgVersion, S3Server, Witness, lsn};
+use sent::holds_what_was_sent;
 
 async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) -> Result<()> {
     let mut site = Site::start(PgCluster::builder(version), segment_mb).await?;
+    site.tap.record();
     let witness = Witness::of(&site, Rules::all());
     let ledger = Ledger::start(&site.primary, 4).await?;
     let mut agent = site.start_agent().await?;
@@ -36,6 +40,7 @@ async fn killed_at_random(version: PgVersion, segment_mb: u32, dice: &mut Dice) 
     let log = ledger.stop().await;
 
     let seen = witness.satisfied()?;
+    holds_what_was_sent(&site, 100_000)?;
     let promised = log
         .entries
         .iter()
@@ -81,6 +86,7 @@ async fn fault_68_what_was_promised_survives_kill9_with_small_segments() -> Resu
 #[tokio::test]
 async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     let mut site = Site::start(PgCluster::builder(PgVersion::V15), 16).await?;
+    site.tap.record();
     let witness = Witness::of(
         &site,
         Rules {
@@ -110,6 +116,7 @@ async fn the_stream_goes_on_after_a_crash_of_the_primary() -> Result<()> {
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
     witness.satisfied()?;
+    holds_what_was_sent(&site, 100_000)?;
 
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     let restored = place.recovered("data", &[]).await?;

@@ -1,6 +1,9 @@
 //! Regions that fail while WAL streams: what is reported to be safe follows the policy, the other
 //! region goes on, and the lost one catches up by itself.
 
+#[path = "sent/mod.rs"]
+mod sent;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +13,7 @@ use highwater_tests::s3::Operation;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site, region_config};
 use highwater_tests::tap::came_in_time;
 use highwater_tests::{Ledger, PgCluster, PgVersion, TestDir, lsn};
+use sent::holds_what_was_sent;
 
 /// `wal_sender_timeout` where it matters: short, and still far above what a loaded machine takes for an answer.
 const SENDER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,6 +104,7 @@ async fn fault_06_a_stalled_region_holds_the_position_but_not_the_feedback() -> 
     let primary = PgCluster::builder(PgVersion::V15)
         .conf("wal_sender_timeout", &format!("{}ms", SENDER_TIMEOUT.as_millis()));
     let site = Site::start(primary, 16).await?;
+    site.tap.record();
     let mut agent = site.start_agent().await?;
     site.backup().await?;
     site.all_durable().await?;
@@ -130,6 +135,7 @@ async fn fault_06_a_stalled_region_holds_the_position_but_not_the_feedback() -> 
     both_hold(&site, end).await?;
     agent.terminate();
     ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+    holds_what_was_sent(&site, 100_000)?;
     let place = RestoreSite::new(PgVersion::V15, &[(REGIONS[1], site.regions[1].as_ref())])?;
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await?;
@@ -239,6 +245,7 @@ async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
         .port();
     let listen = format!("127.0.0.1:{port}");
     let program = site.agent()?.env("HIGHWATER_ADMIN_LISTEN", listen);
+    site.tap.record();
     let mut agent = program.arg("run").start()?;
     agent.says("streaming", PATIENCE).await?;
     let ledger = Ledger::start(&site.primary, 2).await?;
@@ -259,6 +266,7 @@ async fn fault_46_error_storms_and_lost_replies_change_nothing() -> Result<()> {
     ensure!(peak < STORM_MEMORY, "{} MiB resident", peak >> 20);
     ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
     drop(agent);
+    holds_what_was_sent(&site, 100_000)?;
     for (name, region) in REGIONS.iter().zip(&site.regions) {
         let place = RestoreSite::new(PgVersion::V15, &[(name, region.as_ref())])?;
         log.check(&place.recovered("data", &[]).await?, Expect::everything())

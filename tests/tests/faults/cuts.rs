@@ -1,20 +1,18 @@
 //! Scenario 7: the agent is killed at every step of one object's life, and the archive still holds exactly the bytes
 //! that were sent, once.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
-use highwater_format::Object;
+use anyhow::{Context, Result};
 use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::program::Running;
 use highwater_tests::s3::{Operation, Strike};
-use highwater_tests::site::{BUCKET, PATIENCE, Site};
+use highwater_tests::site::{PATIENCE, Site};
 use highwater_tests::witness::Rules;
-use highwater_tests::{Ledger, PgCluster, S3Server, Witness, archive, lsn};
+use highwater_tests::{Ledger, PgCluster, S3Server, Witness};
 
+use crate::sent::holds_what_was_sent;
 use crate::support::{VERSION, both_hold, from_region, leave};
 
 /// Waits for the strike at the next tail chunk and kills the agent there.
@@ -52,36 +50,6 @@ async fn stored_and_not_reported(site: &Site, ledger: &Ledger) -> Result<()> {
         ledger.grow(20).await?;
     }
     anyhow::bail!("the regions never held more than was reported")
-}
-
-/// Every byte of the WAL objects of one region equals what went over the wire.
-fn archived_is_what_was_sent(server: &S3Server, sent: &BTreeMap<u64, Bytes>, segment: u64) -> Result<u64> {
-    let mut compared = 0;
-    for key in server.objects(BUCKET) {
-        let Some((_, start, end)) = archive::range_of(&key, segment) else {
-            continue;
-        };
-        let stored = server.get(BUCKET, &key).context("an object is gone")?;
-        let plain = Object::open(stored.bytes.clone())?.plain()?;
-        ensure!(
-            plain.len() as u64 == end - start,
-            "{key} holds {} bytes",
-            plain.len()
-        );
-        for (at, bytes) in sent.range(start.saturating_sub(1 << 20)..end) {
-            let (from, to) = ((*at).max(start), (at + bytes.len() as u64).min(end));
-            if from >= to {
-                continue;
-            }
-            let cut = |base: u64| {
-                usize::try_from(from - base).unwrap_or(0)..usize::try_from(to - base).unwrap_or(0)
-            };
-            let same = plain.get(cut(start)) == bytes.get(cut(*at));
-            ensure!(same, "{key} differs from what was sent at {}", lsn::show(from));
-            compared += to - from;
-        }
-    }
-    Ok(compared)
 }
 
 #[tokio::test]
@@ -124,11 +92,7 @@ async fn fault_07_killed_at_every_step_of_an_object_nothing_is_lost_or_stored_tw
     both_hold(&site, end).await?;
     witness.satisfied()?;
     leave(agent).await?;
-    let sent = site.tap.recorded();
-    for region in &site.regions {
-        let compared = archived_is_what_was_sent(region, &sent, site.segment_size())?;
-        ensure!(compared > 100_000, "only {compared} bytes were compared");
-    }
+    holds_what_was_sent(&site, 100_000)?;
     for index in 0..2 {
         let place = from_region(&site, index)?;
         let restored = place.recovered("data", &[]).await?;

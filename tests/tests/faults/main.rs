@@ -15,6 +15,8 @@ mod memory;
 mod pulse;
 mod restore;
 mod security;
+#[path = "../sent/mod.rs"]
+mod sent;
 mod standby;
 mod storage;
 mod stream;
