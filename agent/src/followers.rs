@@ -45,6 +45,7 @@ impl<T: Copy> Followers<T> {
     /// Follows from here on; the value now counts as seen.
     pub(crate) fn follow(&self) -> watch::Receiver<T> {
         let mut inner = self.lock();
+        inner.followers.retain(|follower| !follower.is_closed());
         let (follower, receiver) = watch::channel(inner.value);
         inner.followers.push(follower);
         receiver

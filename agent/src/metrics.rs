@@ -212,6 +212,11 @@ fn lineage(page: &mut Page, snapshot: &Snapshot) {
         "1 when synchronous_standby_names makes commits wait for this agent, whether that is meant or not.",
         u8::from(snapshot.synchronous.is_waited_for()),
     );
+    page.gauge(
+        "highwater_commits_held_back",
+        "1 while no commit that waits for the agent returns, because a base backup has to end a gap first.",
+        u8::from(snapshot.commits_held_back),
+    );
     page.head(
         "highwater_divergent_wal_bytes",
         "gauge",

@@ -37,6 +37,7 @@ use crate::start::{Beginning, Start};
 use crate::surroundings::Surroundings;
 use crate::synchronous::{APPLICATION_NAME, Manner};
 use crate::unended::Unended;
+use crate::unended::ask::Asker;
 use crate::uploader::{Shared, Uploader, is_of_this_region};
 use crate::window::Window;
 use crate::writer::Claims;
@@ -484,6 +485,16 @@ impl Started {
         };
         tasks.spawn(scheduled.run());
         let manner = Manner::from(&config.wal);
+        if manner.synchronous {
+            let asker = Asker {
+                unended: unended.clone(),
+                archive: shared.archive.clone(),
+                needed: config.durability.policy.needed(config.regions.len()),
+                state: shared.state.clone(),
+                cancel: services.clone(),
+            };
+            tasks.spawn(asker.run());
+        }
         let confirmed = Confirmed::default();
         if manner.acknowledge == Acknowledge::Slot {
             let mover = Mover {

@@ -29,7 +29,7 @@ use crate::error::{AgentError, Result};
 use crate::gap;
 use crate::region::{Archive, Region};
 use crate::state::{Gaps, LastBackup, State};
-use crate::unended::Unended;
+use crate::unended::{Told, Unended};
 
 /// First pause after a failed base backup; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
@@ -148,14 +148,6 @@ impl Seen {
     }
 }
 
-/// What one region told.
-struct Told {
-    backups: Vec<BackupId>,
-    /// The newest of them.
-    newest: Option<Backup>,
-    gaps: Vec<Gap>,
-}
-
 /// When the newest base backup began.
 fn last(told: &[Told], now: Time) -> Option<Time> {
     let newest = told.iter().filter_map(|told| list::newest(&told.backups, now));
@@ -180,29 +172,17 @@ fn judge(told: &[Told], gaps: &[&Gap]) -> Gaps {
     }
 }
 
-/// Whether every gap is ended in as many regions as are needed.
-fn all_ended(told: &[Told], gaps: &[&Gap], needed: usize) -> bool {
-    let regions = |gap: &Gap| {
-        told.iter()
-            .filter(|told| gap::ended_by(gap, &told.backups).is_some())
-            .count()
-    };
-    gaps.iter().all(|gap| regions(gap) >= needed)
-}
-
 /// Longest sleep between two looks at the clock, so that a clock that was set does not delay a backup.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between two readings of which base backups the regions have: others take some too, with the `backup` command.
 const READ_EVERY: Duration = Duration::from_secs(600);
-/// The same while a gap is not ended in as many regions as the policy asks for: commits may wait for that.
-const READ_EVERY_IN_A_GAP: Duration = Duration::from_secs(5);
 
 /// The task that takes base backups on schedule, and knows the newest one.
 #[derive(Debug)]
 pub struct Scheduled {
     /// When; without one the newest base backup is only shown.
     pub schedule: Option<Schedule>,
-    /// The gaps that were recorded, and whether all are ended.
+    /// The gaps that were recorded, and the bell.
     pub unended: Arc<Unended>,
     /// The server.
     pub conn: ConnInfo,
@@ -235,7 +215,7 @@ impl Scheduled {
                 seen = self.first_reading().await;
                 (failures, not_before) = (0, Instant::now());
             }
-            if read_at.elapsed() >= self.read_every() {
+            if read_at.elapsed() >= READ_EVERY {
                 read_at = Instant::now();
                 seen = self.read().await.unwrap_or(seen);
             }
@@ -248,7 +228,7 @@ impl Scheduled {
                 let due = if elsewhere {
                     LOOK_EVERY
                 } else {
-                    wait.min(LOOK_EVERY).min(self.read_every())
+                    wait.min(LOOK_EVERY)
                 };
                 tokio::select! {
                     biased;
@@ -286,25 +266,20 @@ impl Scheduled {
         loop {
             match self.read().await {
                 Some(seen) => return seen,
-                None => tokio::time::sleep(READ_EVERY_IN_A_GAP).await,
+                None => tokio::time::sleep(LOOK_EVERY).await,
             }
-        }
-    }
-
-    fn read_every(&self) -> Duration {
-        if self.unended.all_ended() {
-            READ_EVERY
-        } else {
-            READ_EVERY_IN_A_GAP
         }
     }
 
     /// What the regions that answer have, and shows it; `None` when no region answers.
     async fn read(&self) -> Option<Seen> {
-        let mut told = Vec::new();
+        let (mut told, mut newest) = (Vec::new(), Vec::new());
         for region in &self.archive.regions {
             match self.ask(region).await {
-                Ok(answer) => told.push(answer),
+                Ok((answer, record)) => {
+                    told.push(answer);
+                    newest.extend(record);
+                }
                 Err(error) => {
                     tracing::warn!(region = %region.name, %error, "its base backups and gaps are not known");
                 }
@@ -313,27 +288,23 @@ impl Scheduled {
         if told.is_empty() {
             return None;
         }
-        let gaps = self.unended.judge(|recorded| {
-            let gaps = on_record(&told, recorded);
-            (judge(&told, &gaps), all_ended(&told, &gaps, self.options.needed))
-        });
+        let recorded = self.unended.gaps();
+        let gaps = judge(&told, &on_record(&told, &recorded));
+        self.unended.learn(&told, self.options.needed, false);
         self.state.update(|snapshot| snapshot.gaps = Some(gaps.clone()));
         let last = last(&told, self.clock.now());
-        let newest = told.into_iter().filter_map(|told| told.newest);
-        let newest = newest.max_by_key(|backup| backup.started_at);
+        let newest = newest.into_iter().max_by_key(|backup| backup.started_at);
         newest.iter().for_each(|backup| self.show(backup));
         Some(Seen { last, gaps })
     }
 
-    async fn ask(&self, region: &Region) -> Result<Told> {
+    /// Gaps and base backups, and the record of the newest of these.
+    async fn ask(&self, region: &Region) -> Result<(Told, Option<Backup>)> {
         let (store, layout) = (&*region.quick, &self.archive.layout);
         let mut backups = list::complete(store, layout).await?;
         let newest = list::newest_record(store, layout, &mut backups).await?;
-        Ok(Told {
-            backups,
-            newest,
-            gaps: gap::read_all(store, layout).await?,
-        })
+        let gaps = gap::read_all(store, layout).await?;
+        Ok((Told { gaps, backups }, newest))
     }
 
     /// Takes one, and says when it began by the server's clock, as its id has it.

@@ -29,7 +29,6 @@ fn gap(start: u64, end: u64) -> Gap {
 fn told(backups: &[BackupId], gaps: &[Gap]) -> Told {
     Told {
         backups: backups.to_vec(),
-        newest: None,
         gaps: gaps.to_vec(),
     }
 }
@@ -57,18 +56,6 @@ fn a_gap_is_open_until_a_base_backup_behind_it_is_in_some_region() {
     assert_eq!(judged(&[told(&[], &[])], &[]), Gaps::default());
     let hidden = judged(&[told(&[backup(250)], &[])], &[second]);
     assert_eq!((hidden.recorded, hidden.open), (1, 1), "no listing shows it yet");
-}
-
-#[test]
-fn commits_wait_until_every_gap_is_ended_in_as_many_regions_as_the_policy_asks_for() {
-    let (first, second) = (gap(100, 200), gap(300, 400));
-    let recorded = [first, second.clone()];
-    let ended = |regions: &[Told], needed| all_ended(regions, &on_record(regions, &recorded), needed);
-    let (both, one) = (told(&[backup(400)], &[]), told(&[backup(250)], &[second]));
-    assert!(ended(&[told(&[backup(400)], &[]), told(&[backup(500)], &[])], 2));
-    let regions = [both, one];
-    assert!(!ended(&regions, 2) && ended(&regions, 1));
-    assert!(all_ended(&[told(&[], &[])], &[], 2), "there is none");
 }
 
 #[test]

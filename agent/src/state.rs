@@ -177,6 +177,8 @@ pub struct Snapshot {
     pub standby: bool,
     /// What the server's `synchronous_standby_names` makes of this agent.
     pub synchronous: Role,
+    /// Commits that wait for the agent wait for a base backup that ends a gap, too.
+    pub commits_held_back: bool,
     /// The epoch of this agent's claim; 0 while it has none.
     pub writer_epoch: u64,
     /// WAL in the archive that the newest timeline never had.

@@ -1,103 +1,119 @@
-//! Gaps that no base backup has ended yet, and who is concerned by that.
+//! Gaps that no base backup has ended yet, and the commits that wait for one.
 //!
-//! Owns: the gaps that this process has recorded, which a listing may show late; the bell for the task that takes base backups;
-//! and whether every gap is ended, in as many regions as the policy asks for. Commits that wait for the agent inside a gap are in
-//! no region until it is, and to report any position behind the gap would let them return.
-//! Does not own: the records ([`crate::gap`]), nor the base backups ([`crate::schedule`]).
+//! A commit that waits for the agent inside a gap is in no region until a base backup that ends the gap is, and any position behind the
+//! gap that is reported lets it return. Owns: the gaps that this process has recorded, which a listing may show late; the bell for the
+//! task that takes base backups; and, where commits are meant to wait, whether they may return. They may not before the regions were
+//! asked for gaps, nor while one that was open then, or was recorded since, is not ended in as many regions as the policy asks for.
+//! A gap that is ended anywhere when it is first heard of holds nobody up: otherwise every region that is emptied or added would.
+//! Does not own: the records ([`crate::gap`]), asking the regions ([`ask`]), nor the base backups ([`crate::schedule`]).
+
+pub(crate) mod ask;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use highwater_format::Gap;
-use tokio::sync::{Notify, watch};
+use highwater_format::{BackupId, Gap};
+use tokio::sync::{Notify, watch::Receiver};
 
 use crate::followers::Followers;
+use crate::gap::ended_by;
+
+/// What one region tells of gaps.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Gaps on record; those that its own base backups end may be left out.
+    pub(crate) gaps: Vec<Gap>,
+    /// Base backups, of which the last on the newest timeline is one.
+    pub(crate) backups: Vec<BackupId>,
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Unended {
-    recorded: Mutex<Vec<Gap>>,
+    known: Mutex<Known>,
     /// Rung when a base backup has to be taken at once.
     pub(crate) bell: Notify,
-    all_ended: Followers<bool>,
+    may_return: Followers<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    gaps: Vec<Gap>,
+    /// Which gaps are open where this process goes on is known.
+    is_asked: bool,
+    /// It was known before: what is found now is news to the task that takes base backups.
+    again: bool,
 }
 
 impl Default for Unended {
-    /// Nothing counts as ended before the regions were asked.
     fn default() -> Self {
         Self {
-            recorded: Mutex::default(),
+            known: Mutex::default(),
             bell: Notify::new(),
-            all_ended: Followers::new(false),
+            may_return: Followers::new(false),
         }
     }
 }
 
 impl Unended {
-    /// Notes a gap that the policy's regions have on record.
+    /// Notes a gap that the policy's regions have on record now.
     pub(crate) fn record(&self, gap: Gap) {
-        let mut recorded = self.lock();
-        recorded.push(gap);
-        self.all_ended.send(false);
+        let mut known = self.lock();
+        known.gaps.push(gap);
+        self.settle(&known);
         self.bell.notify_one();
     }
 
-    /// Judges what the regions told together with what this process has recorded, none of which can be recorded meanwhile. The
-    /// second answer is whether every gap is ended.
-    pub(crate) fn judge<T>(&self, judge: impl FnOnce(&[Gap]) -> (T, bool)) -> T {
-        let mut recorded = self.lock();
-        let (told, all_ended) = judge(&recorded);
-        if all_ended {
-            recorded.clear();
+    /// The stream goes on where another region has got to, which may have a gap on record that nobody has heard of.
+    pub(crate) fn ask_again(&self) {
+        let mut known = self.lock();
+        (known.is_asked, known.again) = (false, true);
+        self.settle(&known);
+    }
+
+    /// Takes what regions have told. `all`: whoever may have something to say has said it.
+    pub(crate) fn learn(&self, told: &[Told], needed: usize, all: bool) {
+        let mut known = self.lock();
+        if all && !known.is_asked {
+            let is_open = |gap: &&Gap| told.iter().all(|told| ended_by(gap, &told.backups).is_none());
+            for gap in told.iter().flat_map(|told| &told.gaps).filter(is_open) {
+                let is_it = |other: &Gap| (other.timeline, other.range()) == (gap.timeline, gap.range());
+                if !known.gaps.iter().any(is_it) {
+                    known.gaps.push(gap.clone());
+                }
+            }
+            known.is_asked = true;
+            if known.again && !known.gaps.is_empty() {
+                self.bell.notify_one();
+            }
         }
-        if self.all_ended.value() != all_ended {
-            self.all_ended.send(all_ended);
+        let ends = |gap: &Gap, told: &Told| ended_by(gap, &told.backups).is_some();
+        let regions = |gap: &Gap| told.iter().filter(|told| ends(gap, told)).count();
+        known.gaps.retain(|gap| regions(gap) < needed);
+        self.settle(&known);
+    }
+
+    /// The gaps that are known not to be ended in as many regions as the policy asks for.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
+        self.lock().gaps.clone()
+    }
+
+    /// Whether commits may return, for each stream that they wait for.
+    pub(crate) fn follow(&self) -> Receiver<bool> {
+        self.may_return.follow()
+    }
+
+    fn settle(&self, known: &Known) {
+        let may_return = known.is_asked && known.gaps.is_empty();
+        if self.may_return.value() != may_return {
+            self.may_return.send(may_return);
         }
-        told
     }
 
-    /// Whether every gap is ended, as far as this process knows.
-    pub(crate) fn all_ended(&self) -> bool {
-        self.all_ended.value()
-    }
-
-    /// Follows [`Unended::all_ended`].
-    pub(crate) fn follow(&self) -> watch::Receiver<bool> {
-        self.all_ended.follow()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Gap>> {
-        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use highwater_format::{Lsn, Time, TimelineId};
-
-    use super::*;
-
-    #[test]
-    fn a_recorded_gap_stays_until_it_is_ended_whatever_the_regions_show() {
-        let gap = Gap {
-            timeline: TimelineId::FIRST,
-            start: Lsn(1),
-            end: Lsn(2),
-            reason: "slot lost".into(),
-            recorded_at: Time::UNIX_EPOCH,
-            unreplayable: false,
-        };
-        let unended = Unended::default();
-        let known = |all_ended| unended.judge(|recorded| (recorded.to_vec(), all_ended));
-        assert!(!unended.all_ended(), "nobody was asked");
-        assert_eq!(known(true), []);
-        let follower = unended.follow();
-        assert!(*follower.borrow());
-
-        unended.record(gap.clone());
-        assert!(!*follower.borrow());
-        assert_eq!(known(false), std::slice::from_ref(&gap));
-        assert_eq!(known(true), [gap]);
-        assert!(*follower.borrow());
-        assert_eq!(known(true), []);
-    }
-}
+#[path = "unended_tests.rs"]
+mod tests;

@@ -5,10 +5,13 @@
 
 use std::time::Duration;
 
-use highwater_format::{Backup, BackupId, Layout, Time, decode};
+use highwater_format::{Backup, BackupId, Layout, Lsn, Time, TimelineId, decode};
 use highwater_store::{ErrorKind, Store, list_parts};
 
 use crate::error::{AgentError, Kind, Result};
+
+/// Sorts behind every character that a key of the archive holds.
+const BEHIND_ITS_OBJECTS: char = '\u{7f}';
 
 /// A base backup that began so much later than now was named by a clock that was wrong: that is not a clock that is fast.
 const WRONG_CLOCK: Duration = Duration::from_secs(24 * 3600);
@@ -17,14 +20,53 @@ const WRONG_CLOCK: Duration = Duration::from_secs(24 * 3600);
 pub(crate) async fn complete(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
     let mut found = Vec::new();
     for id in begun(store, layout).await? {
-        match store.head(&layout.backup(&id)).await {
-            Ok(_) => found.push(id),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+        if is_complete(store, layout, &id).await? {
+            found.push(id);
         }
     }
     found.sort_by_key(BackupId::started_at);
     Ok(found)
+}
+
+/// A complete base backup that begins at or behind `lsn` of `timeline`, or on a later one: the first in the order of their ids. A few
+/// requests, however many there are.
+pub(crate) async fn first_behind(
+    store: &dyn Store,
+    layout: &Layout,
+    timeline: TimelineId,
+    lsn: Lsn,
+) -> Result<Option<BackupId>> {
+    let directory = layout.base_dir();
+    let mut after = format!("{directory}{}", BackupId::new(timeline, lsn, Time::UNIX_EPOCH));
+    let mut passed = None;
+    loop {
+        let page = store.list(&directory, Some(&after), 1).await?;
+        let Some(first) = page.entries.into_iter().next() else {
+            return Ok(None);
+        };
+        let name = first
+            .key
+            .strip_prefix(&directory)
+            .and_then(|rest| rest.split('/').next());
+        let id = name.and_then(|name| BackupId::parse(name).ok());
+        match id.filter(|id| passed.as_ref() != Some(id)) {
+            Some(id) if is_complete(store, layout, &id).await? => return Ok(Some(id)),
+            Some(id) => {
+                after = format!("{}{BEHIND_ITS_OBJECTS}", layout.backup_dir(&id));
+                passed = Some(id);
+            }
+            // Not ours.
+            None => after = first.key,
+        }
+    }
+}
+
+async fn is_complete(store: &dyn Store, layout: &Layout, id: &BackupId) -> Result<bool> {
+    match store.head(&layout.backup(id)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The record of a complete base backup.
@@ -69,7 +111,7 @@ async fn begun(store: &dyn Store, layout: &Layout) -> Result<Vec<BackupId>> {
 
 #[cfg(test)]
 mod tests {
-    use highwater_format::{ClusterName, Lsn, SystemId, Time, TimelineId};
+    use highwater_format::{ClusterName, SystemId};
     use highwater_store::{MemoryStore, Object, PutMode};
 
     use super::*;
@@ -100,6 +142,15 @@ mod tests {
             layout.pulse(),
         ] {
             store.put(&key, Object::new("x"), PutMode::Create).await.unwrap();
+        }
+        for (lsn, found) in [
+            (0, Some(&second)),
+            (0x200_0028, Some(&second)),
+            (0x200_0029, Some(&first)),
+            (0x900_0029, None),
+        ] {
+            let behind = first_behind(&store, &layout, TimelineId::FIRST, Lsn(lsn)).await;
+            assert_eq!(behind.unwrap().as_ref(), found, "{lsn:x}");
         }
         let mut complete = complete(&store, &layout).await.unwrap();
         assert_eq!(complete, [first, second]);

@@ -98,6 +98,7 @@ impl Receiver {
         }
         if let Some(further) = progress.furthest().filter(|at| *at > frontier) {
             self.sealed = Some(further);
+            self.context.unended.ask_again();
             self.context.shared.window.leap(further);
             self.removed_since = None;
             return Err(AgentError::Trouble {

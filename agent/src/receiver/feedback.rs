@@ -7,8 +7,8 @@
 //! stream, and is 0 ("no opinion", the slot stays) while it would be below what the slot already keeps.
 //! Apply equals flush. Where the slot is moved by SQL ([`crate::acknowledge`]) flush is always 0, and write is what flush
 //! would be. Where commits are meant to wait for the agent, write equals flush as well, so that `remote_write` waits for the regions like
-//! `on`; and flush is 0 while there is a gap that no base backup has ended: some commits may wait inside it ([`crate::unended`]), and a
-//! stream without a flush position lets none return.
+//! `on`; and flush is 0 while some may wait inside a gap that no base backup has ended ([`crate::unended`]): a stream without a flush
+//! position lets none return.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ pub(super) struct Feedback {
     pub(super) received: watch::Receiver<Lsn>,
     pub(super) reply: Arc<Notify>,
     pub(super) done: CancellationToken,
-    /// Commits are meant to wait for this stream, and none may return unless this says that every gap is ended.
+    /// Commits are meant to wait for this stream, and this says whether they may return once they are durable.
     pub(super) waited_for: Option<watch::Receiver<bool>>,
     /// The stream acknowledges nothing: what may be acknowledged goes here instead.
     pub(super) elsewhere: Option<Confirmed>,
@@ -113,8 +113,8 @@ impl Feedback {
             confirmed.send(self.flush.history.timeline, safe);
         }
         let waited_for = self.waited_for.as_mut();
-        let all_ended = waited_for.map(|all_ended| *all_ended.borrow_and_update());
-        match (&self.elsewhere, all_ended) {
+        let may_return = waited_for.map(|may_return| *may_return.borrow_and_update());
+        match (&self.elsewhere, may_return) {
             // A server that shuts down waits for the write position where there is no flush position.
             (Some(_), _) | (None, Some(false)) => (safe, Lsn::ZERO),
             (None, Some(true)) => (safe, safe),

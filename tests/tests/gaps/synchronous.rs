@@ -57,6 +57,12 @@ fn backups(site: &Site) -> Vec<usize> {
     site.snapshots().iter().map(count).collect()
 }
 
+/// Waits until the agent says that no commit returns.
+async fn are_held_back(admin: &Agent) -> Result<()> {
+    let held = || async { (admin.metric("highwater_commits_held_back").await? == 1).then_some(()) };
+    eventually("commits to be held back", PATIENCE, held).await
+}
+
 /// Where the WAL of each region ends, whatever it lacks before.
 fn ends(site: &Site) -> Option<Vec<u64>> {
     let end = |region| {
@@ -82,19 +88,24 @@ async fn commits_inside_a_gap_wait_for_the_base_backup(version: PgVersion, kille
     site.backup().await?;
     let waiting = wal_of_a_waiting_commit_is_lost(&site, &mut agent).await?;
 
-    // One region gets all of the base backup but its commit mark.
-    site.regions[1].faults().only(&[Operation::Put]);
-    site.regions[1].faults().only_keys("backup.json");
-    site.regions[1].faults().fail_always(Some(503));
+    // All of the base backup is stored but its commit mark.
+    for region in &site.regions {
+        region.faults().only(&[Operation::Put]);
+        region.faults().only_keys("backup.json");
+        region.faults().fail_always(Some(503));
+    }
     let admin = Agent::new()?;
     let mut agent = admin.program(&site)?.arg("run").start()?;
-    let in_one = || async { (backups(&site) == [2, 1]).then_some(()) };
-    let seen = eventually("the base backup in one region", PATIENCE, in_one).await;
-    seen.with_context(|| agent.last_words())?;
+    are_held_back(&admin).await.with_context(|| agent.last_words())?;
     if killed {
         agent.kill9();
         agent = admin.program(&site)?.arg("run").start()?;
+        are_held_back(&admin).await.with_context(|| agent.last_words())?;
     }
+    site.regions[0].faults().clear();
+    let in_one = || async { (backups(&site) == [2, 1]).then_some(()) };
+    let seen = eventually("the base backup in one region", PATIENCE, in_one).await;
+    seen.with_context(|| agent.last_words())?;
     agent.says("streaming", PATIENCE).await?;
     // The stream goes on behind the gap, and is durable there.
     site.primary.sql(FILL).await?;
