@@ -231,9 +231,6 @@ impl Receiver {
             "WAL IS MISSING: the server no longer has it and the archive never got it. The gap is recorded, streaming goes \
              on behind it, and a new base backup is taken at once; moments inside the gap cannot be restored"
         );
-        if self.context.manner.synchronous {
-            tracing::warn!("commits that wait for the agent return when that base backup is stored");
-        }
         self.context.shared.state.update(|snapshot| {
             snapshot.connection = state::Connection::Reconnecting(format!(
                 "recording that the WAL {range} of timeline {timeline} is lost; streaming goes on when the regions hold the record"
