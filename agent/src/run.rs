@@ -490,6 +490,7 @@ impl Started {
                 unended: unended.clone(),
                 archive: shared.archive.clone(),
                 needed: config.durability.policy.needed(config.regions.len()),
+                progress: shared.progress.clone(),
                 state: shared.state.clone(),
                 cancel: services.clone(),
             };

@@ -289,8 +289,12 @@ impl Scheduled {
             return None;
         }
         let recorded = self.unended.gaps();
-        let gaps = judge(&told, &on_record(&told, &recorded));
-        self.unended.learn(&told, self.options.needed, false);
+        let mut gaps = judge(&told, &on_record(&told, &recorded));
+        if self.state.snapshot().commits_held_back {
+            // One region that has a base backup is not enough.
+            gaps.open = gaps.open.max(recorded.len());
+        }
+        self.unended.learn(&told, self.options.needed, None);
         self.state.update(|snapshot| snapshot.gaps = Some(gaps.clone()));
         let last = last(&told, self.clock.now());
         let newest = newest.into_iter().max_by_key(|backup| backup.started_at);

@@ -40,8 +40,8 @@ struct Known {
     gaps: Vec<Gap>,
     /// Which gaps are open where this process goes on is known.
     is_asked: bool,
-    /// It was known before: what is found now is news to the task that takes base backups.
-    again: bool,
+    /// How often that was not known any more: what is found then is news to the task that takes base backups.
+    question: u64,
 }
 
 impl Default for Unended {
@@ -66,15 +66,22 @@ impl Unended {
     /// The stream goes on where another region has got to, which may have a gap on record that nobody has heard of.
     pub(crate) fn ask_again(&self) {
         let mut known = self.lock();
-        (known.is_asked, known.again) = (false, true);
+        known.is_asked = false;
+        known.question += 1;
         self.settle(&known);
     }
 
-    /// Takes what regions have told. `all`: whoever may have something to say has said it.
-    pub(crate) fn learn(&self, told: &[Told], needed: usize, all: bool) {
+    /// What is asked now: the answer to an earlier question says nothing of what has come since.
+    pub(crate) fn question(&self) -> u64 {
+        self.lock().question
+    }
+
+    /// Takes what regions have told; whoever may have something to say on the question `all` has said it.
+    pub(crate) fn learn(&self, told: &[Told], needed: usize, all: Option<u64>) {
         let mut known = self.lock();
-        if all && !known.is_asked {
+        if all == Some(known.question) && !known.is_asked {
             let is_open = |gap: &&Gap| told.iter().all(|told| ended_by(gap, &told.backups).is_none());
+            let before = known.gaps.len();
             for gap in told.iter().flat_map(|told| &told.gaps).filter(is_open) {
                 let is_it = |other: &Gap| (other.timeline, other.range()) == (gap.timeline, gap.range());
                 if !known.gaps.iter().any(is_it) {
@@ -82,7 +89,7 @@ impl Unended {
                 }
             }
             known.is_asked = true;
-            if known.again && !known.gaps.is_empty() {
+            if known.question > 0 && known.gaps.len() > before {
                 self.bell.notify_one();
             }
         }

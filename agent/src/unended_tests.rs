@@ -32,34 +32,34 @@ fn may_return(unended: &Unended) -> bool {
 fn nothing_returns_before_the_regions_were_asked() {
     let unended = Unended::default();
     assert!(!may_return(&unended));
-    unended.learn(&[told(&[], None)], 2, false);
+    unended.learn(&[told(&[], None)], 2, None);
     assert!(!may_return(&unended), "the other region may know of a gap");
-    unended.learn(&[told(&[], None)], 2, true);
+    unended.learn(&[told(&[], None)], 2, Some(0));
     assert!(may_return(&unended));
 }
 
 #[test]
 fn a_recorded_gap_holds_commits_until_as_many_regions_as_are_needed_have_a_base_backup_behind_it() {
     let (unended, ours) = (Unended::default(), gap(100, 200));
-    unended.learn(&[], 2, true);
+    unended.learn(&[], 2, Some(0));
     unended.record(ours.clone());
     let none = told(&[], None);
     // A listing that lags shows nothing of it.
-    unended.learn(&[none, told(std::slice::from_ref(&ours), Some(50))], 2, true);
+    unended.learn(&[none, told(std::slice::from_ref(&ours), Some(50))], 2, Some(0));
     assert!(!may_return(&unended) && unended.gaps() == [ours]);
-    unended.learn(&[told(&[], Some(200)), told(&[], None)], 2, true);
+    unended.learn(&[told(&[], Some(200)), told(&[], None)], 2, Some(0));
     assert!(!may_return(&unended), "one of two");
-    unended.learn(&[told(&[], Some(200)), told(&[], Some(250))], 2, true);
+    unended.learn(&[told(&[], Some(200)), told(&[], Some(250))], 2, Some(0));
     assert!(may_return(&unended) && unended.gaps().is_empty());
 }
 
 #[test]
 fn a_gap_that_is_open_at_the_start_holds_commits_and_is_not_forgotten_when_a_region_is_silent() {
     let (unended, open) = (Unended::default(), gap(100, 200));
-    unended.learn(&[told(&[open], None), told(&[], None)], 1, true);
-    unended.learn(&[told(&[], None)], 1, true);
+    unended.learn(&[told(&[open], None), told(&[], None)], 1, Some(0));
+    unended.learn(&[told(&[], None)], 1, Some(0));
     assert!(!may_return(&unended), "the region that told of it is away");
-    unended.learn(&[told(&[], Some(300))], 1, true);
+    unended.learn(&[told(&[], Some(300))], 1, Some(0));
     assert!(may_return(&unended));
 }
 
@@ -68,21 +68,23 @@ fn a_gap_that_is_open_at_the_start_holds_commits_and_is_not_forgotten_when_a_reg
 fn a_gap_that_some_region_has_ended_long_ago_holds_nobody_up() {
     let (unended, old) = (Unended::default(), gap(100, 200));
     let regions = [told(&[], Some(300)), told(&[old], None)];
-    unended.learn(&regions, 2, true);
+    unended.learn(&regions, 2, Some(0));
     assert!(may_return(&unended));
-    unended.learn(&regions[1..], 2, true);
+    unended.learn(&regions[1..], 2, Some(0));
     assert!(may_return(&unended), "nor when the one that has ended it is away");
 }
 
 #[test]
 fn where_another_region_goes_on_its_gaps_are_asked_for() {
     let (unended, theirs) = (Unended::default(), gap(100, 200));
-    unended.learn(&[told(&[], None)], 1, true);
+    unended.learn(&[told(&[], None)], 1, Some(0));
     assert!(may_return(&unended));
     unended.ask_again();
     assert!(!may_return(&unended));
-    unended.learn(&[told(&[theirs], None)], 1, true);
+    unended.learn(&[told(&[], None)], 1, Some(0));
+    assert!(!may_return(&unended), "that was asked before");
+    unended.learn(&[told(&[theirs], None)], 1, Some(1));
     assert!(!may_return(&unended));
-    unended.learn(&[told(&[], Some(200))], 1, true);
+    unended.learn(&[told(&[], Some(200))], 1, Some(1));
     assert!(may_return(&unended));
 }

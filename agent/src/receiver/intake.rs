@@ -4,7 +4,12 @@
 //! record, and what the server writes after it ran with `wal_level = minimal`. The bytes are kept all the same (they are what
 //! the server has), but that they are a dead end is reported loudly and goes on record before what follows is stored.
 //! Behind damage records are read again from the next object on.
+//!
+//! Behind a switch nobody reads the rest of the segment, and only there two streams of one history may differ: a primary sends zeros; a
+//! standby that has replayed the switch sends the whole segment at once, with what its recycled file held before where the zeros have
+//! not come yet. Zeros are kept.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,11 +151,30 @@ impl Intake {
             for dead_end in std::mem::take(&mut self.dead_ends) {
                 self.record(dead_end).await?;
             }
-            self.segmenter.push(head, commits, now, &mut self.cuts);
+            let kept = self.without_leftovers(head);
+            self.segmenter.push(&kept, commits, now, &mut self.cuts);
             self.hand_over().await?;
             data = rest;
         }
         Ok(())
+    }
+
+    /// The same bytes, with zeros behind a switch. They have been read, and are about to be pushed.
+    fn without_leftovers<'a>(&self, data: &'a [u8]) -> Cow<'a, [u8]> {
+        let at = self.segmenter.received();
+        let here = LsnRange::new(at, at + data.len() as u64);
+        let unused = self.scanner.as_ref().and_then(WalScanner::unused);
+        let Some(unused) = unused.and_then(|unused| unused.intersect(here)) else {
+            return Cow::Borrowed(data);
+        };
+        let offset = |lsn: Lsn| usize::try_from(lsn.distance_from(at)).unwrap_or(data.len());
+        let unused = offset(unused.start)..offset(unused.end);
+        if data[unused.clone()].iter().all(|byte| *byte == 0) {
+            return Cow::Borrowed(data);
+        }
+        let mut kept = data.to_vec();
+        kept[unused].fill(0);
+        Cow::Owned(kept)
     }
 
     async fn record(&mut self, dead_end: DeadEnd) -> Result<()> {
@@ -300,7 +324,7 @@ mod tests {
     use futures::FutureExt as _;
     use highwater_config::Policy;
     use highwater_format::walpage::page_magic;
-    use highwater_format::{Codec, SegmentSize};
+    use highwater_format::{Codec, SegmentSize, SystemId};
 
     use super::*;
     use crate::test_world::{MIB, World, world};
@@ -408,6 +432,43 @@ mod tests {
     async fn zeros_behind_a_switch_are_no_damage_to_who_begins_there() {
         assert!(!are_zeros_a_dead_end(Lsn(256 * MIB + 192 * MIB)).await);
         assert!(are_zeros_a_dead_end(Lsn(256 * MIB)).await, "no segment begins so");
+    }
+
+    /// Segment 7 of a server with segments of 1 MiB, up to the page in which `pg_switch_wal()` ended it.
+    const SWITCHED: &[u8] =
+        include_bytes!("../../../proto/format/testdata/wal/pg15/000000010000000000000007.head");
+
+    /// What is stored of that segment when `leftovers` are sent behind the switch, in messages of that length.
+    async fn stored(leftovers: u8, message: usize) -> Vec<u8> {
+        let mut world = world(Policy::All);
+        let size = SegmentSize::new(MIB).unwrap();
+        let system_id = u64::from_le_bytes(SWITCHED[24..32].try_into().unwrap());
+        world.shared.archive.identity.system_id = SystemId(system_id);
+        let (mut intake, mut taken) = intake(&world, size, Lsn(7 * MIB), 64);
+        let mut sent = SWITCHED.to_vec();
+        let written = sent.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        sent.truncate(written.next_multiple_of(8));
+        sent.resize(usize::try_from(MIB).unwrap(), leftovers);
+        for message in sent.chunks(message) {
+            intake.push(message, Duration::ZERO).await.unwrap();
+        }
+        assert!(world.shared.state.snapshot().wal_damage.is_none());
+        let mut stored = Vec::new();
+        while let Ok(work) = taken.try_recv() {
+            if let Work::Frame(frame) = work {
+                stored.extend_from_slice(&frame.await.unwrap().frame.bytes);
+            }
+        }
+        assert!(stored.len() >= sent.len(), "not compressed");
+        stored
+    }
+
+    #[tokio::test]
+    async fn i6_what_a_standby_leaves_behind_a_switch_makes_no_other_wal() {
+        let primary = stored(0, 1 << 20).await;
+        for message in [1 << 20, 128 << 10, 8192, 1000] {
+            assert!(stored(0xEE, message).await == primary, "{message}");
+        }
     }
 
     #[tokio::test]

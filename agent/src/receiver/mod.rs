@@ -357,6 +357,10 @@ impl Receiver {
         // Where a timeline has begun in a region, nothing that is stored of an older one is ever durable in this process.
         let begun = furthest.filter(|at| at.timeline > view.timeline);
         let archived = begun.or(self.sealed).or(furthest);
+        if self.sealed.is_none() {
+            // Where a region has got to that may not have been asked.
+            self.context.unended.ask_again();
+        }
         let resume = resume(archived, &view, shared.segment_size)?;
         self.enter(&view).await?;
         Ok((connection, resume))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use highwater_format::{BackupId, Gap, LsnRange, Time, TimelineId};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,13 +16,14 @@ use crate::backup::list;
 use crate::error::{AgentError, Result};
 use crate::gap::{ended_by, read};
 use crate::inventory::{gaps, timelines};
+use crate::progress::Progress;
 use crate::region::{Archive, Region};
 use crate::state::State;
 
 /// Between two questions while commits wait.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// How long one region may take over an answer.
+/// How long one region may take over an answer at first.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// For so long regions that do not answer are waited for: a gap may be on record in one of them alone. Not longer, because with a policy
@@ -35,6 +36,7 @@ pub(crate) struct Asker {
     pub(crate) archive: Archive,
     /// In so many regions a gap has to be ended.
     pub(crate) needed: usize,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) state: State,
     pub(crate) cancel: CancellationToken,
 }
@@ -61,28 +63,41 @@ impl Asker {
 
     /// Returns when commits may.
     async fn until_they_may(&self) {
-        let (began, may_return, mut said) = (Instant::now(), self.unended.follow(), false);
+        let may_return = self.unended.follow();
+        let (mut question, mut since, mut said) = (self.unended.question(), Instant::now(), false);
         loop {
-            let told = self.ask().await;
-            let all = told.len() == self.archive.regions.len() || began.elapsed() >= PATIENCE;
-            if !told.is_empty() {
-                self.unended.learn(&told, self.needed, all);
+            if std::mem::replace(&mut question, self.unended.question()) != question {
+                since = Instant::now();
             }
+            // Whoever needs longer gets it the next time.
+            let told = self.ask(since.elapsed().max(ANSWER)).await;
+            let answered: Vec<usize> = told.iter().map(|(region, _)| *region).collect();
+            let told: Vec<Told> = told.into_iter().map(|(_, told)| told).collect();
+            let is_late = since.elapsed() >= PATIENCE;
+            let all = self.speak_for_all(&answered, is_late).then_some(question);
+            self.unended.learn(&told, self.needed, all);
             if *may_return.borrow() {
                 return;
             }
             let gaps = self.unended.gaps();
-            if !gaps.is_empty() && !std::mem::replace(&mut said, true) {
-                let gaps: Vec<String> = gaps.iter().map(|gap| gap.range().to_string()).collect();
-                tracing::warn!(
-                    gaps = gaps.join(", "),
-                    "COMMITS ARE HELD BACK: some may wait inside a gap, and return when a base backup that ends it is in as many regions as \
-                     the policy asks for"
-                );
-                self.show(true);
+            let held = self.state.snapshot().synchronous.is_waited_for() && (is_late || !gaps.is_empty());
+            self.show(held);
+            if held && !std::mem::replace(&mut said, true) {
+                say(&gaps);
             }
             sleep(EVERY).await;
         }
+    }
+
+    /// Whether what these regions tell is all that matters. Not where none of them holds what the stream goes on behind: a region alone may
+    /// have got past a gap.
+    fn speak_for_all(&self, answered: &[usize], is_late: bool) -> bool {
+        if answered.len() == self.archive.regions.len() {
+            return true;
+        }
+        let furthest = self.progress.furthest();
+        let holds_it = |region: &usize| furthest.is_none() || self.progress.position(*region) == furthest;
+        is_late && answered.iter().any(holds_it)
     }
 
     fn show(&self, held: bool) {
@@ -90,10 +105,9 @@ impl Asker {
     }
 
     /// What the regions tell that answer.
-    async fn ask(&self) -> Vec<Told> {
-        let listed = self
-            .each(|region| async move { self.listed_by(&region).await })
-            .await;
+    async fn ask(&self, patience: Duration) -> Vec<(usize, Told)> {
+        let listed = self.each(patience, |region| async move { self.listed_by(&region).await });
+        let listed = listed.await;
         // The latest first: what ends that ends all.
         let mut all: Vec<Gap> = listed.iter().flat_map(|(_, gaps)| gaps).cloned().collect();
         all.extend(self.unended.gaps());
@@ -102,7 +116,7 @@ impl Asker {
         let all = &all;
         let answered: Vec<usize> = listed.iter().map(|(index, _)| *index).collect();
         let answered = &answered;
-        let backups = self.each(|region| async move {
+        let backups = self.each(patience, |region| async move {
             match answered.contains(&region.index) {
                 true => self.ends(&region, all).await,
                 false => Err(AgentError::Cancelled),
@@ -118,21 +132,20 @@ impl Asker {
         for (index, backups) in &backups {
             let listed = listed.iter().filter(|(region, _)| region == index);
             let open = listed.flat_map(|(_, gaps)| gaps).filter(|gap| is_open(gap));
-            told.push(Told {
-                gaps: self.of_missing_wal(&self.archive.regions[*index], open).await,
-                backups: backups.clone(),
-            });
+            let gaps = self.of_missing_wal(&self.archive.regions[*index], open).await;
+            let backups = backups.clone();
+            told.push((*index, Told { gaps, backups }));
         }
         told
     }
 
     /// Puts a question to every region, and returns the answers that came in time.
-    async fn each<T, F>(&self, question: impl Fn(Arc<Region>) -> F) -> Vec<(usize, T)>
+    async fn each<T, F>(&self, patience: Duration, question: impl Fn(Arc<Region>) -> F) -> Vec<(usize, T)>
     where
         F: Future<Output = Result<T>>,
     {
         let regions = self.archive.regions.iter().cloned();
-        let asked = regions.map(|region| timeout(ANSWER, question(region)));
+        let asked = regions.map(|region| timeout(patience, question(region)));
         let answers = join_all(asked).await.into_iter().enumerate();
         answers
             .filter_map(|(index, answer)| Some((index, answer.ok()?.ok()?)))
@@ -141,12 +154,14 @@ impl Asker {
 
     async fn listed_by(&self, region: &Region) -> Result<Vec<Gap>> {
         let (store, layout) = (&*region.quick, &self.archive.layout);
-        let mut listed = Vec::new();
-        for timeline in timelines(store, layout).await? {
-            let ranges = gaps(store, layout, timeline).await?;
-            listed.extend(ranges.into_iter().map(|range| by_its_key(timeline, range)));
-        }
-        Ok(listed)
+        let listed = timelines(store, layout)
+            .await?
+            .into_iter()
+            .map(|timeline| async move {
+                let ranges = gaps(store, layout, timeline).await?;
+                Ok::<_, AgentError>(ranges.into_iter().map(move |range| by_its_key(timeline, range)))
+            });
+        Ok(try_join_all(listed).await?.into_iter().flatten().collect())
     }
 
     /// Base backups of a region that end as many of these gaps as any do. Whether their records can be read is not asked: they may be
@@ -179,6 +194,21 @@ impl Asker {
     }
 }
 
+fn say(gaps: &[Gap]) {
+    if gaps.is_empty() {
+        tracing::warn!(
+            "COMMITS ARE HELD BACK: it is not known yet whether some wait inside a gap; the regions are asked again"
+        );
+        return;
+    }
+    let gaps: Vec<String> = gaps.iter().map(|gap| gap.range().to_string()).collect();
+    tracing::warn!(
+        gaps = gaps.join(", "),
+        "COMMITS ARE HELD BACK: some may wait inside a gap, and return when a base backup that ends it is in as many regions as the policy \
+         asks for"
+    );
+}
+
 fn by_its_key(timeline: TimelineId, range: LsnRange) -> Gap {
     Gap {
         timeline,
@@ -196,6 +226,7 @@ mod tests {
     use highwater_format::Lsn;
 
     use super::*;
+    use crate::frontier::Position;
     use crate::gap::encode;
     use crate::test_world::{World, world};
 
@@ -206,6 +237,7 @@ mod tests {
             unended: unended.clone(),
             archive: world.shared.archive.clone(),
             needed: 1,
+            progress: world.shared.progress.clone(),
             state: world.shared.state.clone(),
             cancel: CancellationToken::new(),
         };
@@ -225,6 +257,24 @@ mod tests {
         assert!(may_return_after(&world, 1).await);
         world.silence(2);
         assert!(!may_return_after(&world, 5).await, "it may know of a gap");
+        assert!(may_return_after(&world, 20).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_region_that_has_got_furthest_is_not_done_without() {
+        let world = world(Policy::Any);
+        let at = |lsn| Position {
+            timeline: TimelineId::FIRST,
+            lsn: Lsn(lsn),
+        };
+        world.shared.progress.stored(0, at(100));
+        world.shared.progress.stored(2, at(500));
+        world.silence(2);
+        assert!(
+            !may_return_after(&world, 60).await,
+            "it alone may have got past a gap"
+        );
+        world.shared.progress.stored(1, at(500));
         assert!(may_return_after(&world, 20).await);
     }
 

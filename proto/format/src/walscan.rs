@@ -10,7 +10,7 @@
 //! Zeros where a record should begin are reported as damage that [`WalDamage::is_end_of_wal`] tells apart: in a
 //! stream they are wrong, in a segment that was padded to its full size they are where the WAL ends.
 
-use crate::lsn::{Lsn, SegmentSize, SystemId};
+use crate::lsn::{Lsn, LsnRange, SegmentSize, SystemId};
 use crate::timeline::TimelineId;
 use crate::walpage::{
     DEFAULT_PAGE_SIZE, LONG_HEADER, MAX_RECORD, PageHeader, RECORD_HEADER, RECORD_HEADER_IN_CRC,
@@ -80,6 +80,7 @@ pub struct WalScanner {
     state: State,
     previous: Option<Lsn>,
     last_record_end: Lsn,
+    unused: Option<LsnRange>,
     batch: Batch,
     /// Records before this were found wrong together; which one is found by taking them singly.
     one_by_one_until: Lsn,
@@ -114,12 +115,19 @@ impl WalScanner {
             state: State::Boundary,
             previous: None,
             last_record_end: start,
+            unused: None,
             batch: Batch::new(DEFAULT_PAGE_SIZE),
             one_by_one_until: Lsn::ZERO,
             damage: None,
         };
         scanner.at_start();
         scanner
+    }
+
+    /// What follows the last switch that was read, up to the end of its segment. PostgreSQL never reads it.
+    #[must_use]
+    pub fn unused(&self) -> Option<LsnRange> {
+        self.unused
     }
 
     /// For servers built with another `wal_block_size` (1 to 64 KiB); the default is 8192. Call it before feeding.
@@ -345,6 +353,7 @@ impl WalScanner {
             if end.align_down(self.segment_size.bytes()) != end {
                 end = self.segment_size.segment_end(end);
             }
+            self.unused = Some(LsnRange::new(self.position, end));
             self.state = State::Unused { until: end };
         }
         self.last_record_end = end;

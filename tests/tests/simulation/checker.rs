@@ -203,6 +203,13 @@ impl Holdings {
         self.store(&lenient, key, bytes)
     }
 
+    /// Where WAL is missing and that is on record, with more than a place that no recovery gets past.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = (u64, u64)> {
+        let gaps = self.pieces.iter().filter(|piece| piece.plain.is_none());
+        gaps.map(|piece| (piece.start, piece.end))
+            .filter(|(start, end)| end - start > 8)
+    }
+
     /// The ends of all gaps on record.
     pub(crate) fn gap_ends(&self) -> impl Iterator<Item = u64> {
         let gaps = self.pieces.iter().filter(|piece| piece.plain.is_none());

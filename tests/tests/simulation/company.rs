@@ -82,6 +82,7 @@ impl Company {
             "seed {seed} Company: {count} regions, {policy:?}, {:?}",
             config.wal
         ));
+        sim.lock().synchronous = config.wal.synchronous;
         let mut machine = |seat| {
             let sim = sim.at(seat);
             let mut way = |region: &Arc<SimRegion>| region.seen_by(sim.clone(), rng.fork());

@@ -118,6 +118,7 @@ impl Schedule {
             "seed {seed} {theme:?}: {count} regions, {policy:?}, segment {segment}, {:?}",
             config.wal
         ));
+        sim.lock().synchronous = config.wal.synchronous;
         let agent = Agent::new(sim.clone(), config, regions.clone(), rng.next());
         Self {
             theme,
@@ -506,6 +507,6 @@ impl World {
         // A server that was rolled back to before the archive's first byte has nothing that could be held of it.
         let end_of_archive = end.max(self.origin());
         let held = self.reaches(&line).iter().all(|reach| *reach == end_of_archive);
-        self.node.slot == Some(Some(end)) && held
+        (self.node.slot == Some(Some(end)) || self.holds_commits_back()) && held
     }
 }

@@ -153,6 +153,8 @@ pub(crate) struct World {
     pub(crate) statuses: u64,
     /// Two primaries never write to a region at the same time: where nothing worse happens than that regions are out of reach.
     pub(crate) one_writer: bool,
+    /// Commits wait for the agent. Nobody takes base backups here, so that no commit returns behind a gap.
+    pub(crate) synchronous: bool,
 }
 
 impl Deref for World {
@@ -240,6 +242,7 @@ impl World {
             gone_before: start,
             statuses: 0,
             one_writer: false,
+            synchronous: false,
             rng,
         }
     }
@@ -569,6 +572,12 @@ impl World {
         self.note(format!("r{region} is emptied"));
     }
 
+    /// Commits may wait inside a gap, in which they are in no region.
+    pub(crate) fn holds_commits_back(&self) -> bool {
+        let mut gaps = self.holdings.iter().flat_map(Holdings::missing);
+        self.synchronous && gaps.next().is_some()
+    }
+
     pub(crate) fn is_without_gaps(&self) -> bool {
         self.holdings
             .iter()
@@ -724,6 +733,16 @@ impl World {
         }
         if flush == 0 {
             return;
+        }
+        let is_behind = |(gap, _): &(u64, u64)| *gap < flush;
+        let missing = self.holdings.iter().flat_map(Holdings::missing).find(is_behind);
+        if let Some((gap, _)) =
+            missing.filter(|_| self.synchronous && !self.rolled_back && self.revived.is_none())
+        {
+            let (flush, gap) = (lsn(flush), lsn(gap));
+            self.fail(format!(
+                "{flush} is reported, and commits may wait in the gap at {gap}"
+            ));
         }
         if flush < last || flush > write {
             let (flush, last, write) = (lsn(flush), lsn(last), lsn(write));
