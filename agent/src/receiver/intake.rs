@@ -308,7 +308,7 @@ impl Intake {
 }
 
 /// A reader of this server's records from `start` on.
-fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner {
+pub(super) fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner {
     WalScanner::new(
         start,
         identity.segment_size,

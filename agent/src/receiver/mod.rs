@@ -328,6 +328,7 @@ impl Receiver {
     ) -> Result<SetUp> {
         let history = server::history_of(&mut connection, resume.timeline).await?;
         let overlap = self.overlap(resume, &history, view).await?;
+        let overlap = overlap.but_for_what_is_unused(&self.context.tools.identity);
         let opening = match resume.after {
             Some(after) => Some(opening(&mut connection, resume, after).await?),
             None => None,

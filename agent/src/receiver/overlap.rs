@@ -1,15 +1,18 @@
 //! Comparing what the server sends again with what was sealed before (I6).
 //!
 //! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
-//! the regions. Those bytes must come again unchanged. A difference means that the server was rolled back.
+//! the regions. Those bytes must come again unchanged, but for what follows a switch, which nobody reads ([`super::intake`]). Any other
+//! difference means that the server was rolled back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_format::coverage::{Coverage, Piece, PieceKind};
-use highwater_format::{Lsn, LsnRange, TimelineId};
+use highwater_format::{Identity, Lsn, LsnRange, TimelineId};
 use highwater_store::ErrorKind;
 
+use super::intake::scanner;
 use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
@@ -35,6 +38,8 @@ pub(super) struct Overlap {
     /// Bytes at the beginning that are only compared, and do not pass.
     only_compared: u64,
     next: Lsn,
+    /// What follows a switch in it, up to the end of its segment.
+    unused: Option<LsnRange>,
     /// Memory that `plain`, and what is withheld, stand for.
     charge: Option<Charge>,
     /// Whether nothing passes before all of it was compared; then it is `equal`.
@@ -57,6 +62,7 @@ impl Overlap {
             unheld: 0,
             only_compared: 0,
             next: range.start,
+            unused: None,
             charge,
             withholds: false,
             equal: Bytes::new(),
@@ -148,6 +154,16 @@ impl Overlap {
         self
     }
 
+    /// Finds out what need not come again unchanged: by the archive's own records, so that nothing that is read is among it.
+    #[must_use]
+    pub(super) fn but_for_what_is_unused(mut self, identity: &Identity) -> Self {
+        let mut scanner = scanner(identity, self.timeline, self.range.start);
+        // Where they cannot be read, all is compared that comes behind the last switch.
+        drop(scanner.feed(&self.plain, &mut |_| {}));
+        self.unused = scanner.unused();
+        self
+    }
+
     /// What is compared.
     pub(super) fn range(&self) -> LsnRange {
         self.range
@@ -211,9 +227,7 @@ impl Overlap {
             .unwrap_or_default();
         let expected = self.plain.get(self.compared..).unwrap_or_default();
         let length = expected.len().min(data.len());
-        let (expected, got) = (&expected[..length], &data[..length]);
-        if expected != got {
-            let same = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
+        if let Some(same) = self.first_difference(&expected[..length], &data[..length]) {
             return Err(AgentError::Diverged {
                 timeline: self.timeline,
                 at: self.next + same as u64,
@@ -235,6 +249,25 @@ impl Overlap {
             self.let_go();
         }
         Ok(())
+    }
+
+    /// Where these differ in what is used; they come next, and are of one length.
+    fn first_difference(&self, expected: &[u8], got: &[u8]) -> Option<usize> {
+        let offset = |lsn: Lsn| {
+            let from_here = lsn.0.saturating_sub(self.next.0);
+            usize::try_from(from_here)
+                .unwrap_or(usize::MAX)
+                .min(expected.len())
+        };
+        let unused = self
+            .unused
+            .map_or(0..0, |unused| offset(unused.start)..offset(unused.end));
+        let differs = |range: Range<usize>| {
+            let (from, expected, got) = (range.start, &expected[range.clone()], &got[range]);
+            let first = || expected.iter().zip(got).take_while(|(a, b)| a == b).count();
+            (expected != got).then(|| from + first())
+        };
+        differs(0..unused.start).or_else(|| differs(unused.end..expected.len()))
     }
 
     /// Frees what was compared.

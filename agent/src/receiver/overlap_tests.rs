@@ -1,4 +1,5 @@
 use highwater_config::Policy;
+use highwater_format::{SegmentSize, SystemId};
 
 use super::*;
 use crate::budget::Budget;
@@ -45,6 +46,48 @@ fn what_was_compared_is_no_longer_charged() {
     assert_eq!(budget.used(), plain.len() as u64);
     withheld.pass(Bytes::from_static(b"more")).unwrap();
     assert_eq!(budget.used(), 0);
+}
+
+/// Segment 7 of a server with segments of 1 MiB, up to the page in which `pg_switch_wal()` ended it.
+const SWITCHED: &[u8] =
+    include_bytes!("../../../proto/format/testdata/wal/pg15/000000010000000000000007.head");
+
+#[test]
+fn what_a_standby_leaves_behind_a_switch_is_no_other_course() {
+    let world = world(Policy::All);
+    let identity = Identity {
+        segment_size: SegmentSize::new(MIB).unwrap(),
+        system_id: SystemId(u64::from_le_bytes(SWITCHED[24..32].try_into().unwrap())),
+        ..world.shared.archive.identity.clone()
+    };
+    let mut archived = SWITCHED.to_vec();
+    let used = archived.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    archived.resize(usize::try_from(MIB).unwrap(), 0);
+    let range = LsnRange::new(Lsn(7 * MIB), Lsn(8 * MIB));
+    let begun = || Overlap::of(TimelineId::FIRST, range, archived.clone(), None);
+    let mut sent = archived.clone();
+    sent[used.next_multiple_of(8)..].fill(0xEE);
+    for message in [1 << 20, 128 << 10, 1000] {
+        let mut overlap = begun().but_for_what_is_unused(&identity);
+        for message in sent.chunks(message) {
+            overlap.pass(Bytes::copy_from_slice(message)).unwrap();
+        }
+        assert!(overlap.is_over());
+    }
+    assert!(
+        begun().pass(Bytes::from(sent.clone())).is_err(),
+        "who does not know of the switch"
+    );
+    // Whatever is used must be equal, the switch itself as well.
+    for at in [0, used / 2, used - 1] {
+        let mut other = sent.clone();
+        other[at] ^= 1;
+        let passed = begun().but_for_what_is_unused(&identity).pass(Bytes::from(other));
+        let Err(AgentError::Diverged { at: found, .. }) = passed else {
+            panic!("must differ")
+        };
+        assert_eq!(found, range.start + at as u64);
+    }
 }
 
 #[test]
