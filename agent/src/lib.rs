@@ -56,6 +56,7 @@ pub mod synchronous;
 #[cfg(test)]
 mod test_world;
 pub mod unended;
+mod unused;
 pub mod uploader;
 pub mod window;
 pub mod writer;

@@ -215,7 +215,9 @@ impl Scheduled {
                 seen = self.first_reading().await;
                 (failures, not_before) = (0, Instant::now());
             }
-            if read_at.elapsed() >= READ_EVERY {
+            // Commits are held back by a gap that some region has ended: others may be given that base backup soon.
+            let is_behind = self.state.snapshot().commits_held_back && seen.gaps.open == 0;
+            if read_at.elapsed() >= if is_behind { LOOK_EVERY } else { READ_EVERY } {
                 read_at = Instant::now();
                 seen = self.read().await.unwrap_or(seen);
             }

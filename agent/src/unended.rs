@@ -4,7 +4,8 @@
 //! gap that is reported lets it return. Owns: the gaps that this process has recorded, which a listing may show late; the bell for the
 //! task that takes base backups; and, where commits are meant to wait, whether they may return. They may not before the regions were
 //! asked for gaps, nor while one that was open then, or was recorded since, is not ended in as many regions as the policy asks for.
-//! A gap that is ended anywhere when it is first heard of holds nobody up: otherwise every region that is emptied or added would.
+//! A gap that is ended anywhere when it is first heard of holds nobody up for the sake of a region that has no base backup at all: otherwise
+//! every region that is emptied or added would.
 //! Does not own: the records ([`crate::gap`]), asking the regions ([`ask`]), nor the base backups ([`crate::schedule`]).
 
 pub(crate) mod ask;
@@ -22,8 +23,19 @@ use crate::gap::ended_by;
 pub(crate) struct Told {
     /// Gaps on record; those that its own base backups end may be left out.
     pub(crate) gaps: Vec<Gap>,
-    /// Base backups, of which the last on the newest timeline is one.
+    /// Base backups: those that end as many gaps as any do, and where some gap is not ended, the first of all.
     pub(crate) backups: Vec<BackupId>,
+}
+
+impl Told {
+    fn ends(&self, gap: &Gap) -> bool {
+        ended_by(gap, &self.backups).is_some()
+    }
+
+    /// Whether it was a region like the others when the gap came: one that is emptied or added has nothing from before it.
+    fn waits_for_the_end_of(&self, gap: &Gap) -> bool {
+        !self.backups.is_empty() && !self.ends(gap)
+    }
 }
 
 /// See the module.
@@ -80,12 +92,18 @@ impl Unended {
     pub(crate) fn learn(&self, told: &[Told], needed: usize, all: Option<u64>) {
         let mut known = self.lock();
         if all == Some(known.question) && !known.is_asked {
-            let is_open = |gap: &&Gap| told.iter().all(|told| ended_by(gap, &told.backups).is_none());
+            let is_open = |gap: &Gap| told.iter().all(|told| !told.ends(gap));
             let before = known.gaps.len();
-            for gap in told.iter().flat_map(|told| &told.gaps).filter(is_open) {
-                let is_it = |other: &Gap| (other.timeline, other.range()) == (gap.timeline, gap.range());
-                if !known.gaps.iter().any(is_it) {
-                    known.gaps.push(gap.clone());
+            for told in told {
+                for gap in told
+                    .gaps
+                    .iter()
+                    .filter(|gap| is_open(gap) || told.waits_for_the_end_of(gap))
+                {
+                    let is_it = |other: &Gap| (other.timeline, other.range()) == (gap.timeline, gap.range());
+                    if !known.gaps.iter().any(is_it) {
+                        known.gaps.push(gap.clone());
+                    }
                 }
             }
             known.is_asked = true;
@@ -93,8 +111,7 @@ impl Unended {
                 self.bell.notify_one();
             }
         }
-        let ends = |gap: &Gap, told: &Told| ended_by(gap, &told.backups).is_some();
-        let regions = |gap: &Gap| told.iter().filter(|told| ends(gap, told)).count();
+        let regions = |gap: &Gap| told.iter().filter(|told| told.ends(gap)).count();
         known.gaps.retain(|gap| regions(gap) < needed);
         self.settle(&known);
     }

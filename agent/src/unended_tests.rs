@@ -74,6 +74,24 @@ fn a_gap_that_some_region_has_ended_long_ago_holds_nobody_up() {
     assert!(may_return(&unended), "nor when the one that has ended it is away");
 }
 
+/// The agent has ended while the base backup was complete in one region only.
+#[test]
+fn a_gap_that_only_one_of_two_regions_has_ended_holds_commits_until_the_other_has() {
+    let (unended, ours) = (Unended::default(), gap(100, 200));
+    let [done, other] = [told(&[], Some(300)), told(std::slice::from_ref(&ours), Some(50))];
+    unended.learn(&[done, other], 2, Some(0));
+    assert!(!may_return(&unended) && unended.gaps() == [ours]);
+    unended.learn(&[told(&[], Some(300)), told(&[], Some(300))], 2, Some(0));
+    assert!(may_return(&unended));
+    let any = Unended::default();
+    any.learn(
+        &[told(&[], Some(300)), told(&[gap(100, 200)], Some(50))],
+        1,
+        Some(0),
+    );
+    assert!(may_return(&any), "where one is enough");
+}
+
 #[test]
 fn where_another_region_goes_on_its_gaps_are_asked_for() {
     let (unended, theirs) = (Unended::default(), gap(100, 200));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_format::{Backup, EntryKind, Manifest, Object, decode};
+use highwater_tests::clock::eventually;
 use highwater_tests::process::{self, Process};
 use highwater_tests::program::Running;
 use highwater_tests::{PgCluster, PgVersion, Program, S3Server, Stop, TestDir, skip};
@@ -314,7 +315,7 @@ async fn fault_25_a_killed_server_and_a_killed_agent_leave_nothing_visible() -> 
 
     let mut backup = regions.agent(&cluster, slow)?.arg("backup").start()?;
     backup.says("base backup begins", START).await?;
-    highwater_tests::clock::eventually("the first packs", START, || async {
+    eventually("the first packs", START, || async {
         (packs(&regions) > 2).then_some(())
     })
     .await?;
@@ -372,6 +373,50 @@ async fn a_region_that_is_away_is_given_up_where_the_policy_allows_it() -> Resul
     Ok(())
 }
 
+/// Emptied and written on, as a bucket that somebody replaces.
+#[tokio::test]
+async fn a_region_that_lost_packs_meanwhile_gets_no_commit_mark() -> Result<()> {
+    let cluster = PgCluster::builder(PgVersion::V15).start().await?;
+    let regions = Regions::start().await?;
+    let _agent = running(&regions, &cluster, "").await?;
+    let region = &regions.servers[1];
+    region.faults().only_keys("/manifest");
+    region.faults().fail_always(Some(503));
+    let program = regions.agent(&cluster, "")?.arg("backup");
+    let backup = program.output();
+    let empty = async {
+        let packs = || async {
+            let packs = region
+                .objects(BUCKET)
+                .into_iter()
+                .filter(|key| key.contains("/pack/"));
+            let (published, packs) = (!regions.backups(0).is_empty(), packs.collect::<Vec<_>>());
+            published.then_some(packs)
+        };
+        let packs = eventually("the base backup in the other region", START, packs).await?;
+        ensure!(!packs.is_empty() && packs.iter().all(|key| region.delete(BUCKET, key)));
+        region.faults().clear();
+        Ok(())
+    };
+    let (failed, emptied) = tokio::join!(backup, empty);
+    emptied?;
+    let failed = failed?.expect_code(3)?;
+    ensure!(
+        failed.stderr.contains("region b") && failed.stderr.contains("is gone"),
+        "{}",
+        failed.said()
+    );
+    ensure!(regions.backups(0).len() == 1 && regions.backups(1).is_empty());
+    regions
+        .agent(&cluster, "")?
+        .arg("backup")
+        .output()
+        .await?
+        .expect_code(0)?;
+    ensure!(regions.backups(0).len() == 2 && regions.backups(1).len() == 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_standby_can_be_backed_up() -> Result<()> {
     let primary = PgCluster::builder(PgVersion::V15).start().await?;
@@ -397,8 +442,7 @@ async fn a_standby_can_be_backed_up() -> Result<()> {
             .ok()?;
         (done.code == 0).then_some(done)
     };
-    let done =
-        highwater_tests::clock::eventually("a base backup of the standby", START * 3, caught_up).await?;
+    let done = eventually("a base backup of the standby", START * 3, caught_up).await?;
     let report: serde_json::Value = serde_json::from_str(&done.stdout)?;
     ensure!(report["backup"]["from_standby"] == true, "{report}");
     let dir = TestDir::new()?;
@@ -418,6 +462,6 @@ async fn the_schedule_takes_the_first_backup_at_once() -> Result<()> {
     let mut agent = running(&regions, &cluster, "[backup]\nschedule = \"0 2 1 1 *\"\n").await?;
     agent.says("base backup is complete and visible", START).await?;
     let both = || async { (regions.backups(0).len() == 1 && regions.backups(1).len() == 1).then_some(()) };
-    highwater_tests::clock::eventually("the backup in both regions", START, both).await?;
+    eventually("the backup in both regions", START, both).await?;
     Ok(())
 }

@@ -20,6 +20,7 @@ use crate::inventory::coverage;
 use crate::region::Archive;
 use crate::segmenter::object_start;
 use crate::server;
+use crate::unused::Unused;
 
 /// How long the server may take over the next WAL, all of which it has.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,10 +87,11 @@ impl Served {
         };
         let skipped = usize::try_from(common.start.distance_from(range.start)).unwrap_or(usize::MAX);
         let ours = self.plain.get(skipped..).unwrap_or_default();
-        if ours == theirs {
+        // A standby that has just replayed a segment switch is no other course.
+        let unused = Unused::of(&archive.identity, timeline, common.start, &theirs);
+        let Some(same) = unused.first_difference(common.start, &theirs, ours) else {
             return Ok(true);
-        }
-        let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+        };
         Err(AgentError::Diverged {
             timeline,
             at: common.start + same as u64,

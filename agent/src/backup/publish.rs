@@ -1,19 +1,21 @@
 //! Making a stored base backup visible, region by region.
 //!
 //! Owns the order: the manifest, then proof that the region holds all WAL from the start to the stop
-//! position and that it is the server's, then `backup.json`, the commit mark. Whatever happens in between leaves
+//! position, that it is the server's, and that no pack is gone again, then `backup.json`, the commit mark. Whatever happens in between leaves
 //! nothing that a restore would see. A region becomes visible on its own, without waiting for the others.
 //! Does not own: packs, which are stored before this begins.
+
+use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use highwater_format::LsnRange;
 use highwater_format::records::Backup;
-use highwater_store::Object;
+use highwater_store::{ErrorKind, Object, list_all};
 
 use super::course::Served;
 use super::regions::{Target, Targets};
 use super::wal::WalOf;
-use crate::error::Result;
+use crate::error::{AgentError, Result};
 use crate::region::Archive;
 
 /// What is to be published: the record, and both documents as they are stored.
@@ -57,9 +59,40 @@ async fn one(
     wal.wait_for(&*target.region.quick, range, targets.patience())
         .await?;
     served.is_held(archive, &*target.region.quick).await?;
+    has_all_packs(target, archive, publication).await?;
     targets
         .put_one(target, &layout.backup(&backup.id), publication.record.clone())
         .await?;
     tracing::info!(region = %target.region.name, backup = %backup.id, "base backup is complete and visible");
+    Ok(())
+}
+
+/// A region may have been emptied while the backup was under way: what was stored there before is gone then.
+async fn has_all_packs(target: &Target, archive: &Archive, publication: &Publication) -> Result<()> {
+    let (region, layout, backup) = (&target.region, &archive.layout, &publication.backup);
+    let listed = list_all(&*region.store, &layout.backup_dir(&backup.id), None).await?;
+    let listed: BTreeSet<String> = listed.into_iter().map(|object| object.key).collect();
+    for number in 0..backup.packs {
+        let key = layout.pack(&backup.id, number);
+        if listed.contains(&key) {
+            continue;
+        }
+        // A listing may lag.
+        match region.store.head(&key).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(AgentError::Trouble {
+                    what: format!(
+                        "region {}: {key} is gone, which this base backup has stored there",
+                        region.name
+                    ),
+                    next:
+                        "Find out who removes objects, or whether the bucket was replaced; then back up again"
+                            .into(),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(())
 }

@@ -170,13 +170,16 @@ impl Receiver {
     /// Compares the object that ends with `end` with what the server has there, on a timeline that the server has left. What
     /// the server no longer has cannot be compared.
     async fn compare_before(&mut self, timeline: TimelineId, end: Lsn, view: &ServerView) -> Result<()> {
-        let Some(mut held) = self.object_before(timeline, end, view).await? else {
+        let Some(held) = self.object_before(timeline, end, view).await? else {
             return Ok(());
         };
         let (context, archive) = (&self.context, &self.context.shared.archive);
         let _charge = context.shared.budget.charge(held.range().len());
         match Served::before(&context.conninfo, archive, timeline, end).await {
-            Ok(served) => held.pass(Bytes::from(served.into_plain())).map(drop),
+            Ok(served) => {
+                let mut held = held.but_for_what_is_unused(&context.tools.identity);
+                held.pass(Bytes::from(served.into_plain())).map(drop)
+            }
             Err(AgentError::Postgres(error)) if error.is_segment_removed() => {
                 tracing::warn!(
                     %timeline, %end,

@@ -5,9 +5,7 @@
 //! the server has), but that they are a dead end is reported loudly and goes on record before what follows is stored.
 //! Behind damage records are read again from the next object on.
 //!
-//! Behind a switch nobody reads the rest of the segment, and only there two streams of one history may differ: a primary sends zeros; a
-//! standby that has replayed the switch sends the whole segment at once, with what its recycled file held before where the zeros have
-//! not come yet. Zeros are kept.
+//! What nobody reads ([`crate::unused`]) is kept as zeros, whatever comes.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,6 +23,7 @@ use crate::resume::Resume;
 use crate::sealer::{Stamp, Work};
 use crate::segmenter::{Cut, Rules, Segmenter, object_start};
 use crate::state::State;
+use crate::unused::scanner;
 
 /// `WAL_LEVEL_MINIMAL`, `access/xlog.h`.
 const WAL_LEVEL_MINIMAL: i32 = 0;
@@ -62,8 +61,8 @@ impl DeadEnd {
 pub(super) struct Intake {
     segmenter: Segmenter,
     scanner: Option<WalScanner>,
-    /// Where it began.
-    scans_from: Lsn,
+    /// What follows a switch that is archived already.
+    unused: Option<LsnRange>,
     timeline: TimelineId,
     identity: Identity,
     encoder: Encoder,
@@ -91,12 +90,14 @@ pub(crate) struct Tools {
 }
 
 impl Intake {
-    pub(super) fn new(tools: &Tools, resume: &Resume, now: Duration) -> Self {
+    /// `unused`: what nobody reads of the segment where it begins.
+    pub(super) fn new(tools: &Tools, resume: &Resume, unused: Option<LsnRange>, now: Duration) -> Self {
         let size = tools.identity.segment_size;
+        let scanner = || scanner(&tools.identity, resume.timeline, resume.start);
         Self {
             segmenter: Segmenter::new(tools.rules, size, resume.start, resume.sealed, now),
-            scanner: Some(scanner(&tools.identity, resume.timeline, resume.start)),
-            scans_from: resume.start,
+            scanner: unused.is_none().then(scanner),
+            unused,
             timeline: resume.timeline,
             identity: tools.identity.clone(),
             encoder: tools.encoder.clone(),
@@ -163,7 +164,8 @@ impl Intake {
     fn without_leftovers<'a>(&self, data: &'a [u8]) -> Cow<'a, [u8]> {
         let at = self.segmenter.received();
         let here = LsnRange::new(at, at + data.len() as u64);
-        let unused = self.scanner.as_ref().and_then(WalScanner::unused);
+        let seen = self.scanner.as_ref().and_then(WalScanner::unused);
+        let unused = self.unused.filter(|unused| unused.contains(at)).or(seen);
         let Some(unused) = unused.and_then(|unused| unused.intersect(here)) else {
             return Cow::Borrowed(data);
         };
@@ -226,9 +228,9 @@ impl Intake {
     fn scan(&mut self, data: &[u8]) -> CommitSpan {
         let mut commits = CommitSpan::default();
         let at = self.segmenter.received();
-        if self.scanner.is_none() && object_start(self.identity.segment_size, at) == at {
+        let is_used = self.unused.is_none_or(|unused| !unused.contains(at));
+        if self.scanner.is_none() && is_used && object_start(self.identity.segment_size, at) == at {
             self.scanner = Some(scanner(&self.identity, self.timeline, at));
-            self.scans_from = at;
         }
         let Some(scanner) = &mut self.scanner else {
             return commits;
@@ -244,14 +246,11 @@ impl Intake {
             _ => {}
         });
         self.newest_commit = commits.last.max(self.newest_commit);
-        let (is_first, size) = (
-            scanner.last_record_end() == self.scans_from,
-            self.identity.segment_size,
-        );
         if let Err(damage) = result {
+            // Where nothing is archived yet that would tell.
+            let may_be_unused = scanner.behind_unseen_switch().is_some();
             self.scanner = None;
-            // Behind a switch the rest of the segment is zeros, page headers and all. Who begins to read there cannot tell.
-            if damage.is_end_of_wal() && is_first && size.segment_start(damage.lsn) != damage.lsn {
+            if may_be_unused {
                 return commits;
             }
             // A standby's copy may be damaged where its primary's is not; what of it is stored first meets the other.
@@ -305,18 +304,6 @@ impl Intake {
             },
         }
     }
-}
-
-/// A reader of this server's records from `start` on.
-pub(super) fn scanner(identity: &Identity, timeline: TimelineId, start: Lsn) -> WalScanner {
-    WalScanner::new(
-        start,
-        identity.segment_size,
-        Some(timeline),
-        Some(identity.major()),
-    )
-    .with_page_size(identity.wal_block_size)
-    .with_system_id(identity.system_id)
 }
 
 #[cfg(test)]
@@ -384,7 +371,7 @@ mod tests {
             sealed: start,
             after: None,
         };
-        (Intake::new(&tools, &resume, Duration::ZERO), taken)
+        (Intake::new(&tools, &resume, None, Duration::ZERO), taken)
     }
 
     /// Waits for more than the queue takes, is dropped, and seals what was received: everything that was handed over.
@@ -469,6 +456,41 @@ mod tests {
         for message in [1 << 20, 128 << 10, 8192, 1000] {
             assert!(stored(0xEE, message).await == primary, "{message}");
         }
+    }
+
+    /// A large segment is streamed again from the middle, by a standby that has kept what its recycled file held there.
+    #[tokio::test]
+    async fn i6_what_follows_a_switch_that_the_archive_knows_of_is_stored_as_zeros() {
+        let world = world(Policy::All);
+        let size = SegmentSize::new(256 * MIB).unwrap();
+        let start = Lsn(256 * MIB + 128 * MIB);
+        let (mut intake, mut taken) = intake(&world, size, start, 1024);
+        let unused = LsnRange::new(start, Lsn(512 * MIB));
+        (intake.scanner, intake.unused) = (None, Some(unused));
+        let message = vec![0xEE; usize::try_from(MIB).unwrap()];
+        for _ in 0..128 {
+            intake.push(&message, Duration::ZERO).await.unwrap();
+        }
+        assert!(world.shared.state.snapshot().wal_damage.is_none());
+        let (mut frames, mut objects) = (0, 0);
+        while let Ok(work) = taken.try_recv() {
+            match work {
+                Work::Frame(frame) => {
+                    let bytes = &frame.await.unwrap().frame.bytes;
+                    assert!(
+                        bytes.iter().filter(|byte| **byte == 0xEE).count() < 64,
+                        "zeros are kept"
+                    );
+                    frames += 1;
+                }
+                Work::Object { .. } => objects += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((frames, objects), (128, 2));
+        // The next segment is read again.
+        intake.push(&message, Duration::ZERO).await.unwrap();
+        assert!(world.shared.state.snapshot().wal_damage.is_some());
     }
 
     #[tokio::test]

@@ -1,10 +1,9 @@
 //! Comparing what the server sends again with what was sealed before (I6).
 //!
 //! Every stream begins at the start of an object of which a part is already sealed: in the window, or in
-//! the regions. Those bytes must come again unchanged, but for what follows a switch, which nobody reads ([`super::intake`]). Any other
+//! the regions. Those bytes must come again unchanged, but for what follows a switch, which nobody reads ([`crate::unused`]). Any other
 //! difference means that the server was rolled back.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,13 +11,13 @@ use highwater_format::coverage::{Coverage, Piece, PieceKind};
 use highwater_format::{Identity, Lsn, LsnRange, TimelineId};
 use highwater_store::ErrorKind;
 
-use super::intake::scanner;
 use crate::archived::{ReadBack, append, read_back};
 use crate::budget::Charge;
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::inventory::{coverage, onward};
 use crate::region::Region;
+use crate::unused::Unused;
 use crate::uploader::Shared;
 use crate::window::{Item, What};
 
@@ -38,8 +37,8 @@ pub(super) struct Overlap {
     /// Bytes at the beginning that are only compared, and do not pass.
     only_compared: u64,
     next: Lsn,
-    /// What follows a switch in it, up to the end of its segment.
-    unused: Option<LsnRange>,
+    /// What in it need not come again unchanged.
+    unused: Unused,
     /// Memory that `plain`, and what is withheld, stand for.
     charge: Option<Charge>,
     /// Whether nothing passes before all of it was compared; then it is `equal`.
@@ -62,7 +61,7 @@ impl Overlap {
             unheld: 0,
             only_compared: 0,
             next: range.start,
-            unused: None,
+            unused: Unused::default(),
             charge,
             withholds: false,
             equal: Bytes::new(),
@@ -157,11 +156,13 @@ impl Overlap {
     /// Finds out what need not come again unchanged: by the archive's own records, so that nothing that is read is among it.
     #[must_use]
     pub(super) fn but_for_what_is_unused(mut self, identity: &Identity) -> Self {
-        let mut scanner = scanner(identity, self.timeline, self.range.start);
-        // Where they cannot be read, all is compared that comes behind the last switch.
-        drop(scanner.feed(&self.plain, &mut |_| {}));
-        self.unused = scanner.unused();
+        self.unused = Unused::of(identity, self.timeline, self.range.start, &self.plain);
         self
+    }
+
+    /// What the archive says that nobody reads where it begins, or goes on, at `lsn`.
+    pub(super) fn unused_at(&self, lsn: Lsn) -> Option<LsnRange> {
+        self.unused.around(lsn)
     }
 
     /// What is compared.
@@ -227,7 +228,8 @@ impl Overlap {
             .unwrap_or_default();
         let expected = self.plain.get(self.compared..).unwrap_or_default();
         let length = expected.len().min(data.len());
-        if let Some(same) = self.first_difference(&expected[..length], &data[..length]) {
+        let (expected, data) = (&expected[..length], &data[..length]);
+        if let Some(same) = self.unused.first_difference(self.next, expected, data) {
             return Err(AgentError::Diverged {
                 timeline: self.timeline,
                 at: self.next + same as u64,
@@ -249,25 +251,6 @@ impl Overlap {
             self.let_go();
         }
         Ok(())
-    }
-
-    /// Where these differ in what is used; they come next, and are of one length.
-    fn first_difference(&self, expected: &[u8], got: &[u8]) -> Option<usize> {
-        let offset = |lsn: Lsn| {
-            let from_here = lsn.0.saturating_sub(self.next.0);
-            usize::try_from(from_here)
-                .unwrap_or(usize::MAX)
-                .min(expected.len())
-        };
-        let unused = self
-            .unused
-            .map_or(0..0, |unused| offset(unused.start)..offset(unused.end));
-        let differs = |range: Range<usize>| {
-            let (from, expected, got) = (range.start, &expected[range.clone()], &got[range]);
-            let first = || expected.iter().zip(got).take_while(|(a, b)| a == b).count();
-            (expected != got).then(|| from + first())
-        };
-        differs(0..unused.start).or_else(|| differs(unused.end..expected.len()))
     }
 
     /// Frees what was compared.

@@ -83,7 +83,12 @@ impl<'a> Stream<'a> {
         opening: Option<Work>,
         view: &ServerView,
     ) -> Self {
-        let intake = Intake::new(&context.tools, &resume, context.now());
+        let intake = Intake::new(
+            &context.tools,
+            &resume,
+            overlap.unused_at(resume.start),
+            context.now(),
+        );
         let durable = context.shared.progress.subscribe();
         Self {
             context,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
-use highwater_format::{BackupId, Gap, LsnRange, Time, TimelineId};
+use highwater_format::{BackupId, Gap, Lsn, LsnRange, Time, TimelineId};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -131,7 +131,9 @@ impl Asker {
         let mut told = Vec::new();
         for (index, backups) in &backups {
             let listed = listed.iter().filter(|(region, _)| region == index);
-            let open = listed.flat_map(|(_, gaps)| gaps).filter(|gap| is_open(gap));
+            let own = listed.flat_map(|(_, gaps)| gaps);
+            let open =
+                own.filter(|gap| is_open(gap) || (!backups.is_empty() && ended_by(gap, backups).is_none()));
             let gaps = self.of_missing_wal(&self.archive.regions[*index], open).await;
             let backups = backups.clone();
             told.push((*index, Told { gaps, backups }));
@@ -164,15 +166,18 @@ impl Asker {
         Ok(try_join_all(listed).await?.into_iter().flatten().collect())
     }
 
-    /// Base backups of a region that end as many of these gaps as any do. Whether their records can be read is not asked: they may be
-    /// in an archive tier.
+    /// Base backups of a region that end as many of these gaps as any do, and where that is not all, its first. Whether their records can
+    /// be read is not asked: they may be in an archive tier.
     async fn ends(&self, region: &Region, gaps: &[Gap]) -> Result<Vec<BackupId>> {
+        let (store, layout) = (&*region.quick, &self.archive.layout);
         let mut found = Vec::new();
         for gap in gaps {
             if ended_by(gap, &found).is_none() {
-                let (store, layout) = (&*region.quick, &self.archive.layout);
                 found.extend(list::first_behind(store, layout, gap.timeline, gap.end).await?);
             }
+        }
+        if gaps.iter().any(|gap| ended_by(gap, &found).is_none()) {
+            found.extend(list::first_behind(store, layout, TimelineId::FIRST, Lsn::ZERO).await?);
         }
         Ok(found)
     }
@@ -223,7 +228,6 @@ fn by_its_key(timeline: TimelineId, range: LsnRange) -> Gap {
 #[cfg(test)]
 mod tests {
     use highwater_config::Policy;
-    use highwater_format::Lsn;
 
     use super::*;
     use crate::frontier::Position;
@@ -232,11 +236,16 @@ mod tests {
 
     /// Whether commits may return after so long.
     async fn may_return_after(world: &World, seconds: u64) -> bool {
+        may_return_where(world, 1, seconds).await
+    }
+
+    /// The same where a gap has to be ended in so many regions.
+    async fn may_return_where(world: &World, needed: usize, seconds: u64) -> bool {
         let unended = Arc::new(Unended::default());
         let asker = Asker {
             unended: unended.clone(),
             archive: world.shared.archive.clone(),
-            needed: 1,
+            needed,
             progress: world.shared.progress.clone(),
             state: world.shared.state.clone(),
             cancel: CancellationToken::new(),
@@ -291,6 +300,27 @@ mod tests {
         assert!(!may_return_after(&world, 20).await);
         world.put(0, &layout.backup(&id(250)), "in another region").await;
         assert!(may_return_after(&world, 1).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_base_backup_in_one_region_is_not_enough_where_two_are_needed() {
+        let world = world(Policy::All);
+        let layout = &world.shared.archive.layout;
+        let id = |lsn| BackupId::new(TimelineId::FIRST, Lsn(lsn), Time::UNIX_EPOCH);
+        let (key, record) = encode(layout, &hole()).unwrap();
+        for region in 0..2 {
+            world.put(region, &key, record.bytes.clone()).await;
+        }
+        world.put(0, &layout.backup(&id(250)), "behind it").await;
+        assert!(
+            may_return_where(&world, 2, 1).await,
+            "the other may have been emptied since"
+        );
+        world.put(1, &layout.backup(&id(50)), "before it").await;
+        assert!(!may_return_where(&world, 2, 20).await);
+        assert!(may_return_where(&world, 1, 1).await);
+        world.put(1, &layout.backup(&id(250)), "behind it").await;
+        assert!(may_return_where(&world, 2, 1).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -130,6 +130,17 @@ impl WalScanner {
         self.unused
     }
 
+    /// The rest of a segment that holds zeros where reading began, or right behind a record whose beginning was not seen: behind a
+    /// switch before that, PostgreSQL never reads it. Only who knows that nothing is missing there can tell it from damage.
+    #[must_use]
+    pub fn behind_unseen_switch(&self) -> Option<LsnRange> {
+        let damage = self.damage.as_ref()?;
+        let (start, end) = (damage.lsn, self.segment_size.segment_end(damage.lsn));
+        let begins_segment = self.segment_size.segment_start(start) == start;
+        let may_be = damage.is_end_of_wal() && self.previous.is_none() && !begins_segment;
+        may_be.then(|| LsnRange::new(start, end))
+    }
+
     /// For servers built with another `wal_block_size` (1 to 64 KiB); the default is 8192. Call it before feeding.
     #[must_use]
     pub fn with_page_size(mut self, bytes: u32) -> Self {

@@ -250,6 +250,8 @@ impl<'a> Scan<'a> {
             let mut scanner = scanner;
             match scanner.feed(&bytes, &mut |_| {}) {
                 Ok(()) => self.scanner = Some(scanner),
+                // Behind a hole, which is told by itself.
+                Err(_) if scanner.behind_unseen_switch().is_some() => {}
                 Err(damage) => {
                     let what = format!("WAL at {} of timeline {}", damage.lsn, self.timeline);
                     found
