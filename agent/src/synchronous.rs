@@ -45,6 +45,8 @@ pub enum Role {
     Asynchronous,
     /// It is listed, and `wal.synchronous` says that this is meant.
     Synchronous,
+    /// The same, and the list can do without it.
+    Dispensable,
     /// It is listed and acknowledges, but nobody told it that commits would wait for it.
     Accidental,
     /// It is listed, but acknowledges nothing on the stream: commits wait for others.
@@ -54,23 +56,32 @@ pub enum Role {
 impl Role {
     /// The role of an agent beside a primary with this list.
     pub fn of(names: &str, manner: Manner) -> Self {
-        match (lists(names, APPLICATION_NAME), manner.acknowledge) {
+        let list = List::of(names);
+        match (list.has(APPLICATION_NAME), manner.acknowledge) {
             (false, _) => Self::Asynchronous,
             (true, Acknowledge::Slot) => Self::NotCounted,
-            (true, Acknowledge::Stream) if manner.synchronous => Self::Synchronous,
+            (true, Acknowledge::Stream) if manner.synchronous => match list.spares_one() {
+                true => Self::Dispensable,
+                false => Self::Synchronous,
+            },
             (true, Acknowledge::Stream) => Self::Accidental,
         }
     }
 
     /// Whether commits may wait for the agent.
     pub fn is_waited_for(self) -> bool {
-        matches!(self, Self::Synchronous | Self::Accidental)
+        matches!(self, Self::Synchronous | Self::Dispensable | Self::Accidental)
     }
 
     /// What somebody should know about it; none where everything is as it was meant.
     pub fn remark(self, names: &str) -> Option<String> {
         match self {
             Self::Asynchronous | Self::Synchronous => None,
+            Self::Dispensable => Some(format!(
+                "{SETTING} = '{names}' lets a commit return when others have confirmed it, and the regions may not have it yet: those \
+                 that are listed need not all confirm. For every commit to be in the regions first, list as many names as must \
+                 confirm: '{APPLICATION_NAME}', or 'FIRST 2 ({APPLICATION_NAME}, other)'"
+            )),
             Self::Accidental => Some(format!(
                 "{SETTING} = '{names}' makes this agent a synchronous standby: commits wait until the regions have \
                  them, wal.flush_interval included, and hang while a region that the policy asks for is away. If that is not meant, name the standbys \
@@ -104,16 +115,44 @@ pub(crate) fn notice(state: &State, manner: Manner, names: &str, standby: bool) 
     }
 }
 
-/// Whether a value of `synchronous_standby_names` lists `name`: as the server compares, in any case of letters.
-fn lists(setting: &str, name: &str) -> bool {
-    let words = words(setting);
-    // `FIRST 2 (a, b)`, `ANY 2 (a, b)` and `2 (a, b)`: what stands before the list names nobody.
-    let open = words.iter().position(|word| *word == Word::Open);
-    let listed = words.iter().skip(open.map_or(0, |place| place + 1));
-    listed.into_iter().any(|word| match word {
-        Word::Name(listed) => listed == "*" || listed.eq_ignore_ascii_case(name),
-        Word::Open => false,
-    })
+/// A value of `synchronous_standby_names`.
+#[derive(Debug)]
+struct List {
+    /// So many of them must confirm a commit.
+    needed: usize,
+    names: Vec<String>,
+}
+
+impl List {
+    /// `FIRST 2 (a, b)`, `ANY 2 (a, b)` and `2 (a, b)`: what stands before the list names nobody. Without a number, one is needed.
+    fn of(setting: &str) -> Self {
+        let mut words = words(setting);
+        let open = words.iter().position(|word| *word == Word::Open);
+        let listed = words.split_off(open.map_or(0, |place| place + 1));
+        let number = words.iter().rev().find_map(|word| match word {
+            Word::Name(number) => number.parse().ok(),
+            Word::Open => None,
+        });
+        let name = |word| match word {
+            Word::Name(name) => Some(name),
+            Word::Open => None,
+        };
+        Self {
+            needed: number.unwrap_or(1),
+            names: listed.into_iter().filter_map(name).collect(),
+        }
+    }
+
+    /// Whether it lists `name`: as the server compares, in any case of letters.
+    fn has(&self, name: &str) -> bool {
+        let is_it = |listed: &String| listed == "*" || listed.eq_ignore_ascii_case(name);
+        self.names.iter().any(is_it)
+    }
+
+    /// Whether a commit may return although one that is listed has not confirmed it. Whoever reports no position counts as not there.
+    fn spares_one(&self) -> bool {
+        self.needed < self.names.len() || self.names.iter().any(|name| name == "*")
+    }
 }
 
 #[derive(Debug, Eq, PartialEq)]
@@ -178,7 +217,32 @@ mod tests {
             // A list of its own: nobody is counted, so the words are names.
             ("first, any", false),
         ] {
-            assert_eq!(lists(setting, APPLICATION_NAME), listed, "{setting}");
+            assert_eq!(List::of(setting).has(APPLICATION_NAME), listed, "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_can_do_without_the_agent_is_told_from_one_that_cannot() {
+        for (setting, spares) in [
+            ("highwater", false),
+            ("FIRST 1 (highwater)", false),
+            ("any 2 (highwater, a)", false),
+            ("2(a, highwater)", false),
+            ("highwater, a", true),
+            ("FIRST 1 (highwater, a)", true),
+            ("ANY 2 (a, highwater, b)", true),
+            ("*", true),
+            ("FIRST 2 (highwater, *)", true),
+        ] {
+            let meant = Manner {
+                synchronous: true,
+                acknowledge: Acknowledge::Stream,
+            };
+            let role = Role::of(setting, meant);
+            assert!(
+                role.is_waited_for() && role.remark(setting).is_some() == spares,
+                "{setting}"
+            );
         }
     }
 
@@ -193,8 +257,8 @@ mod tests {
         let accident = Role::of("*", plain);
         assert!(accident == Role::Accidental && accident.is_waited_for());
         assert!(accident.remark("*").unwrap().contains("acknowledge = \"slot\""));
-        let meant = Role::of("*", manner(true, Acknowledge::Stream));
-        assert!(meant.is_waited_for() && meant.remark("*").is_none());
+        let meant = Role::of("highwater", manner(true, Acknowledge::Stream));
+        assert!(meant.is_waited_for() && meant.remark("highwater").is_none());
         let uncounted = Role::of("*", manner(false, Acknowledge::Slot));
         assert!(!uncounted.is_waited_for() && uncounted.remark("*").unwrap().contains("hang"));
     }

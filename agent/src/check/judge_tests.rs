@@ -416,7 +416,9 @@ fn a_synchronous_agent_that_nobody_waits_for_is_remarked_on() {
     for (names, verdict) in [
         ("", Verdict::Note),
         ("a", Verdict::Note),
-        ("a, highwater", Verdict::Ok),
+        ("highwater", Verdict::Ok),
+        ("2 (a, highwater)", Verdict::Ok),
+        ("a, highwater", Verdict::Note),
     ] {
         let mut facts = setting("synchronous_standby_names", names);
         facts.manner.synchronous = true;
