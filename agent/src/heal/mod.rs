@@ -124,8 +124,9 @@ impl Healer {
         let mut wait = FIRST.min(self.interval) + STAGGER * u32::try_from(self.region.index).unwrap_or(0);
         loop {
             let away = self.wait(wait).await?;
-            if away && wait > SOON {
-                // What was missed meanwhile is looked for soon after, not at once: the backlog comes first.
+            if away && wait > SOON && self.emptied == self.emptied() {
+                // What was missed meanwhile is looked for soon after, not at once: the backlog comes first. A region that was emptied
+                // cannot be read at all before its identity is back.
                 self.wait(SOON).await?;
             }
             self.passes = self.passes.saturating_add(1);

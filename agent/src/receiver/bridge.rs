@@ -19,7 +19,8 @@ use super::{Receiver, opening};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{self, Ends, Search, Span};
-use crate::inventory::{held, onward};
+use crate::inventory::{held, onward, timelines};
+use crate::region::Region;
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
 use crate::server;
@@ -56,7 +57,7 @@ impl Receiver {
             None => None,
         };
         connection.close().await;
-        self.is_the_primarys_word(frontier)?;
+        self.is_the_primarys_word(frontier).await?;
         let span = self.proven(frontier, &view).await?;
         self.is_nowhere(frontier).await?;
         // What follows the gap is of a timeline that has only begun, and nothing of that could be compared.
@@ -139,9 +140,19 @@ impl Receiver {
 
     /// A standby lacks what came before its base backup, or before it had a slot, and says nothing of its primary by that:
     /// the slot there may keep it for the agent beside it, which would step over the record and never store that WAL.
-    fn is_the_primarys_word(&self, frontier: Position) -> Result<()> {
+    async fn is_the_primarys_word(&self, frontier: Position) -> Result<()> {
         if !self.standby {
             return Ok(());
+        }
+        let shared = &self.context.shared;
+        if frontier == shared.origin && begins_behind(shared, frontier).await {
+            return Err(AgentError::Restart {
+                what: format!(
+                    "another agent has begun the archive behind {frontier}, where this one would have"
+                ),
+                next: "The agent ends, and is to be started again: then it goes on where the archive does"
+                    .into(),
+            });
         }
         Err(AgentError::Trouble {
             what: format!("this standby no longer has the WAL from {frontier} on, but its primary may"),
@@ -296,6 +307,37 @@ async fn held_behind(shared: &Shared, frontier: Position) -> Option<(String, Lsn
         .max_by_key(|(_, end)| *end)
 }
 
+/// Whether the archive, which was empty when this agent started, begins behind `frontier` now.
+async fn begins_behind(shared: &Shared, frontier: Position) -> bool {
+    let asked = shared.archive.regions.iter().map(|region| async move {
+        match timeout(ASKED, first(shared, region)).await {
+            Ok(Ok(first)) => first,
+            Ok(Err(error)) => {
+                tracing::warn!(region = region.name, %error, "it cannot be asked where it begins");
+                None
+            }
+            Err(_) => None,
+        }
+    });
+    let begins = join_all(asked).await.into_iter().flatten().min();
+    begins.is_some_and(|begins| begins > frontier)
+}
+
+/// Where the WAL of a region begins.
+async fn first(shared: &Shared, region: &Region) -> Result<Option<Position>> {
+    let (store, layout, size) = (&*region.quick, &shared.archive.layout, shared.segment_size);
+    let mut timelines = timelines(store, layout).await?;
+    timelines.sort_unstable();
+    for timeline in timelines {
+        let held = held(store, layout, size, timeline, onward(Lsn::ZERO)).await?;
+        if let Some(run) = held.runs().first() {
+            let lsn = run.start;
+            return Ok(Some(Position { timeline, lsn }));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use highwater_config::Policy;
@@ -324,5 +366,29 @@ mod tests {
         assert_eq!(found().await, Some(("b".to_owned(), Lsn(MIB + 900))));
         world.silence(1);
         assert_eq!(found().await, None);
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_another_agent_began_elsewhere_is_told_from_one_that_goes_on() {
+        let world = world(Policy::All);
+        let at = |lsn| Position {
+            timeline: TimelineId::FIRST,
+            lsn: Lsn(lsn),
+        };
+        assert!(!begins_behind(&world.shared, at(MIB)).await, "it is empty still");
+        world
+            .put_wal(1, piece(PieceKind::Tail, 2 * MIB, 2 * MIB + 500))
+            .await;
+        assert!(begins_behind(&world.shared, at(MIB)).await);
+        assert!(!begins_behind(&world.shared, at(2 * MIB)).await);
+        assert!(
+            !begins_behind(&world.shared, at(2 * MIB + 500)).await,
+            "there it ends"
+        );
+        world.put_wal(0, piece(PieceKind::Tail, MIB, MIB + 500)).await;
+        assert!(
+            !begins_behind(&world.shared, at(MIB)).await,
+            "one region knows better"
+        );
     }
 }

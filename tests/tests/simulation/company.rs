@@ -184,7 +184,7 @@ impl Company {
     fn happen(&mut self) {
         match self.rng.range(0..100) {
             0..30 => self.write(),
-            30..34 => self.primary().sim.change(World::switch_segment),
+            30..34 => self.switch_segment(),
             34..46 => self.turn_weather(),
             46..51 => self.freeze(true),
             51..58 => self.freeze(false),
@@ -251,6 +251,20 @@ impl Company {
         self.machines[which].sim.lock().crash_in = Some(calls);
     }
 
+    /// A segment ends early, and the standby may not have all of it yet.
+    fn switch_segment(&mut self) {
+        self.primary().sim.change(World::switch_segment);
+        let is_half = self.rng.chance(500);
+        let standby = self.standby().filter(|_| is_half);
+        if let Some(standby) = standby {
+            standby.sim.change(|world| {
+                if world.received == u64::MAX {
+                    world.receive_half_a_switch();
+                }
+            });
+        }
+    }
+
     /// The standby receives nothing any more, or goes on.
     fn lag(&mut self) {
         let Some(standby) = self.standby() else {
@@ -261,6 +275,10 @@ impl Company {
                 u64::MAX => world.end(),
                 _ => u64::MAX,
             };
+            // A receiver that has broken off begins with the next segment.
+            if world.rng.chance(700) {
+                world.leftovers = None;
+            }
             let end = world.end();
             world.note(format!("the standby has received up to {}", lsn(end)));
         });
@@ -347,6 +365,7 @@ impl Company {
                 ..of_the_primary
             };
             (world.standby, world.received, world.power) = (true, u64::MAX, Power::Up);
+            world.leftovers = None;
             world.note("the other machine is back, as a standby");
         });
     }

@@ -4,6 +4,8 @@
 //! current one grows; a server that was rolled back goes on with a copy, so that the bytes that were sent are
 //! all still here to be compared with.
 
+use std::ops::Range;
+
 use crate::rng::Rng;
 
 pub(crate) const PAGE: u64 = 8192;
@@ -35,6 +37,8 @@ pub(crate) struct Version {
     pub(crate) start: u64,
     pub(crate) bytes: Vec<u8>,
     pub(crate) cuts: Vec<Cut>,
+    /// What follows each switch, up to the end of its segment.
+    unused: Vec<Range<u64>>,
     system_id: u64,
     segment: u64,
     previous: u64,
@@ -49,6 +53,7 @@ impl Version {
             start,
             bytes: Vec::new(),
             cuts: Vec::new(),
+            unused: Vec::new(),
             system_id,
             segment,
             previous: start - 64,
@@ -74,6 +79,12 @@ impl Version {
                 .filter(|at| at.at <= cut.at && at.at > start)
                 .copied()
                 .collect(),
+            unused: self
+                .unused
+                .iter()
+                .filter(|unused| unused.end <= cut.at && unused.end > start)
+                .cloned()
+                .collect(),
             system_id: self.system_id,
             segment: self.segment,
             previous: cut.previous,
@@ -83,6 +94,17 @@ impl Version {
 
     pub(crate) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
+    }
+
+    /// What nobody reads of the segment of `lsn`, if it lies behind a switch.
+    pub(crate) fn unused_at(&self, lsn: u64) -> Option<Range<u64>> {
+        self.unused.iter().find(|unused| unused.contains(&lsn)).cloned()
+    }
+
+    /// The same, if the server has written nothing since the switch.
+    pub(crate) fn unused_at_its_end(&self) -> Option<Range<u64>> {
+        let last = self.unused.last()?;
+        (last.end == self.end() && !last.is_empty()).then(|| last.clone())
     }
 
     /// The bytes from `from` to `to`, as far as this version has them.
@@ -110,6 +132,7 @@ impl Version {
     pub(crate) fn switch(&mut self) {
         self.record(XLOG, SWITCH, &[]);
         let end = self.end().next_multiple_of(self.segment);
+        self.unused.push(self.end()..end);
         self.bytes.resize((end - self.start) as usize, 0);
         if let Some(cut) = self.cuts.last_mut() {
             cut.at = end;

@@ -450,8 +450,8 @@ impl Copy<'_> {
             let most = world.rng.pick(&[97, PAGE, 5 * PAGE + 1000, MOST]);
             let to = (self.sent + most).min(end);
             let (micros, server_end) = (world.micros(), world.end());
-            let data = world.versions[self.line.version].slice(self.sent, to);
-            pending.extend(wire::wal(self.sent, server_end, micros, data));
+            let data = world.served(self.line.version, self.sent, to);
+            pending.extend(wire::wal(self.sent, server_end, micros, &data));
             self.sent = to;
             let sent = world.sent.entry(self.line.version).or_default();
             *sent = (*sent).max(to);

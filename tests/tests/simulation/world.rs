@@ -4,8 +4,9 @@
 //! invariant is noted here and ends the schedule. Every server with the agent beside it has a seat, and who locks the
 //! world sees it from one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ pub(crate) struct Seat {
     pub(crate) standby: bool,
     /// How far a standby has received what its primary writes.
     pub(crate) received: u64,
+    /// A part of a version that this server has as its recycled file held it before: it has replayed the switch, and the zeros behind it
+    /// have not come.
+    pub(crate) leftovers: Option<(usize, Range<u64>)>,
     pub(crate) flood: bool,
     /// Commands that begin with this get no answer.
     pub(crate) unanswered: Option<&'static str>,
@@ -89,6 +93,7 @@ impl Seat {
             power: Power::Up,
             standby,
             received: u64::MAX,
+            leftovers: None,
             flood: false,
             unanswered: None,
             deaf: false,
@@ -289,7 +294,10 @@ impl World {
     }
 
     pub(crate) fn end(&self) -> u64 {
-        self.current().end().min(self.received)
+        let end = self.current().end().min(self.received);
+        // Whoever has replayed a switch is at the end of the segment.
+        let behind = self.current().unused_at(end);
+        behind.map_or(end, |unused| unused.end)
     }
 
     /// The server writes about `bytes` of WAL.
@@ -315,7 +323,7 @@ impl World {
         let begun = self.node.line.ancestors.last().map_or(0, |at| at.switch);
         let from = begun.max(self.node.kept_from).max(self.node.checkpoint);
         let cuts = self.current().cuts.iter();
-        cuts.filter(|cut| cut.at > from && cut.at <= self.received)
+        cuts.filter(|cut| cut.at > from && cut.at <= self.end())
             .copied()
             .collect()
     }
@@ -332,6 +340,34 @@ impl World {
         self.versions[version].switch();
         let end = self.end();
         self.note(format!("segment switch, server at {}", lsn(end)));
+    }
+
+    /// This standby has received the switch that the primary's WAL ends with, and not all that follows it.
+    pub(crate) fn receive_half_a_switch(&mut self) {
+        let Some(unused) = self.current().unused_at_its_end() else {
+            return;
+        };
+        self.received = self.rng.range(unused.clone());
+        self.leftovers = Some((self.node.line.version, self.received..unused.end));
+        self.note(format!(
+            "the standby has received the switch, up to {}",
+            lsn(self.received)
+        ));
+    }
+
+    /// The bytes of a version as this server has them.
+    pub(crate) fn served(&self, version: usize, from: u64, to: u64) -> Cow<'_, [u8]> {
+        let data = self.versions[version].slice(from, to);
+        let Some((_, kept)) = self.leftovers.as_ref().filter(|(of, _)| *of == version) else {
+            return Cow::Borrowed(data);
+        };
+        let mut data = data.to_vec();
+        for (at, byte) in (from..to).zip(&mut data) {
+            if kept.contains(&at) {
+                *byte = 0xEE;
+            }
+        }
+        Cow::Owned(data)
     }
 
     /// The server asks without end, or no more.
