@@ -9,8 +9,10 @@ mod age;
 mod agent;
 mod backups;
 mod doubt;
+mod foreign;
 mod gather;
 mod judge;
+mod silent;
 
 use std::fmt;
 
@@ -42,7 +44,7 @@ pub struct Status {
     pub server: Server,
     /// The slot; none when it is missing or cannot be seen.
     pub slot: Option<Slot>,
-    /// Up to where as many regions as the policy asks for hold the WAL.
+    /// Up to where as many regions as the policy asks for are seen to hold the WAL; none, too, where too few can be read.
     pub durable: Option<Place>,
     /// WAL that the server has and that is not durable.
     pub lag_bytes: Option<u64>,
@@ -92,6 +94,10 @@ pub struct Agent {
     pub reason: Option<String>,
     /// For how long WAL has waited to become durable.
     pub lag_seconds: Option<f64>,
+    /// Up to where WAL is durable, as it says: what it has told the server, whichever regions answer now.
+    pub durable: Option<Place>,
+    /// WAL that the server has and that is not durable, as it says.
+    pub lag_bytes: Option<u64>,
     /// The newest base backup that it knew of when an attempt at another one failed, and why that failed; none after a success.
     #[serde(skip)]
     pub failed_backup: Option<(Option<BackupId>, String)>,
@@ -160,6 +166,9 @@ pub struct RegionStatus {
     /// The pulse has changed since it was looked at first, where that was done.
     #[serde(skip)]
     pub renewed: bool,
+    /// The cluster's name belongs to another server there; `error` says to which.
+    #[serde(skip)]
+    pub foreign: bool,
 }
 
 /// The newest base backup.
@@ -202,9 +211,10 @@ pub async fn run(config: &Config, clock: &Clock) -> Result<Status> {
     let status = Box::pin(gather::gather(config, clock.now())).await?;
     let mut status = Box::pin(doubt::settled(config, clock, status)).await?;
     let needed = config.durability.policy.needed(config.regions.len());
-    status.breached = judge::breaches(&status, needed, config.pulse.interval);
+    let of_wal = judge::breaches(&status, needed, config.pulse.interval);
     let of_backups = backups::breaches(&status, needed, schedule.as_ref());
-    status.breached.extend(of_backups);
+    let reasons = foreign::breach(&status, needed).into_iter();
+    status.breached = reasons.chain(of_wal).chain(of_backups).collect();
     Ok(status)
 }
 
@@ -231,19 +241,7 @@ impl fmt::Display for Status {
             None => writeln!(f, "slot     missing or not visible")?,
             Some(slot) => writeln!(f, "slot     {}", SlotLine(slot))?,
         }
-        match (&self.durable, self.lag_bytes) {
-            (Some(durable), Some(lag)) => {
-                writeln!(
-                    f,
-                    "durable  {} on timeline {}, {lag} bytes behind",
-                    durable.lsn, durable.timeline
-                )?;
-            }
-            (Some(durable), None) => {
-                writeln!(f, "durable  {} on timeline {}", durable.lsn, durable.timeline)?
-            }
-            (None, _) => writeln!(f, "durable  nothing")?,
-        }
+        writeln!(f, "durable  {}", DurableLine(self))?;
         for region in &self.regions {
             writeln!(f, "region   {}", RegionLine(region, self.now))?;
         }
@@ -279,13 +277,37 @@ impl fmt::Display for Status {
     }
 }
 
+struct DurableLine<'a>(&'a Status);
+
+impl fmt::Display for DurableLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seen, agent) = (self.0, &self.0.agent);
+        let away = silent::silent(seen);
+        let (durable, lag, away) = match (seen.durable, agent.durable, away) {
+            (Some(durable), _, _) => (durable, seen.lag_bytes, None),
+            (None, _, None) => return write!(f, "nothing"),
+            (None, None, Some(away)) => return write!(f, "not known while {away}"),
+            (None, Some(told), Some(away)) => (told, agent.lag_bytes, Some(away)),
+        };
+        write!(f, "{} on timeline {}", durable.lsn, durable.timeline)?;
+        if let Some(lag) = lag {
+            write!(f, ", {lag} bytes behind")?;
+        }
+        match away {
+            Some(away) => write!(f, ", as the agent says while {away}"),
+            None => Ok(()),
+        }
+    }
+}
+
 struct BackupLine<'a>(&'a Status);
 
 impl fmt::Display for BackupLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0.last_backup {
-            None => write!(f, "none")?,
-            Some(last) => {
+        match (&self.0.last_backup, silent::silent(self.0)) {
+            (None, None) => write!(f, "none")?,
+            (None, Some(away)) => write!(f, "not known while {away}")?,
+            (Some(last), _) => {
                 let (hours, regions) = (last.age_seconds / 3600, last.regions.join(", "));
                 write!(f, "{}, {hours} h old, in {regions}", last.id)?;
             }

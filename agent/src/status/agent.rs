@@ -3,10 +3,10 @@
 //! Owns: which of its words are taken over. Does not own: whose agent it is ([`crate::answering`]), nor the verdict.
 
 use highwater_config::Config;
-use highwater_format::{BackupId, SystemId};
+use highwater_format::{BackupId, Lsn, SystemId, TimelineId};
 use serde_json::Value;
 
-use super::{Agent, Slot};
+use super::{Agent, Place, Slot};
 use crate::answering::{self, Said};
 
 /// What answers at `admin.listen`; the error says why nothing does.
@@ -40,10 +40,20 @@ pub(super) fn of_this_cluster(
         ready: Some(said.ready),
         reason: document["reason"].as_str().map(str::to_owned),
         lag_seconds: document["lag_seconds"].as_f64(),
+        durable: durable(document),
+        lag_bytes: document["lag_bytes"].as_u64(),
         failed_backup: failed(&document["last_backup"]),
         lacking: lacking(document),
         slot: document.get("slot").filter(|slot| !slot.is_null()).cloned(),
     }
+}
+
+/// Up to where it says that WAL is durable; none as long as nothing is, or it has not read the regions yet.
+fn durable(document: &Value) -> Option<Place> {
+    let lsn: Lsn = document["durable"].as_str()?.parse().ok()?;
+    let timeline = u32::try_from(document["durable_timeline"].as_u64()?).ok()?;
+    let timeline = TimelineId::new(timeline)?;
+    (lsn > Lsn::ZERO).then_some(Place { timeline, lsn })
 }
 
 /// Why the newest attempt at a base backup failed, and the newest one that the agent knew of then.
@@ -86,10 +96,29 @@ pub(super) fn add_what_it_saw(slot: &mut Option<Slot>, agent: &Agent) {
 
 #[cfg(test)]
 mod tests {
-    use highwater_format::{Lsn, Time, TimelineId};
+    use highwater_format::Time;
     use serde_json::json;
 
     use super::*;
+    use crate::state::Snapshot;
+
+    /// Read from what the admin endpoint makes of its own numbers.
+    #[test]
+    fn what_it_calls_durable_is_read_from_its_document() {
+        let says = |timeline, lsn| {
+            let snapshot = Snapshot {
+                durable: lsn,
+                durable_timeline: timeline,
+                ..Snapshot::default()
+            };
+            durable(&serde_json::to_value(&snapshot).unwrap())
+        };
+        let (timeline, lsn) = (TimelineId::new(2).unwrap(), Lsn(0x300_0000));
+        assert_eq!(says(Some(timeline), lsn), Some(Place { timeline, lsn }));
+        assert_eq!(says(Some(timeline), Lsn::ZERO), None);
+        assert_eq!(says(None, Lsn::ZERO), None);
+        assert_eq!(durable(&json!({"ready": true})), None);
+    }
 
     #[test]
     fn a_failure_counts_until_a_newer_base_backup_is_there() {

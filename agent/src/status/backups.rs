@@ -1,12 +1,13 @@
 //! When base backups are missing, fail, or are too old. Pure.
 //!
 //! Without a base backup no WAL can be restored, however current it is. Owns: the reasons, in as many regions as the policy
-//! asks for. A region that does not answer is not known to lack anything: it is shown with its error. Without a schedule
-//! somebody else decides when one is due, and an old one is no reason.
+//! asks for. A region that does not answer is not known to lack anything: it is shown with its error. That of another
+//! cluster lacks all, and none can be taken as long as there is one. Without a schedule somebody else decides when a base backup
+//! is due, and an old one is no reason.
 
 use highwater_format::{BackupId, Time};
 
-use super::Status;
+use super::{Status, foreign};
 use crate::schedule::Schedule;
 
 /// Every reason. `needed` regions must hold a base backup.
@@ -15,7 +16,9 @@ pub(super) fn breaches(status: &Status, needed: usize, schedule: Option<&Schedul
     if let Some(error) = &status.failed_backup {
         reasons.push(format!("the newest attempt at a base backup failed: {error}"));
     }
-    let unknown = status.regions.iter().filter(|region| region.error.is_some());
+    let failing = status.regions.iter().filter(|region| region.error.is_some());
+    // What another cluster's region holds is known: nothing of this one.
+    let unknown = failing.filter(|region| !region.foreign);
     let Some(place) = needed.saturating_sub(unknown.count()).checked_sub(1) else {
         return reasons;
     };
@@ -25,11 +28,12 @@ pub(super) fn breaches(status: &Status, needed: usize, schedule: Option<&Schedul
         .collect();
     newest.sort_by_key(|id| std::cmp::Reverse(id.started_at()));
     match newest.get(place) {
-        None => reasons.push(
-            "there is no base backup in as many regions as the policy asks for, without which nothing can be restored: take one \
-             with `highwater-agent backup`, or give [backup] a schedule"
-                .into(),
-        ),
+        // Another reason says already that the archive is another server's.
+        None if foreign::breach(status, needed).is_some() => {}
+        None => reasons.push(format!(
+            "there is no base backup in as many regions as the policy asks for, without which nothing can be restored: {}",
+            how_to_get_one(status)
+        )),
         Some(id) if schedule.is_some_and(|schedule| is_overdue(schedule, id.started_at(), status.now)) => {
             reasons.push(format!(
                 "the newest base backup that as many regions as the policy asks for hold, {id}, is {} h old, more than twice \
@@ -40,6 +44,19 @@ pub(super) fn breaches(status: &Status, needed: usize, schedule: Option<&Schedul
         Some(_) => {}
     }
     reasons
+}
+
+/// What to do to have a base backup. The command refuses as long as a region is another cluster's.
+fn how_to_get_one(status: &Status) -> String {
+    let foreign = foreign::names(status);
+    match foreign.is_empty() {
+        true => "take one with `highwater-agent backup`, or give [backup] a schedule".into(),
+        false => format!(
+            "none can be taken while {} holds another cluster's archive: {}",
+            foreign.join(" and "),
+            foreign::NEXT_STEP
+        ),
+    }
 }
 
 /// Two more have come due since, and it is twice as old as the schedule's interval: a server whose clock is slow begins one a
@@ -97,6 +114,26 @@ mod tests {
         assert_eq!(breaches(&away, 2, None).len(), 1);
         away.regions[0].error = Some("timed out".into());
         assert!(breaches(&away, 2, None).is_empty());
+    }
+
+    /// Whoever is told to take a base backup there would be refused.
+    #[test]
+    fn no_base_backup_is_advised_where_a_region_is_another_clusters() {
+        let some = Some("2026-11-20T02:00:01Z");
+        for (newest, needed, reasons) in [
+            // Too few regions are left: that is the reason.
+            ([None, None], 2, 0),
+            ([None, some], 2, 0),
+            ([None, some], 1, 0),
+            ([None, None], 1, 1),
+        ] {
+            let mut status = holding(newest);
+            status.regions[0].error = Some("belongs to another".into());
+            status.regions[0].foreign = true;
+            let said = breaches(&status, needed, None);
+            assert_eq!(said.len(), reasons, "{newest:?} {needed}: {said:?}");
+            assert!(!said.join("").contains("highwater-agent backup"), "{said:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use highwater_format::{
 use highwater_pgwire::Connection;
 use highwater_store::Store;
 
-use super::{GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status, agent};
+use super::{GapStatus, LastBackup, Place, RegionStatus, Server, Slot, Status, agent, foreign};
 use crate::answering::Said;
 use crate::backup::list;
 use crate::error::{AgentError, Result};
@@ -205,6 +205,7 @@ async fn ask_region(config: &Config, region: &Region, system_id: Option<SystemId
         note: None,
         error: None,
         renewed: false,
+        foreign: false,
     };
     let Some(system_id) = system_id else {
         return Told::only(RegionStatus {
@@ -239,7 +240,7 @@ impl Told {
 
 async fn read_region(store: &dyn Store, layout: &Layout, now: Time, status: RegionStatus) -> Result<Told> {
     let Some(identity) = identity::read(store, layout).await? else {
-        return Ok(Told::only(status));
+        return Ok(Told::only(foreign::noted(store, layout, status).await?));
     };
     // Before the position: so that what it speaks of can be there.
     let pulse = inventory::pulse(store, layout).await?;

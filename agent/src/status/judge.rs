@@ -86,12 +86,19 @@ fn silence(age: Option<Age>) -> String {
     }
 }
 
-/// A region that does not answer may hold all of it.
+/// A region that does not answer may hold all of it. One of another cluster does not; that is a reason of its own.
 fn nothing_durable(status: &Status) -> String {
     let failing = |region: &RegionStatus| Some(format!("{}: {}", region.name, region.error.as_ref()?));
-    let failing: Vec<String> = status.regions.iter().filter_map(failing).collect();
+    let ours = status.regions.iter().filter(|region| !region.foreign);
+    let failing: Vec<String> = ours.filter_map(failing).collect();
+    let whose = match status.regions.iter().any(|region| region.foreign) {
+        true => " of this server",
+        false => "",
+    };
     match failing.is_empty() {
-        true => "no agent of this cluster answers and the archive holds no WAL in as many regions as the policy asks for".into(),
+        true => format!(
+            "no agent of this cluster answers and the archive holds no WAL{whose} in as many regions as the policy asks for"
+        ),
         false => format!(
             "no agent of this cluster answers, and fewer regions can be read than the policy asks for ({})",
             failing.join("; ")
@@ -203,6 +210,7 @@ pub(super) mod samples {
                 note: None,
                 error: None,
                 renewed: false,
+                foreign: false,
             }],
             last_backup: None,
             failed_backup: None,
@@ -318,6 +326,19 @@ mod tests {
         let said = said(&status);
         assert!(
             said.contains("connection refused") && !said.contains("holds no WAL"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_region_of_another_cluster_is_not_called_unreadable() {
+        let mut status = status(None, None);
+        status.durable = None;
+        status.regions[0].error = Some("belongs to another".into());
+        status.regions[0].foreign = true;
+        let said = breaches(&status, 1, INTERVAL).join("");
+        assert!(
+            said.contains("of this server") && !said.contains("another"),
             "{said}"
         );
     }
