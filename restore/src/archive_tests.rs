@@ -154,7 +154,8 @@ async fn transactions_and_restore_points_are_found() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, RestoreError::Refused(refusal) if refusal.reason == Reason::NotFound),
+        matches!(&error, RestoreError::Refused(refusal)
+            if refusal.reason == Reason::NotFound { missing: vec![] }),
         "{error}"
     );
 }

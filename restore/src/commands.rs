@@ -129,6 +129,7 @@ fn answer(cli: &Cli) -> Exit {
     match outcome {
         Ok(answer) => print(&answer.render(output), answer.exit),
         Err(error) => {
+            let error = error.beside_left_out(&cli.common.without_region);
             let exit = error.exit();
             match output {
                 Output::Json => print(&report::error_json(name(&cli.command), &error), exit),

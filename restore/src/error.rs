@@ -6,7 +6,7 @@ use highwater_config::{ConfigError, Exit};
 use highwater_format::{FormatError, FormatErrorKind};
 use highwater_store::{ErrorKind, StoreError};
 
-use crate::{plan::Refusal, target::TargetError};
+use crate::{plan::Refusal, regions::left_out_note, target::TargetError};
 
 /// Why a command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,14 @@ pub enum RestoreError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The regions that were read lack something that is needed, or hold no good copy of it.
+    #[error("{message}")]
+    Lacking {
+        /// How the program ends.
+        exit: Exit,
+        /// What is lacking and the next step.
+        message: String,
+    },
     /// Anything else, with its exit code.
     #[error("{message}")]
     Failed {
@@ -63,6 +71,32 @@ impl RestoreError {
         }
     }
 
+    /// The same for what the regions that were read do not give.
+    #[must_use]
+    pub fn lacking(exit: Exit, message: impl Into<String>) -> Self {
+        Self::Lacking {
+            exit,
+            message: message.into(),
+        }
+    }
+
+    /// The same where these regions were left out on purpose: what is lacking may be there, and who left them out for one
+    /// restore may have forgotten them at the next.
+    #[must_use]
+    pub fn beside_left_out(mut self, names: &[String]) -> Self {
+        let Some(note) = left_out_note(names.iter().map(String::as_str)) else {
+            return self;
+        };
+        match &mut self {
+            Self::Refused(refusal) if refusal.reason.may_be_held_elsewhere() => {
+                refusal.next = format!("{}; {note}", refusal.next);
+            }
+            Self::Lacking { message, .. } => *message = format!("{message}; {note}"),
+            _ => {}
+        }
+        self
+    }
+
     /// How the program ends.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -72,7 +106,7 @@ impl RestoreError {
             Self::Store(error) => store_exit(error.kind()),
             Self::Object { source, .. } => format_exit(source.kind()),
             Self::Local { .. } => Exit::Trouble,
-            Self::Failed { exit, .. } => *exit,
+            Self::Lacking { exit, .. } | Self::Failed { exit, .. } => *exit,
         }
     }
 }
@@ -102,5 +136,59 @@ pub fn format_exit(kind: FormatErrorKind) -> Exit {
         | FormatErrorKind::Unsupported
         | FormatErrorKind::Mismatch
         | FormatErrorKind::Invalid => Exit::Damage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_format::{Lsn, TimelineId};
+
+    use super::*;
+    use crate::plan::Reason;
+
+    const NOTE: &str = "; region b was left out and may hold it: try the restore without --without-region b";
+
+    fn refused(reason: Reason) -> RestoreError {
+        Refusal::no(reason, "no", "ask for another").into()
+    }
+
+    fn told(error: RestoreError, left_out: &[&str]) -> String {
+        let names: Vec<String> = left_out.iter().map(|name| (*name).to_owned()).collect();
+        error.beside_left_out(&names).to_string()
+    }
+
+    #[test]
+    fn what_a_region_that_was_left_out_may_hold_is_told_as_the_next_step() {
+        let lacking = || RestoreError::lacking(Exit::Damage, "a pack is gone");
+        let too_late = || {
+            let end = Lsn(0x100);
+            refused(Reason::TooLate { end, time: None })
+        };
+        let not_found = || refused(Reason::NotFound { missing: vec![] });
+        let errors: [fn() -> RestoreError; 3] = [lacking, too_late, not_found];
+        for error in errors {
+            let (alone, exit) = (told(error(), &[]), error().exit());
+            assert_eq!(alone, error().to_string());
+            assert_eq!(told(error(), &["b"]), format!("{alone}{NOTE}"));
+            assert_eq!(error().beside_left_out(&["b".to_owned()]).exit(), exit);
+        }
+        let RestoreError::Refused(refusal) = too_late().beside_left_out(&["b".to_owned()]) else {
+            panic!("another error")
+        };
+        assert!(refusal.next.ends_with(NOTE), "{refusal}");
+    }
+
+    #[test]
+    fn what_no_further_region_cures_is_told_as_it_is() {
+        let timeline = TimelineId::FIRST;
+        for error in [
+            refused(Reason::NewerFormat),
+            refused(Reason::RegionUnreadable),
+            refused(Reason::DifferingHistories { timeline }),
+            RestoreError::failed(Exit::Trouble, "the disk is full"),
+        ] {
+            let alone = error.to_string();
+            assert_eq!(told(error, &["b"]), alone);
+        }
     }
 }

@@ -153,10 +153,10 @@ impl<'a> Locator<'a> {
         let chain = self
             .catalog
             .chain(span.timeline, &self.readable)
-            .map_err(|broken| RestoreError::failed(Exit::Damage, broken.to_string()))?;
+            .map_err(|broken| RestoreError::lacking(Exit::Damage, broken.to_string()))?;
         let sources = chain
             .cover(LsnRange::new(span.start, span.end))
-            .map_err(|Hole(hole)| RestoreError::failed(Exit::No, format!("the WAL {hole} is missing")))?;
+            .map_err(|Hole(hole)| RestoreError::lacking(Exit::No, format!("the WAL {hole} is missing")))?;
         Ok(Path {
             span: *span,
             chain,
@@ -283,7 +283,7 @@ impl<'a> Locator<'a> {
                          run `highwater-restore verify`, and restore to before it with --to-lsn",
                         path.span.timeline
                     );
-                    return Err(RestoreError::failed(Exit::Damage, message).into());
+                    return Err(RestoreError::lacking(Exit::Damage, message).into());
                 }
             }
         }

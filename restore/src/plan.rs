@@ -40,7 +40,7 @@ use crate::{
 pub use choose::{Step, plan};
 pub use need::{WalNeed, WalPiece};
 pub use question::{Answer, Answers, Mark, Question, Span};
-pub use refusal::{Reason, Refusal};
+pub use refusal::{Missing, Reason, Refusal};
 pub use windows::{End, Window, Windows, windows};
 
 /// Where recovery begins, what it reads and where it ends.

@@ -3,7 +3,7 @@
 //! Owns: the order of preference, and that a region which cannot be opened stays in the list with its error. Does not
 //! own: retries (the store's one retry layer) and what is read.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use highwater_config::{Config, Exit};
 use highwater_format::{FormatErrorKind, Time};
@@ -147,6 +147,25 @@ fn check_name(regions: &[RegionConfig], name: &str) -> Result<(), RestoreError> 
     Err(RestoreError::failed(Exit::Usage, message))
 }
 
+/// The next step where something is lacking and regions were left out on purpose; `None` where none were.
+pub(crate) fn left_out_note<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let names: BTreeSet<&str> = names.into_iter().collect();
+    let listed: Vec<&str> = names.into_iter().collect();
+    let named = match listed.as_slice() {
+        [] => return None,
+        [one] => format!("region {one} was"),
+        more => format!("regions {} were", more.join(" and ")),
+    };
+    let flags: Vec<String> = listed
+        .iter()
+        .map(|name| format!("--without-region {name}"))
+        .collect();
+    Some(format!(
+        "{named} left out and may hold it: try the restore without {}",
+        flags.join(" ")
+    ))
+}
+
 /// What the failure of one object means for the reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
@@ -172,4 +191,20 @@ pub(crate) fn meaning(error: &StoreError) -> Meaning {
 /// Whether a newer release wrote what could not be read.
 pub(crate) fn is_newer(kind: FormatErrorKind) -> bool {
     matches!(kind, FormatErrorKind::NewerVersion | FormatErrorKind::Unsupported)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::left_out_note;
+
+    #[test]
+    fn every_region_that_was_left_out_is_named_once() {
+        assert_eq!(left_out_note([]), None);
+        assert_eq!(
+            left_out_note(["b", "a", "b"]).as_deref(),
+            Some(
+                "regions a and b were left out and may hold it: try the restore without --without-region a --without-region b"
+            )
+        );
+    }
 }

@@ -80,12 +80,11 @@ impl Claims {
             epoch = own.epoch,
             "the claim that this agent had made there is gone: something outside the agent removes objects"
         );
-        self.state
-            .update_region(region.index, |view| {
-                view.emptied = view.emptied.wrapping_add(1);
-                // The comparison that follows soon says what else.
-                view.lacks.lost = true;
-            });
+        self.state.update_region(region.index, |view| {
+            view.emptied = view.emptied.wrapping_add(1);
+            // The comparison that follows soon says what else.
+            view.lacks.lost = true;
+        });
         match self.are_all_emptied(region) {
             true => Err(begin_anew("every region was emptied")),
             false => Ok(()),

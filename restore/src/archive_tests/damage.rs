@@ -98,7 +98,14 @@ async fn what_nothing_holds_is_refused_with_its_range_and_can_be_restored_up_to(
     let late = lines().into_iter().rfind(|line| line.xid.is_some()).unwrap();
     let request = Request::to(Target::Xid(late.xid.unwrap()));
     let refused = refusal(archive.plan(&request).await.unwrap_err());
-    assert_eq!((refused.exit, &refused.reason), (Exit::Damage, &Reason::NotFound));
+    assert_eq!(refused.exit, Exit::Damage);
+    let Reason::NotFound { missing } = &refused.reason else {
+        panic!("{refused}")
+    };
+    assert!(
+        matches!(missing.as_slice(), [one] if one.range.contains(place) && one.damaged.is_some()),
+        "{refused}"
+    );
     for part in [segment_key(), "a: ".into(), "b: ".into(), "intact version".into()] {
         assert!(refused.to_string().contains(&part), "{part}: {refused}");
     }

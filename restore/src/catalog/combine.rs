@@ -70,7 +70,7 @@ fn no_identity(layout: &Layout, read: &[Read], findings: &[Finding]) -> RestoreE
     if let Some(finding) = findings.iter().find(|finding| finding.key == key) {
         let region = finding.region.as_deref().unwrap_or("?");
         let message = format!("region {region}: {key}: {}", finding.problem);
-        return RestoreError::failed(Exit::Damage, message);
+        return RestoreError::lacking(Exit::Damage, message);
     }
     let unknown = |region: &&Read| matches!(region.view.reading, Reading::Unreadable { .. });
     let silent = read
@@ -89,7 +89,7 @@ fn no_identity(layout: &Layout, read: &[Read], findings: &[Finding]) -> RestoreE
                 "{key} is missing in every region, so nothing else there can be interpreted; `highwater-agent run` beside the \
                  same server writes it anew when it starts"
             );
-            RestoreError::failed(Exit::Damage, message)
+            RestoreError::lacking(Exit::Damage, message)
         }
     }
 }

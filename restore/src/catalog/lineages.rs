@@ -95,7 +95,7 @@ pub(super) async fn choose(
         .zip(lineages)
         .find_map(|(region, read)| read.as_ref().err().map(|_| &region.name));
     let absent = |what: String| match silent {
-        None => RestoreError::failed(
+        None => RestoreError::lacking(
             Exit::No,
             format!("{what}; check the cluster's name and the regions' urls"),
         ),

@@ -7,7 +7,7 @@ use highwater_format::{Backup, BackupId, Lsn, LsnRange, Time};
 use crate::catalog::{BrokenChain, Catalog, Chain, Damaged};
 use highwater_format::TimelineId;
 
-use super::{Reason, Span};
+use super::{Missing, Span};
 
 /// One timeline with its ancestors and the backups on it.
 #[derive(Debug, Clone)]
@@ -96,19 +96,30 @@ impl Line {
     }
 
     /// The break behind `end`, if there is known to be more WAL; `None` where the archive simply ends.
-    pub(crate) fn break_at(&self, catalog: &Catalog, regions: &[usize], end: Lsn) -> Option<Reason> {
+    pub(crate) fn break_at(&self, catalog: &Catalog, regions: &[usize], end: Lsn) -> Option<Missing> {
         if end >= self.end {
             return None;
         }
         let timeline = self.chain.history.timeline_at(end);
         let range = self.chain.hole_at(end, self.end);
         let recorded = catalog.gap_for(timeline, range, regions).map(|gap| gap.reason);
-        Some(Reason::Hole {
+        Some(Missing {
             timeline,
             range,
             recorded,
             damaged: catalog.damage_within(range),
         })
+    }
+
+    /// Every break behind `from`, in order, whether or not a backup lies behind it.
+    pub(crate) fn breaks(&self, catalog: &Catalog, regions: &[usize], from: Lsn) -> Vec<Missing> {
+        let mut breaks = Vec::new();
+        let mut at = self.chain.contiguous_end(from);
+        while let Some(missing) = self.break_at(catalog, regions, at) {
+            at = self.chain.contiguous_end(missing.range.end);
+            breaks.push(missing);
+        }
+        breaks
     }
 
     /// A break that an orderly archive shows after a crash: objects are stored in parallel, so a later one may be there

@@ -162,8 +162,12 @@ impl Planner<'_> {
     }
 
     fn broken_history(&self, timeline: TimelineId, broken: &BrokenChain) -> Refusal {
+        let reason = match broken {
+            BrokenChain::HistoryMissing { .. } => Reason::BrokenHistory { timeline },
+            BrokenChain::Contradiction { .. } => Reason::DifferingHistories { timeline },
+        };
         let mut refusal = Refusal::no(
-            Reason::BrokenHistory { timeline },
+            reason,
             format!("the descent of timeline {timeline} is not known: {broken}"),
             "restore the history file, or choose another timeline with --timeline",
         );

@@ -60,15 +60,80 @@ pub enum Reason {
         /// The timeline asked for.
         timeline: TimelineId,
     },
-    /// No such transaction or restore point in the archive.
-    NotFound,
+    /// The histories of the timeline are there and contradict each other.
+    DifferingHistories {
+        /// The timeline they are told of.
+        timeline: TimelineId,
+    },
+    /// No such transaction or restore point in the WAL that there is.
+    NotFound {
+        /// What of the WAL behind the first backup is not there and may hold it, in order.
+        missing: Vec<Missing>,
+    },
     /// A region that does not answer could change the answer.
     RegionUnreadable,
     /// Part of the archive was written by a newer release.
     NewerFormat,
 }
 
+/// A stretch of WAL that a line of descent lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The timeline that it begins on.
+    pub timeline: TimelineId,
+    /// What is missing.
+    pub range: LsnRange,
+    /// The recorded reason, if it was left out on purpose.
+    pub recorded: Option<String>,
+    /// The objects that should hold it and that no region has a good copy of.
+    pub damaged: Option<Box<str>>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the WAL {} of timeline {} is ", self.range, self.timeline)?;
+        match (&self.damaged, &self.recorded) {
+            (Some(why), _) => write!(f, "damaged: {why}"),
+            (None, Some(why)) => write!(f, "missing (recorded: {why})"),
+            (None, None) => f.write_str("missing"),
+        }
+    }
+}
+
+impl From<Missing> for Reason {
+    fn from(missing: Missing) -> Self {
+        let Missing {
+            timeline,
+            range,
+            recorded,
+            damaged,
+        } = missing;
+        Self::Hole {
+            timeline,
+            range,
+            recorded,
+            damaged,
+        }
+    }
+}
+
 impl Reason {
+    /// Whether a region that was left out may hold what stands in the way by not being there.
+    #[must_use]
+    pub fn may_be_held_elsewhere(&self) -> bool {
+        match self {
+            Self::NoBackup
+            | Self::UnknownBackup
+            | Self::Hole { .. }
+            | Self::TooEarly { .. }
+            | Self::TooLate { .. }
+            | Self::UnknownTimeline { .. }
+            | Self::BrokenHistory { .. }
+            | Self::NotFound { .. } => true,
+            Self::DifferingHistories { .. } | Self::RegionUnreadable | Self::NewerFormat => false,
+        }
+    }
+
     /// A stable word for JSON output.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -79,8 +144,8 @@ impl Reason {
             Self::TooEarly { .. } => "too_early",
             Self::TooLate { .. } => "too_late",
             Self::UnknownTimeline { .. } => "unknown_timeline",
-            Self::BrokenHistory { .. } => "broken_history",
-            Self::NotFound => "not_found",
+            Self::BrokenHistory { .. } | Self::DifferingHistories { .. } => "broken_history",
+            Self::NotFound { .. } => "not_found",
             Self::RegionUnreadable => "region_unreadable",
             Self::NewerFormat => "newer_format",
         }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Mark, Reason, Refusal,
+    Mark, Missing, Reason, Refusal,
     base::{Base, Line},
     timeline::PassedOver,
 };
@@ -96,7 +96,7 @@ pub(super) fn differing_histories(
         told.join("; ")
     );
     let mut refusal = Refusal::no(
-        Reason::BrokenHistory { timeline },
+        Reason::DifferingHistories { timeline },
         message,
         format!(
             "put the right copy in the place of the wrong one (a server of that timeline has it as pg_wal/{}.history), or \
@@ -193,49 +193,34 @@ pub(super) fn open_end(region: &RegionView, error: &str) -> Refusal {
     }
 }
 
-pub(super) fn hole(line: &Line, reason: Reason, end: Lsn, target: &Target) -> Refusal {
-    let is_damage = matches!(reason, Reason::Hole { damaged: Some(_), .. });
-    let what = match &reason {
-        Reason::Hole {
-            timeline,
-            range,
-            recorded,
-            damaged,
-        } => match (damaged, recorded) {
-            (Some(why), _) => format!("the WAL {range} of timeline {timeline} is damaged: {why}"),
-            (None, Some(why)) => {
-                format!("the WAL {range} of timeline {timeline} is missing (recorded: {why})")
-            }
-            (None, None) => format!("the WAL {range} of timeline {timeline} is missing"),
-        },
-        _ => "WAL is missing".to_owned(),
-    };
+pub(super) fn hole(line: &Line, missing: Missing, end: Lsn, target: &Target) -> Refusal {
+    let is_damage = missing.damaged.is_some();
     let message =
-        format!("{target} cannot be reached: {what}; what is before it can be restored up to {end}");
-    let first = if is_known_of_by_a_pulse_alone(line, &reason) {
-        "a pulse says that it was stored, and a store whose listings lag shows it later: try again; "
-    } else {
-        ""
-    };
+        format!("{target} cannot be reached: {missing}; what is before it can be restored up to {end}");
+    let first = try_again(is_known_of_by_a_pulse_alone(line, &missing));
     // Beside the target that was asked for a second one would be refused.
     let next = format!(
         "{first}to accept that, ask for --to-lsn {end} instead; `highwater-restore list` shows all windows"
     );
-    Refusal::no(reason, message, next).because_of_damage(is_damage)
+    Refusal::no(missing.into(), message, next).because_of_damage(is_damage)
+}
+
+/// What comes first where waiting may help.
+fn try_again(may_pass: bool) -> &'static str {
+    if may_pass {
+        "a pulse says that it was stored, and a store whose listings lag shows it later: try again; "
+    } else {
+        ""
+    }
 }
 
 /// The break reaches to the end of all that is known, and no object or record of it is listed.
-fn is_known_of_by_a_pulse_alone(line: &Line, reason: &Reason) -> bool {
-    let Reason::Hole {
-        range,
-        recorded: None,
-        damaged: None,
-        ..
-    } = reason
-    else {
-        return false;
-    };
-    line.claimed == Some(range.end) && line.chain.end().is_none_or(|stored| stored <= range.start)
+fn is_known_of_by_a_pulse_alone(line: &Line, missing: &Missing) -> bool {
+    let range = missing.range;
+    missing.recorded.is_none()
+        && missing.damaged.is_none()
+        && line.claimed == Some(range.end)
+        && line.chain.end().is_none_or(|stored| stored <= range.start)
 }
 
 /// Why a hole is one, where objects that should fill it were found to be damaged.
@@ -294,34 +279,75 @@ pub(super) fn too_early(catalog: &Catalog, line: &Line, bases: &[&Base], request
     .because_of_damage(is_damage)
 }
 
-pub(super) fn not_found(line: &Line, bases: &[&Base], broken: Option<&Reason>, target: &Target) -> Refusal {
+/// Of so many places where WAL is missing a message names the range; the others it counts.
+const NAMED: usize = 3;
+
+pub(super) fn not_found(line: &Line, bases: &[&Base], missing: Vec<Missing>, target: &Target) -> Refusal {
     let start = bases
         .iter()
         .map(|base| base.consistent())
         .min()
         .unwrap_or(Lsn::ZERO);
     let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
-    let range = LsnRange::new(start, end);
-    let mut message = format!(
-        "{target} is not in the WAL {range} of timeline {}",
-        line.timeline()
-    );
-    if let Some(Reason::Hole { range, damaged, .. }) = broken {
-        match damaged {
-            Some(why) => message.push_str(&format!(
-                "; the WAL {range}, which may hold it, is damaged: {why}"
-            )),
-            None => message.push_str(&format!("; the WAL {range} is missing and may hold it")),
-        }
+    let (range, timeline) = (LsnRange::new(start, end), line.timeline());
+    let mut message = format!("{target} is not in the WAL {range} of timeline {timeline}");
+    let advice = where_nothing_is_missing(target);
+    if missing.is_empty() {
+        return Refusal::no(Reason::NotFound { missing }, message, advice);
     }
-    let next = match target {
+    message.push_str(&may_lie_in(bases, &missing));
+    let is_damage = missing.iter().any(|missing| missing.damaged.is_some());
+    let may_pass = missing
+        .iter()
+        .any(|missing| is_known_of_by_a_pulse_alone(line, missing));
+    let next = format!(
+        "{}to accept that, ask for {} instead, the end of what is before it (`highwater-restore list` shows all windows); if it \
+         does not lie there: {advice}",
+        try_again(may_pass),
+        nearest(bases, &missing)
+    );
+    Refusal::no(Reason::NotFound { missing }, message, next).because_of_damage(is_damage)
+}
+
+fn where_nothing_is_missing(target: &Target) -> &'static str {
+    match target {
         Target::Xid(_) => {
             "a transaction that wrote nothing leaves no trace; use --to-time or --to-lsn instead"
         }
         _ => "check the spelling; restore points are made with pg_create_restore_point()",
+    }
+}
+
+/// Where a target may lie that was looked for in vain. What is behind a break and before the end of the next backup is
+/// there, and nothing restores it.
+fn may_lie_in(bases: &[&Base], missing: &[Missing]) -> String {
+    let named: Vec<String> = missing.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match missing.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        1 => "; one more range of WAL is missing".to_owned(),
+        more => format!("; {more} more ranges of WAL are missing"),
     };
-    let is_damage = matches!(broken, Some(Reason::Hole { damaged: Some(_), .. }));
-    Refusal::no(Reason::NotFound, message, next).because_of_damage(is_damage)
+    let is_ended = |missing: &Missing| bases.iter().any(|base| base.wal.start >= missing.range.end);
+    let behind = if missing.iter().any(is_ended) {
+        ", or between there and the end of the base backup that follows,"
+    } else {
+        ""
+    };
+    format!(
+        "; {}{more}; it may lie there{behind} and cannot be reached then",
+        named.join("; ")
+    )
+}
+
+/// The last that can be reached before each break that is named.
+fn nearest(bases: &[&Base], missing: &[Missing]) -> String {
+    let before = |missing: &Missing| {
+        let ends = bases.iter().map(|base| base.wal.end);
+        ends.filter(|end| *end <= missing.range.start).max()
+    };
+    let ends: BTreeSet<Lsn> = missing.iter().take(NAMED).filter_map(before).collect();
+    let choices: Vec<String> = ends.iter().map(|end| format!("--to-lsn {end}")).collect();
+    choices.join(" or ")
 }
 
 pub(super) fn on_ancestor(line: &Line, own: &Line) -> String {

@@ -4,7 +4,7 @@ use highwater_config::Exit;
 use highwater_format::{Gap, LsnRange};
 
 use super::{
-    Reason,
+    Missing, Reason,
     model::{Branch, Model, lsn, time, tli},
 };
 use crate::target::{Request, Target};
@@ -122,4 +122,95 @@ fn only_a_hole_that_may_be_a_lagging_listing_is_worth_another_try() {
         assert!(matches!(refusal.reason, Reason::Hole { .. }), "{refusal}");
         assert_eq!(refusal.next.contains("try again"), may_pass, "{refusal}");
     }
+}
+
+/// The WAL that was searched has gaps, each ended by a backup: the target may have been in one of them.
+#[test]
+fn what_was_looked_for_in_vain_may_lie_in_a_gap_on_record() {
+    let mut model = model();
+    model.lost.extend([(1, 16), (1, 17)]);
+    let hole = LsnRange::new(lsn(16), lsn(18));
+    let mut catalog = model.catalog();
+    let view = catalog.regions[0].timelines.get_mut(&tli(1)).unwrap();
+    view.gaps.push(Gap {
+        timeline: tli(1),
+        start: hole.start,
+        end: hole.end,
+        reason: "the slot was lost".to_owned(),
+        recorded_at: time(200),
+        unreplayable: false,
+    });
+    let request = Request::to(Target::Name("release".to_owned()));
+    let refusal = model.plan_for(&catalog, &request).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        format!(
+            "restore point \"release\" is not in the WAL {searched} of timeline 1; the WAL {hole} of timeline 1 is missing \
+             (recorded: the slot was lost); it may lie there, or between there and the end of the base backup that follows, and \
+             cannot be reached then; to accept that, ask for --to-lsn {end} instead, the end of what is before it \
+             (`highwater-restore list` shows all windows); if it does not lie there: check the spelling; restore points are \
+             made with pg_create_restore_point()",
+            searched = LsnRange::new(lsn(6), lsn(40)),
+            end = lsn(16)
+        )
+    );
+    let missing = vec![Missing {
+        timeline: tli(1),
+        range: hole,
+        recorded: Some("the slot was lost".to_owned()),
+        damaged: None,
+    }];
+    assert_eq!(
+        (refusal.reason, refusal.exit),
+        (Reason::NotFound { missing }, Exit::No)
+    );
+    let instead = model
+        .plan_for(&catalog, &Request::to(Target::Lsn(lsn(16))))
+        .unwrap();
+    assert_eq!(instead.wal.end, lsn(16));
+}
+
+#[test]
+fn of_many_gaps_the_first_three_are_named_and_the_others_counted() {
+    let mut model = model();
+    model.backups = vec![(1, 0, 2), (1, 8, 10), (1, 16, 18), (1, 24, 26), (1, 32, 34)];
+    let lost = [4, 12, 13, 20, 28, 36];
+    model.lost.extend(lost.map(|slot| (1, slot)));
+    let refusal = model.plan(&Request::to(Target::Xid(1))).unwrap_err();
+    let gaps = [(4, 5), (12, 14), (20, 21), (28, 29), (36, 37)];
+    for (index, (start, end)) in gaps.into_iter().enumerate() {
+        let is_named = index < 3;
+        let range = LsnRange::new(lsn(start), lsn(end));
+        let told = format!("the WAL {range} of timeline 1 is missing");
+        assert_eq!(refusal.message.contains(&told), is_named, "{refusal}");
+        let edge = Request::to(Target::Lsn(lsn(start)));
+        assert_eq!(model.plan(&edge).unwrap().wal.end, lsn(start));
+        let choice = format!("--to-lsn {}", lsn(start));
+        assert_eq!(refusal.next.contains(&choice), is_named, "{refusal}");
+    }
+    assert!(
+        refusal
+            .message
+            .contains("; 2 more ranges of WAL are missing; it may lie there"),
+        "{refusal}"
+    );
+    let Reason::NotFound { missing } = &refusal.reason else {
+        panic!("{refusal}")
+    };
+    assert_eq!(missing.len(), 5, "programs are told of all");
+}
+
+/// With no gap in what was searched there is nothing to add.
+#[test]
+fn what_is_not_in_whole_wal_is_not_there() {
+    let refusal = model().plan(&Request::to(Target::Xid(1))).unwrap_err();
+    assert_eq!(refusal.reason, Reason::NotFound { missing: vec![] });
+    assert_eq!(
+        refusal.to_string(),
+        format!(
+            "transaction 1 is not in the WAL {} of timeline 1; a transaction that wrote nothing leaves no trace; use --to-time or \
+             --to-lsn instead",
+            LsnRange::new(lsn(6), lsn(40))
+        )
+    );
 }

@@ -56,7 +56,7 @@ impl Planner<'_> {
     fn stops_short(&self, line: &Line, bases: &[&Base]) -> Refusal {
         let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
         match line.break_at(self.catalog, &self.regions, end) {
-            Some(reason) => say::hole(line, reason, end, &self.request.target),
+            Some(missing) => say::hole(line, missing, end, &self.request.target),
             None => say::too_late(line, end, None, &self.request.target),
         }
     }
@@ -184,9 +184,10 @@ impl Planner<'_> {
             let notes = vec![say::found(&self.request.target, mark)];
             return self.finish(line, base, &cut, stop, notes);
         }
-        let end = bases.iter().map(|base| base.wal.end).max().unwrap_or(Lsn::ZERO);
-        let broken = line.break_at(self.catalog, &self.regions, end);
-        Err(say::not_found(line, bases, broken.as_ref(), &self.request.target).into())
+        let first = bases.iter().map(|base| base.wal.end).min();
+        let missing = first.map(|end| line.breaks(self.catalog, &self.regions, end));
+        let missing = missing.unwrap_or_default();
+        Err(say::not_found(line, bases, missing, &self.request.target).into())
     }
 
     /// The target lies behind the WAL of the best base: in a break, or past the end, or on another timeline.
@@ -198,8 +199,8 @@ impl Planner<'_> {
         reaches: impl Fn(&Base) -> bool,
     ) -> Refusal {
         let end = base.wal.end;
-        if let Some(reason) = line.break_at(self.catalog, &self.regions, end) {
-            return say::hole(line, reason, end, &self.request.target);
+        if let Some(missing) = line.break_at(self.catalog, &self.regions, end) {
+            return say::hole(line, missing, end, &self.request.target);
         }
         let mut refusal = say::too_late(line, end, proven, &self.request.target);
         let others = self

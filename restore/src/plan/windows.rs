@@ -5,7 +5,7 @@ use highwater_format::{BackupId, Lsn, LsnRange, Time, TimelineId};
 use crate::catalog::{BrokenChain, Catalog};
 
 use super::{
-    Reason, Span,
+    Missing, Span,
     base::{Base, Line},
 };
 
@@ -117,7 +117,7 @@ fn open(catalog: &Catalog, regions: &[usize], line: &Line, base: &Base) -> Windo
 fn end(catalog: &Catalog, regions: &[usize], line: &Line, at: Lsn) -> End {
     match line.break_at(catalog, regions, at) {
         Some(_) if line.is_ragged_end(catalog, regions, at) => End::Ragged,
-        Some(Reason::Hole {
+        Some(Missing {
             range,
             recorded,
             damaged,

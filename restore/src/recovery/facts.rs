@@ -194,6 +194,22 @@ impl Facts {
         Layout::new(self.cluster.clone(), self.system_id)
     }
 
+    /// The regions of the configuration that this restore does without. None where it reads no region of them at all: others
+    /// were given in their place.
+    #[must_use]
+    pub fn left_out<'a>(&self, configured: &'a [RegionConfig]) -> Vec<&'a str> {
+        let is_read = |config: &RegionConfig| {
+            let mut regions = self.regions.iter();
+            regions.any(|region| region.name == config.name && region.url == config.url)
+        };
+        let (read, left): (Vec<&RegionConfig>, Vec<&RegionConfig>) =
+            configured.iter().partition(|config| is_read(config));
+        if read.is_empty() {
+            return Vec::new();
+        }
+        left.into_iter().map(|config| config.name.as_str()).collect()
+    }
+
     /// What is known of a timeline.
     #[must_use]
     pub fn timeline(&self, timeline: TimelineId) -> Option<&TimelineFacts> {
@@ -367,6 +383,17 @@ mod tests {
         let old = text.replace("\"allow_http\":true,", "");
         let facts: RegionFacts = serde_json::from_str(&old).unwrap();
         assert!(!facts.allow_http);
+    }
+
+    #[test]
+    fn a_configured_region_that_the_restore_does_without_is_known() {
+        let region = |name: &str| RegionConfig::new(name, format!("file:///srv/{name}"));
+        let facts = facts();
+        assert_eq!(facts.left_out(&[region("a"), region("b")]), ["b"]);
+        assert!(facts.left_out(&[region("a")]).is_empty());
+        assert!(facts.left_out(&[]).is_empty(), "nothing is known of others");
+        let replaced = [region("b"), region("c")];
+        assert!(facts.left_out(&replaced).is_empty(), "--archive was given");
     }
 
     #[test]

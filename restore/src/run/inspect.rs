@@ -36,7 +36,7 @@ pub async fn inspect(catalog: &Catalog, regions: &[Region], plan: &Plan) -> Resu
         None => (Exit::Damage, older),
     };
     let message = format!("backup {id} cannot be restored: {problem}; nothing was written; {next}");
-    Err(RestoreError::failed(exit, message))
+    Err(RestoreError::lacking(exit, message))
 }
 
 /// The manifest, or what is wrong and whether that may pass.

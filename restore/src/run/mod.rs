@@ -226,16 +226,20 @@ impl From<DataDirError> for RestoreError {
 
 impl From<Nowhere> for RestoreError {
     fn from(error: Nowhere) -> Self {
-        Self::failed(error.exit(), error.to_string())
+        Self::lacking(error.exit(), error.to_string())
     }
 }
 
 impl From<FetchError> for RestoreError {
     fn from(error: FetchError) -> Self {
         let exit = error.exit();
-        Self::failed(
-            exit,
-            format!("{error}; the directory cannot be started, and the same command starts over"),
-        )
+        let message = format!("{error}; the directory cannot be started, and the same command starts over");
+        match error {
+            FetchError::Nowhere(_)
+            | FetchError::BadSpread(_)
+            | FetchError::Incomplete { .. }
+            | FetchError::NotAsSent { .. } => Self::lacking(exit, message),
+            FetchError::Write { .. } | FetchError::CutOff(_) => Self::failed(exit, message),
+        }
     }
 }

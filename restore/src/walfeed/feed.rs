@@ -29,6 +29,7 @@ use super::watched::{self, Note, Watched};
 use crate::catalog::{descent, read::whole_history};
 use crate::fetch::source::{Nowhere, ReadError, Reject, Sources};
 use crate::recovery::facts::{Facts, TimelineFacts};
+use crate::regions::left_out_note;
 
 /// What PostgreSQL is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub struct Feed {
     size: SegmentSize,
     sources: Sources,
     places: Vec<Place>,
+    /// What is said of regions that the restore does without, behind what the others lack; nothing where there are none.
+    elsewhere: String,
     /// A standby asks.
     follows: bool,
 }
@@ -109,6 +112,8 @@ impl Feed {
     /// silent regions are kept in `spool`.
     pub async fn open(facts: Facts, configured: &[RegionConfig], spool: &Path) -> Self {
         let read = facts.regions.iter().filter(|region| region.was_read).count();
+        let note = left_out_note(facts.left_out(configured));
+        let elsewhere = note.map(|note| format!("; {note}")).unwrap_or_default();
         let opened = facts.regions.iter().map(async |region| {
             let mut settings = region.settings(configured);
             if read > usize::from(region.was_read) {
@@ -122,7 +127,10 @@ impl Feed {
             }
         });
         let regions = join_all(opened).await;
-        Self::noting(facts, regions, spool)
+        Self {
+            elsewhere,
+            ..Self::noting(facts, regions, spool)
+        }
     }
 
     /// A feed over stores that are open and do not retry by themselves.
@@ -157,6 +165,7 @@ impl Feed {
             facts,
             sources: sources(&places),
             places,
+            elsewhere: String::new(),
             follows: false,
         }
     }
@@ -295,20 +304,24 @@ impl Feed {
     /// not open the cluster at an end that comes too early.
     fn lost(&self, range: LsnRange, coverage: &Coverage, reason: String, tried: &Tried) -> Answer {
         let reason = reason + &tried.troubles;
+        let elsewhere = &self.elsewhere;
         let before = coverage.contiguous_end(range.start).min(range.end);
         if tried.silent {
-            return Answer::Failed(reason);
+            return Answer::Failed(reason + elsewhere);
         }
         if tried.troubles.is_empty() {
             return Answer::Failed(format!(
                 "{reason}; every region has answered: if no agent is still storing it, what there is ends at {before} \
-                 (`highwater-restore run --to-lsn {before}` into another directory)"
+                 (`highwater-restore run --to-lsn {before}` into another directory){elsewhere}"
             ));
         }
         if self.facts.needed_until.is_some_and(|until| until <= range.start) {
             return Answer::PastEnd(format!("the target of this restore lies before it; {reason}"));
         }
-        Answer::Damaged { reason, before }
+        Answer::Damaged {
+            reason: reason + elsewhere,
+            before,
+        }
     }
 
     async fn write(
@@ -391,7 +404,7 @@ impl Feed {
                     other => other,
                 }
             }
-            Err(ReadError::Nowhere(nowhere)) => Answer::Failed(nowhere.to_string()),
+            Err(ReadError::Nowhere(nowhere)) => Answer::Failed(format!("{nowhere}{}", self.elsewhere)),
             Err(ReadError::Fatal(never)) => match never {},
         }
     }
@@ -420,7 +433,8 @@ impl Feed {
     async fn no_history(&self, timeline: TimelineId) -> Answer {
         if self.facts.known_timelines.contains(&timeline) {
             return Answer::Failed(format!(
-                "the history of timeline {timeline}, which the plan of this restore had, is gone"
+                "the history of timeline {timeline}, which the plan of this restore had, is gone{}",
+                self.elsewhere
             ));
         }
         let prefix = self.layout.timeline_dir(timeline);

@@ -34,7 +34,8 @@ const PAST_END: u8 = 1;
 const STOP: u8 = 255;
 
 /// What is said of a segment that no patience brings back.
-pub(crate) const DAMAGED: &str = "is damaged in every region, and nothing else holds all of it";
+pub(crate) const DAMAGED: &str =
+    "is damaged in every region that this restore reads, and nothing else there holds all of it";
 
 /// What begins the reason where this machine is the trouble, and no region.
 pub(crate) const CANNOT_WRITE: &str = "the file that PostgreSQL waits for cannot be written:";
