@@ -3,15 +3,43 @@
 //! Only there two courses of one history may differ. A primary sends zeros; a standby that has replayed the switch sends the whole segment
 //! at once, with what its recycled file held before where the zeros have not come yet, and keeps that when it is promoted or loses its
 //! primary then. The archive holds zeros. Owns: where that is, by the archive's own bytes, and comparing a server's WAL with them.
+//!
+//! Where the switch itself lies before what is compared, the server may have taken another course there: what it sends is left over
+//! only as long as no page of it names its own address. A recycled file's pages name older ones.
 
 use std::ops::Range;
 
+use highwater_format::walpage::PageHeader;
 use highwater_format::walscan::WalScanner;
 use highwater_format::{Identity, Lsn, LsnRange, TimelineId};
 
 /// The parts of some archived WAL that nobody reads, in order. The last may reach beyond it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unused(Vec<LsnRange>);
+pub(crate) struct Unused(Vec<Rest>);
+
+/// What follows one switch, up to the end of its segment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Rest {
+    pub(crate) range: LsnRange,
+    /// Bytes per page, where the switch itself was not read.
+    pub(crate) unseen: Option<u32>,
+}
+
+impl Rest {
+    /// Where `sent`, from `at` on, holds WAL that the server has written here: it has not switched where the archive has.
+    pub(crate) fn first_wal(&self, at: Lsn, sent: &[u8]) -> Option<Lsn> {
+        let page = u64::from(self.unseen?);
+        let sent_range = LsnRange::new(at, at + sent.len() as u64);
+        let here = self.range.intersect(sent_range)?;
+        let pages = (here.start.0.next_multiple_of(page)..here.end.0).step_by(usize::try_from(page).ok()?);
+        let names_itself = |start: &Lsn| {
+            let offset = usize::try_from(start.distance_from(at)).ok();
+            let header = offset.and_then(|offset| PageHeader::read(sent.get(offset..)?));
+            header.is_some_and(|header| header.address == *start)
+        };
+        pages.map(Lsn).find(names_itself)
+    }
+}
 
 impl Unused {
     /// Reads what the archive has from `start` on. Where that cannot be read as WAL, all of it counts as used.
@@ -26,12 +54,18 @@ impl Unused {
                 usize::try_from(end.distance_from(at)).map_or(rest.len(), |left| left.min(rest.len()));
             let (segment, next) = rest.split_at(length);
             let is_read = scanner.feed(segment, &mut |_| {}).is_ok();
+            let unseen = (!is_read).then_some(identity.wal_block_size);
             let unused = match is_read {
                 true => scanner.unused().filter(|unused| unused.end > at),
                 false => scanner.behind_unseen_switch(),
             };
             match unused {
-                Some(unused) if is_read || is_zeros_from(segment, at, unused.start) => ranges.push(unused),
+                Some(unused) if is_read || is_zeros_from(segment, at, unused.start) => {
+                    ranges.push(Rest {
+                        range: unused,
+                        unseen,
+                    });
+                }
                 None if is_read => {}
                 _ => break,
             }
@@ -44,8 +78,8 @@ impl Unused {
     }
 
     /// The part that `at` lies in.
-    pub(crate) fn around(&self, at: Lsn) -> Option<LsnRange> {
-        self.0.iter().copied().find(|unused| unused.contains(at))
+    pub(crate) fn around(&self, at: Lsn) -> Option<Rest> {
+        self.0.iter().copied().find(|unused| unused.range.contains(at))
     }
 
     /// Where these, both from `at` on and of one length, first differ in what is used.
@@ -61,8 +95,9 @@ impl Unused {
         };
         let mut from = 0;
         for unused in &self.0 {
-            let (start, end) = (offset(unused.start), offset(unused.end));
-            if let Some(place) = differs(from..start.max(from)) {
+            let (start, end) = (offset(unused.range.start), offset(unused.range.end));
+            let written = || unused.first_wal(at, &sent[..length]).map(offset);
+            if let Some(place) = differs(from..start.max(from)).or_else(written) {
                 return Some(place);
             }
             from = end.max(from);

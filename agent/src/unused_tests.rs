@@ -26,7 +26,18 @@ fn segment() -> (Vec<u8>, Lsn) {
 }
 
 fn unused(start: Lsn, archived: &[u8]) -> Vec<LsnRange> {
-    Unused::of(&identity(), TimelineId::FIRST, start, archived).0
+    let Unused(rests) = Unused::of(&identity(), TimelineId::FIRST, start, archived);
+    rests.into_iter().map(|rest| rest.range).collect()
+}
+
+/// As many pages from `start` on as `bytes` hold, each of which says that it is the one at the LSN that `address` gives it.
+fn pages(start: Lsn, bytes: usize, address: impl Fn(Lsn) -> Lsn) -> Vec<u8> {
+    let mut sent = vec![0xEE; bytes];
+    for (number, page) in sent.chunks_mut(8192).enumerate() {
+        let at = start + number as u64 * 8192;
+        page[8..16].copy_from_slice(&address(at).0.to_le_bytes());
+    }
+    sent
 }
 
 #[test]
@@ -57,12 +68,46 @@ fn behind_a_switch_that_was_not_seen_are_zeros() {
     assert_eq!(unused(START, &zeros), [], "no segment begins so");
 }
 
+/// A server that was rolled back to before the switch has written other WAL there. What a recycled file held names other places.
+#[test]
+fn i6_wal_that_was_written_behind_a_switch_that_was_not_seen_is_another_course() {
+    let zeros = vec![0; 1 << 19];
+    let middle = START + (1 << 19);
+    let archived = Unused::of(&identity(), TimelineId::FIRST, middle, &zeros);
+    let recycled = pages(middle, 1 << 19, |at| at.saturating_sub(4 * MIB));
+    assert_eq!(archived.first_difference(middle, &zeros, &recycled), None);
+    let written = pages(middle, 1 << 19, |at| at);
+    assert_eq!(archived.first_difference(middle, &zeros, &written), Some(0));
+    let later = [&recycled[..8192 * 3], &written[8192 * 3..]].concat();
+    assert_eq!(archived.first_difference(middle, &zeros, &later), Some(8192 * 3));
+    // Where the stream goes on, however it is cut into messages.
+    let rest = archived.around(middle + 1000).unwrap();
+    for (from, found) in [
+        (0, Some(3)),
+        (5000, Some(3)),
+        (8192 * 3 + 1, Some(4)),
+        (8192 * 64 - 10, None),
+    ] {
+        let at = middle + from as u64;
+        let found = found.map(|page: u64| middle + page * 8192);
+        assert_eq!(rest.first_wal(at, &later[from..]), found, "{from}");
+    }
+    // Where the switch itself is equal, nobody reads what follows, whatever it is.
+    let (segment, used) = segment();
+    let seen = Unused::of(&identity(), TimelineId::FIRST, START, &segment);
+    let until = usize::try_from(used.distance_from(START)).unwrap();
+    let mut sent = pages(START, segment.len(), |at| at);
+    sent[..until].copy_from_slice(&segment[..until]);
+    assert_eq!(seen.first_difference(START, &segment, &sent), None);
+}
+
 #[test]
 fn only_what_is_used_must_be_equal() {
-    let parts = Unused(vec![
-        LsnRange::new(Lsn(104), Lsn(106)),
-        LsnRange::new(Lsn(108), Lsn(110)),
-    ]);
+    let rest = |start, end| Rest {
+        range: LsnRange::new(Lsn(start), Lsn(end)),
+        unseen: None,
+    };
+    let parts = Unused(vec![rest(104, 106), rest(108, 110)]);
     let differs = |sent: &str| parts.first_difference(Lsn(100), b"abcd00gh00kl", sent.as_bytes());
     assert_eq!(differs("abcd00gh00kl"), None);
     assert_eq!(differs("abcdXXghXXkl"), None);
@@ -82,5 +127,5 @@ fn only_what_is_used_must_be_equal() {
         assert_eq!(found, (at <= 7).then(|| 7 - at), "{at}");
     }
     assert_eq!(parts.around(Lsn(103)), None);
-    assert_eq!(parts.around(Lsn(109)), Some(LsnRange::new(Lsn(108), Lsn(110))));
+    assert_eq!(parts.around(Lsn(109)), Some(rest(108, 110)));
 }

@@ -315,6 +315,18 @@ async fn a_hole_that_stays_is_told_with_the_lsn_that_can_be_had() {
              (`highwater-restore run --to-lsn {before}` into another directory)"
         );
         assert!(reason.ends_with(&words), "{reason}");
+        let left_out = Facts {
+            left_out: vec!["c".to_owned()],
+            ..facts(&[("a", true)], Some(END))
+        };
+        let (told, _) = Case::new(&[&holed]).ask_by(left_out, &name(number)).await;
+        let Answer::Failed(reason) = told else {
+            panic!("{told:?}")
+        };
+        assert!(
+            reason.ends_with("try the restore without --without-region c"),
+            "{reason}"
+        );
         for was_read in [true, false] {
             let case = Case::new(&[&holed]).silent("b", was_read);
             let (told, _) = case.ask_with(Some(END), &name(number)).await;

@@ -70,7 +70,7 @@ async fn one(
 /// A region may have been emptied while the backup was under way: what was stored there before is gone then.
 async fn has_all_packs(target: &Target, archive: &Archive, publication: &Publication) -> Result<()> {
     let (region, layout, backup) = (&target.region, &archive.layout, &publication.backup);
-    let listed = list_all(&*region.store, &layout.backup_dir(&backup.id), None).await?;
+    let listed = list_all(&*region.quick, &layout.backup_dir(&backup.id), None).await?;
     let listed: BTreeSet<String> = listed.into_iter().map(|object| object.key).collect();
     for number in 0..backup.packs {
         let key = layout.pack(&backup.id, number);
@@ -78,7 +78,7 @@ async fn has_all_packs(target: &Target, archive: &Archive, publication: &Publica
             continue;
         }
         // A listing may lag.
-        match region.store.head(&key).await {
+        match region.quick.head(&key).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(AgentError::Trouble {

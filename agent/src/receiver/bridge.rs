@@ -19,7 +19,7 @@ use super::{Receiver, opening};
 use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::gap::{self, Ends, Search, Span};
-use crate::inventory::{held, onward, timelines};
+use crate::inventory::{held, held_next, onward, timelines};
 use crate::region::Region;
 use crate::resume::{Resume, ServerView};
 use crate::sealer::Work;
@@ -329,7 +329,7 @@ async fn first(shared: &Shared, region: &Region) -> Result<Option<Position>> {
     let mut timelines = timelines(store, layout).await?;
     timelines.sort_unstable();
     for timeline in timelines {
-        let held = held(store, layout, size, timeline, onward(Lsn::ZERO)).await?;
+        let (held, _) = held_next(store, layout, size, timeline, Lsn::ZERO, 1).await?;
         if let Some(run) = held.runs().first() {
             let lsn = run.start;
             return Ok(Some(Position { timeline, lsn }));

@@ -23,7 +23,7 @@ use crate::resume::Resume;
 use crate::sealer::{Stamp, Work};
 use crate::segmenter::{Cut, Rules, Segmenter, object_start};
 use crate::state::State;
-use crate::unused::scanner;
+use crate::unused::{Rest, scanner};
 
 /// `WAL_LEVEL_MINIMAL`, `access/xlog.h`.
 const WAL_LEVEL_MINIMAL: i32 = 0;
@@ -62,7 +62,7 @@ pub(super) struct Intake {
     segmenter: Segmenter,
     scanner: Option<WalScanner>,
     /// What follows a switch that is archived already.
-    unused: Option<LsnRange>,
+    unused: Option<Rest>,
     timeline: TimelineId,
     identity: Identity,
     encoder: Encoder,
@@ -91,7 +91,7 @@ pub(crate) struct Tools {
 
 impl Intake {
     /// `unused`: what nobody reads of the segment where it begins.
-    pub(super) fn new(tools: &Tools, resume: &Resume, unused: Option<LsnRange>, now: Duration) -> Self {
+    pub(super) fn new(tools: &Tools, resume: &Resume, unused: Option<Rest>, now: Duration) -> Self {
         let size = tools.identity.segment_size;
         let scanner = || scanner(&tools.identity, resume.timeline, resume.start);
         Self {
@@ -148,6 +148,7 @@ impl Intake {
     pub(super) async fn push(&mut self, mut data: &[u8], now: Duration) -> Result<()> {
         while !data.is_empty() {
             let (head, rest) = data.split_at(data.len().min(self.segmenter.room()));
+            self.is_left_over(head)?;
             let commits = self.scan(head);
             for dead_end in std::mem::take(&mut self.dead_ends) {
                 self.record(dead_end).await?;
@@ -160,12 +161,27 @@ impl Intake {
         Ok(())
     }
 
+    /// Fails if the server has written WAL where the archive has nothing but what follows a switch.
+    fn is_left_over(&self, data: &[u8]) -> Result<()> {
+        let at = self.segmenter.received();
+        let rest = self.unused.as_ref().filter(|rest| rest.range.contains(at));
+        match rest.and_then(|rest| Some((rest.range, rest.first_wal(at, data)?))) {
+            Some((range, at)) => Err(AgentError::Diverged {
+                timeline: self.timeline,
+                at,
+                range,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The same bytes, with zeros behind a switch. They have been read, and are about to be pushed.
     fn without_leftovers<'a>(&self, data: &'a [u8]) -> Cow<'a, [u8]> {
         let at = self.segmenter.received();
         let here = LsnRange::new(at, at + data.len() as u64);
         let seen = self.scanner.as_ref().and_then(WalScanner::unused);
-        let unused = self.unused.filter(|unused| unused.contains(at)).or(seen);
+        let known = self.unused.map(|rest| rest.range);
+        let unused = known.filter(|unused| unused.contains(at)).or(seen);
         let Some(unused) = unused.and_then(|unused| unused.intersect(here)) else {
             return Cow::Borrowed(data);
         };
@@ -228,7 +244,7 @@ impl Intake {
     fn scan(&mut self, data: &[u8]) -> CommitSpan {
         let mut commits = CommitSpan::default();
         let at = self.segmenter.received();
-        let is_used = self.unused.is_none_or(|unused| !unused.contains(at));
+        let is_used = self.unused.is_none_or(|unused| !unused.range.contains(at));
         if self.scanner.is_none() && is_used && object_start(self.identity.segment_size, at) == at {
             self.scanner = Some(scanner(&self.identity, self.timeline, at));
         }
@@ -465,9 +481,19 @@ mod tests {
         let size = SegmentSize::new(256 * MIB).unwrap();
         let start = Lsn(256 * MIB + 128 * MIB);
         let (mut intake, mut taken) = intake(&world, size, start, 1024);
-        let unused = LsnRange::new(start, Lsn(512 * MIB));
+        let unused = Rest {
+            range: LsnRange::new(start, Lsn(512 * MIB)),
+            unseen: Some(8192),
+        };
         (intake.scanner, intake.unused) = (None, Some(unused));
         let message = vec![0xEE; usize::try_from(MIB).unwrap()];
+        let mut written = message.clone();
+        written[8192 + 8..8192 + 16].copy_from_slice(&(start.0 + 8192).to_le_bytes());
+        let refused = intake.push(&written, Duration::ZERO).await;
+        assert!(
+            matches!(refused, Err(AgentError::Diverged { at, .. }) if at == start + 8192),
+            "{refused:?}"
+        );
         for _ in 0..128 {
             intake.push(&message, Duration::ZERO).await.unwrap();
         }

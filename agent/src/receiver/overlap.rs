@@ -17,7 +17,7 @@ use crate::error::{AgentError, Result};
 use crate::frontier::Position;
 use crate::inventory::{coverage, onward};
 use crate::region::Region;
-use crate::unused::Unused;
+use crate::unused::{Rest, Unused};
 use crate::uploader::Shared;
 use crate::window::{Item, What};
 
@@ -161,7 +161,7 @@ impl Overlap {
     }
 
     /// What the archive says that nobody reads where it begins, or goes on, at `lsn`.
-    pub(super) fn unused_at(&self, lsn: Lsn) -> Option<LsnRange> {
+    pub(super) fn unused_at(&self, lsn: Lsn) -> Option<Rest> {
         self.unused.around(lsn)
     }
 

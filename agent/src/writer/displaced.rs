@@ -19,6 +19,9 @@ use crate::frontier::Position;
 use crate::inventory::{held, onward, timelines};
 use crate::region::Region;
 
+/// What a region lacks, as long as nobody has compared it since.
+const EMPTIED: &str = "the claim that this agent had made there is gone, and with it perhaps all else: it is compared with the \
+                       other regions now, and filled from them. Find out who removes objects";
 /// Regions that were emptied within so many intervals of the pulse were emptied at once.
 const LATELY: u32 = 4;
 
@@ -82,8 +85,12 @@ impl Claims {
         );
         self.state.update_region(region.index, |view| {
             view.emptied = view.emptied.wrapping_add(1);
-            // The comparison that follows soon says what else.
+            // The comparison that follows soon says what exactly.
             view.lacks.lost = true;
+            let known = view.lacks.detail.is_some();
+            if !known {
+                view.lacks.detail = Some(EMPTIED.to_owned());
+            }
         });
         match self.are_all_emptied(region) {
             true => Err(begin_anew("every region was emptied")),

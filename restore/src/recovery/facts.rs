@@ -40,6 +40,9 @@ pub struct Facts {
     pub config: Option<PathBuf>,
     /// The regions, the preferred one first.
     pub regions: Vec<RegionFacts>,
+    /// The regions that this restore was told to do without. Files of before this field name none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// The timelines that recovery follows, oldest first.
     pub timelines: Vec<TimelineFacts>,
     /// Every timeline that any region had when the restore was planned.
@@ -194,22 +197,6 @@ impl Facts {
         Layout::new(self.cluster.clone(), self.system_id)
     }
 
-    /// The regions of the configuration that this restore does without. None where it reads no region of them at all: others
-    /// were given in their place.
-    #[must_use]
-    pub fn left_out<'a>(&self, configured: &'a [RegionConfig]) -> Vec<&'a str> {
-        let is_read = |config: &RegionConfig| {
-            let mut regions = self.regions.iter();
-            regions.any(|region| region.name == config.name && region.url == config.url)
-        };
-        let (read, left): (Vec<&RegionConfig>, Vec<&RegionConfig>) =
-            configured.iter().partition(|config| is_read(config));
-        if read.is_empty() {
-            return Vec::new();
-        }
-        left.into_iter().map(|config| config.name.as_str()).collect()
-    }
-
     /// What is known of a timeline.
     #[must_use]
     pub fn timeline(&self, timeline: TimelineId) -> Option<&TimelineFacts> {
@@ -324,6 +311,7 @@ mod tests {
             segment_size: 16 << 20,
             config: None,
             regions: vec![RegionFacts::of(&RegionConfig::new("a", "file:///srv/a"), true)],
+            left_out: vec!["b".to_owned()],
             timelines: vec![TimelineFacts {
                 timeline: TimelineId::FIRST,
                 begin: Lsn(0),
@@ -383,17 +371,6 @@ mod tests {
         let old = text.replace("\"allow_http\":true,", "");
         let facts: RegionFacts = serde_json::from_str(&old).unwrap();
         assert!(!facts.allow_http);
-    }
-
-    #[test]
-    fn a_configured_region_that_the_restore_does_without_is_known() {
-        let region = |name: &str| RegionConfig::new(name, format!("file:///srv/{name}"));
-        let facts = facts();
-        assert_eq!(facts.left_out(&[region("a"), region("b")]), ["b"]);
-        assert!(facts.left_out(&[region("a")]).is_empty());
-        assert!(facts.left_out(&[]).is_empty(), "nothing is known of others");
-        let replaced = [region("b"), region("c")];
-        assert!(facts.left_out(&replaced).is_empty(), "--archive was given");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use highwater_format::{Lsn, TimelineId};
 use highwater_store::Store;
 
 use super::Input;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Reading, RegionView};
 use crate::fetch::Sources;
 use crate::plan::Plan;
 use crate::recovery::facts::{Facts, RegionFacts, TimelineFacts};
@@ -49,11 +49,11 @@ pub fn wal_room(plan: &Plan, config: &Config) -> u64 {
 pub fn facts(input: &Input<'_>) -> Facts {
     let (plan, catalog, config) = (input.plan, input.catalog, input.config);
     let (format, note) = Facts::format_and_note();
-    let views = catalog
+    let (left_out, views): (Vec<&RegionView>, Vec<&RegionView>) = catalog
         .regions
         .iter()
-        .filter(|view| view.reading != crate::catalog::Reading::LeftOut);
-    let regions = views.filter_map(|view| {
+        .partition(|view| view.reading == Reading::LeftOut);
+    let regions = views.into_iter().filter_map(|view| {
         let settings = config.regions.iter().find(|region| region.name == view.name)?;
         Some(RegionFacts::of(settings, view.is_readable()))
     });
@@ -65,6 +65,7 @@ pub fn facts(input: &Input<'_>) -> Facts {
         segment_size: plan.chain.segment_size.bytes(),
         config: input.config_file.and_then(|path| std::path::absolute(path).ok()),
         regions: regions.map(absolute_paths).collect(),
+        left_out: left_out.into_iter().map(|view| view.name.clone()).collect(),
         timelines: timelines(plan),
         known_timelines: catalog.timelines().into_iter().collect(),
         without_history: without_history(catalog, plan),

@@ -112,8 +112,6 @@ impl Feed {
     /// silent regions are kept in `spool`.
     pub async fn open(facts: Facts, configured: &[RegionConfig], spool: &Path) -> Self {
         let read = facts.regions.iter().filter(|region| region.was_read).count();
-        let note = left_out_note(facts.left_out(configured));
-        let elsewhere = note.map(|note| format!("; {note}")).unwrap_or_default();
         let opened = facts.regions.iter().map(async |region| {
             let mut settings = region.settings(configured);
             if read > usize::from(region.was_read) {
@@ -127,10 +125,7 @@ impl Feed {
             }
         });
         let regions = join_all(opened).await;
-        Self {
-            elsewhere,
-            ..Self::noting(facts, regions, spool)
-        }
+        Self::noting(facts, regions, spool)
     }
 
     /// A feed over stores that are open and do not retry by themselves.
@@ -159,13 +154,14 @@ impl Feed {
             }
         };
         let places: Vec<Place> = regions.into_iter().enumerate().map(place).collect();
+        let note = left_out_note(facts.left_out.iter().map(String::as_str));
         Self {
             layout: facts.layout(),
             size: facts.segments(),
             facts,
             sources: sources(&places),
             places,
-            elsewhere: String::new(),
+            elsewhere: note.map(|note| format!("; {note}")).unwrap_or_default(),
             follows: false,
         }
     }

@@ -25,6 +25,7 @@ fn facts(timelines: Vec<TimelineFacts>) -> Facts {
         segment_size: 16 * MIB,
         config: None,
         regions: Vec::new(),
+        left_out: Vec::new(),
         known_timelines: timelines.iter().map(|timeline| timeline.timeline).collect(),
         without_history: Vec::new(),
         timelines,

@@ -117,6 +117,7 @@ pub fn facts(regions: &[(&str, bool)], end: Option<u64>) -> Facts {
         segment_size: SIZE,
         config: None,
         regions: regions.iter().map(region).collect(),
+        left_out: Vec::new(),
         timelines: end.map(first).into_iter().collect(),
         known_timelines: vec![timeline(1)],
         without_history: Vec::new(),
