@@ -88,6 +88,8 @@ fn held_up_by(snapshot: &Snapshot) -> String {
         .filter(|view| (view.timeline, view.stored) <= (snapshot.durable_timeline, snapshot.durable));
     let names: Vec<String> = late
         .map(|view| match view.blocked.as_ref().or(view.last_error.as_ref()) {
+            // A store's own error names its region.
+            Some(error) if error.starts_with("region ") => error.clone(),
             Some(error) => format!("region {}: {error}", view.name),
             None => format!("region {} has not stored it yet", view.name),
         })

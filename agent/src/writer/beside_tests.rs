@@ -564,7 +564,7 @@ async fn a_region_that_is_emptied_is_noticed_with_the_next_look() {
     assert!(writer.look(&regions[0]).await.unwrap() && stores(&regions[0]).await);
     assert_eq!((emptied(0), emptied(1)), (1, 0));
     let lacks = writer.state.snapshot().regions[0].lacks.clone();
-    assert!(lacks.lost && lacks.detail.is_some_and(|detail| detail.contains("is gone")));
+    assert!(lacks.lost && lacks.detail.is_some_and(|detail| detail.contains("has lost")));
     assert_eq!(epochs_in(&rig, 0).await, [1], "it is claimed again");
     rig.stores[1].delete(&claim).await.unwrap();
     let both = writer.look(&regions[1]).await;

@@ -20,8 +20,8 @@ use crate::inventory::{held, onward, timelines};
 use crate::region::Region;
 
 /// What a region lacks, as long as nobody has compared it since.
-const EMPTIED: &str = "the claim that this agent had made there is gone, and with it perhaps all else: it is compared with the \
-                       other regions now, and filled from them. Find out who removes objects";
+const EMPTIED: &str = "has lost this agent's claim, and perhaps all else: it is compared with the other regions now, and filled from \
+                       them. Find out who removes objects";
 /// Regions that were emptied within so many intervals of the pulse were emptied at once.
 const LATELY: u32 = 4;
 
@@ -87,10 +87,8 @@ impl Claims {
             view.emptied = view.emptied.wrapping_add(1);
             // The comparison that follows soon says what exactly.
             view.lacks.lost = true;
-            let known = view.lacks.detail.is_some();
-            if !known {
-                view.lacks.detail = Some(EMPTIED.to_owned());
-            }
+            let lacks = &mut view.lacks;
+            lacks.detail.get_or_insert_with(|| EMPTIED.to_owned());
         });
         match self.are_all_emptied(region) {
             true => Err(begin_anew("every region was emptied")),
