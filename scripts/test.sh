@@ -16,6 +16,12 @@ if [ -z "${HIGHWATER_TEST_THREADS:-}" ]; then
   HIGHWATER_TEST_THREADS="$(($(nproc) + 1))"
 fi
 
+# Tests that this machine does not allow say so here.
+HIGHWATER_TEST_SKIPPED="$(mktemp)"
+export HIGHWATER_TEST_SKIPPED
+chmod 666 "$HIGHWATER_TEST_SKIPPED"
+trap 'cat "$HIGHWATER_TEST_SKIPPED" >&2; rm -f "$HIGHWATER_TEST_SKIPPED"' EXIT
+
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --locked --workspace --test-threads "$HIGHWATER_TEST_THREADS" --no-fail-fast "$@"
 else

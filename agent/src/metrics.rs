@@ -373,6 +373,21 @@ fn gaps(page: &mut Page, snapshot: &Snapshot) {
         "WAL that is missing in the newest gap.",
         last.range().len(),
     );
+    let name = "highwater_gap_last_info";
+    page.head(
+        name,
+        "gauge",
+        "Which WAL the newest gap covers, and why; always 1.",
+    );
+    let (timeline, start) = (last.timeline.to_string(), last.start.to_string());
+    let end = last.end.to_string();
+    let labels = [
+        ("timeline", timeline.as_str()),
+        ("start", &start),
+        ("end", &end),
+        ("cause", &last.reason),
+    ];
+    page.line(name, &labels, 1);
 }
 
 /// The age, in seconds, of the last moment of which all is durable that the server had then; 0 when all that was received is.

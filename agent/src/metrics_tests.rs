@@ -75,6 +75,12 @@ fn gaps_are_counted_once_they_are_known() {
     let text = render(&snapshot, now);
     assert_eq!(value(&text, "highwater_gaps_open"), "1");
     assert_eq!(value(&text, "highwater_gap_last_bytes"), (0x200_0000).to_string());
+    let gap = gaps_of_one().last.unwrap();
+    let info = format!(
+        "highwater_gap_last_info{{timeline=\"1\",start=\"{}\",end=\"{}\",cause=\"{}\"}} 1\n",
+        gap.start, gap.end, gap.reason
+    );
+    assert!(text.contains(&info), "{info} is missing in\n{text}");
 }
 
 fn value<'a>(text: &'a str, series: &str) -> &'a str {

@@ -83,7 +83,7 @@ fn name(number: u64) -> String {
 }
 
 #[tokio::test]
-async fn a_whole_segment_is_served_byte_for_byte() {
+async fn fault_51_a_whole_segment_is_served_byte_for_byte() {
     let a = memory("a");
     put_segment(&[&a], segment(3)).await;
     let (answer, file) = Case::new(&[&a]).ask_with(Some(10 * SIZE), &name(3)).await;
@@ -92,7 +92,7 @@ async fn a_whole_segment_is_served_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn the_newest_segment_is_put_together_and_padded_with_zeros() {
+async fn fault_51_the_newest_segment_is_put_together_and_padded_with_zeros() {
     let (a, b) = (memory("a"), memory("b"));
     let start = 3 * SIZE;
     put_tail(&[&a], 1, range(start, start + 1000)).await;

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context, Result, ensure};
+
 use crate::s3::S3Snapshot;
+use crate::site::REGIONS;
 
 /// The WAL of one timeline: ranges by their start, merged where they meet or overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,7 +18,8 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    fn add(&mut self, mut start: u64, mut end: u64) {
+    /// Adds `start` to `end`.
+    pub fn add(&mut self, mut start: u64, mut end: u64) {
         let touching: Vec<u64> = self
             .runs
             .range(..=end)
@@ -105,9 +109,66 @@ pub fn keys_with(snapshot: &S3Snapshot, bucket: &str, part: &str) -> Vec<String>
     keys
 }
 
+/// Whether `first` is there, and was written before `then`.
+#[must_use]
+pub fn precedes(snapshot: &S3Snapshot, bucket: &str, first: &str, then: &str) -> bool {
+    let written = |key| snapshot.get(bucket, key).map(|stored| stored.sequence);
+    matches!((written(first), written(then)), (Some(first), Some(then)) if first < then)
+}
+
+/// I7: by the order in which each region took its objects, none of a later timeline came before the history of that timeline.
+///
+/// # Errors
+/// The first object that did.
+pub fn histories_first(regions: &[S3Snapshot; 2], bucket: &str, segment_size: u64) -> Result<()> {
+    for (name, region) in REGIONS.iter().zip(regions) {
+        for key in region.keys(bucket) {
+            let Some((2.., ..)) = range_of(&key, segment_size) else {
+                continue;
+            };
+            let (dir, _) = key
+                .rsplit_once('/')
+                .and_then(|(dir, _)| dir.rsplit_once('/'))
+                .context("a short key")?;
+            ensure!(
+                precedes(region, bucket, &format!("{dir}/history"), &key),
+                "{name} had {key} before the history of its timeline"
+            );
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::S3Server;
+
+    #[tokio::test]
+    async fn wal_that_came_before_its_history_is_noticed() -> Result<()> {
+        let (history, wal) = (
+            "p/orders/7/wal/00000002/history",
+            "p/orders/7/wal/00000002/tail/0000000002000028-0000000002000100",
+        );
+        let of_the_first = wal.replace("00000002/tail", "00000001/tail");
+        for (keys, lawful) in [
+            (&[&*of_the_first, history, wal][..], true),
+            (&[&*of_the_first, wal, history][..], false),
+            (&[&*of_the_first, wal][..], false),
+        ] {
+            let server = S3Server::start().await?;
+            server.create_bucket("b");
+            keys.iter().for_each(|key| server.put("b", key, "x"));
+            for regions in [
+                [S3Snapshot::default(), server.snapshot()],
+                [server.snapshot(), S3Snapshot::default()],
+            ] {
+                let judged = histories_first(&regions, "b", 1 << 20);
+                assert_eq!(judged.is_ok(), lawful, "{keys:?}");
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn names_of_segments_and_tail_chunks_are_read() {

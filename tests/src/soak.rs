@@ -24,6 +24,7 @@ use crate::dice::Dice;
 use crate::ledger::{Entry, Expect, LedgerLog};
 use crate::lsn;
 use crate::postgres::{PgCluster, PgVersion};
+use crate::program::Finished;
 use crate::s3::S3Server;
 use crate::site::{REGIONS, RestoreSite};
 use crate::witness::Seen;
@@ -34,6 +35,8 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(180);
 /// What one schedule went through and proved.
 #[derive(Clone, Debug, Default)]
 pub struct Passed {
+    /// PostgreSQL's major version.
+    pub major: u32,
     /// Server, segment size and policy.
     pub setting: String,
     /// The faults in order.
@@ -97,6 +100,7 @@ pub async fn schedule(seed: u64, length: Duration, keep: &Path) -> Result<Passed
     let mut dice = Dice::seeded(seed);
     let mut soaked = Soaked::start(&mut dice).await?;
     let mut passed = Passed {
+        major: soaked.site.primary.version().major(),
         setting: soaked.setting.clone(),
         ..Passed::default()
     };
@@ -291,7 +295,7 @@ fn some_promised(log: &LedgerLog, seen: &Seen, dice: &mut Dice) -> Option<Entry>
 }
 
 /// The end of what is there. Where the region did not have to hold everything, it may be refused; if it succeeds, what
-/// it restored is still a gapless beginning of the story.
+/// it restored is what it says: the story up to a position, without a gap and with nothing behind it.
 async fn restore(
     version: PgVersion,
     regions: &[(&str, &S3Server)],
@@ -300,7 +304,7 @@ async fn restore(
     must: bool,
 ) -> Result<()> {
     let place = RestoreSite::new(version, regions)?;
-    let run = place.run("data", &[]).await?;
+    let run = place.run("data", &["--output", "json"]).await?;
     if run.code != 0 {
         let refused = [1, 3, 4].contains(&run.code);
         ensure!(!must && refused, "exit code {}:\n{}", run.code, run.said());
@@ -309,14 +313,24 @@ async fn restore(
     let mut cluster = PgCluster::adopt(version, &place.data("data"))?;
     cluster.start_again().await?;
     place.until_writable(&cluster).await?;
+    let said = Expect::at_lsn(said_end(&run)?);
     if must {
+        log.check(&cluster, said).await?;
         return log.check(&cluster, end).await.map(drop);
     }
-    match (log.check(&cluster, Expect::default()).await, branch) {
+    match (log.check(&cluster, said).await, branch) {
         // The region may not know of the failover.
-        (Err(_), Some(branch)) => branch.log.check(&cluster, Expect::default()).await.map(drop),
+        (Err(_), Some(branch)) => branch.log.check(&cluster, said).await.map(drop),
         (checked, _) => checked.map(drop),
     }
+}
+
+/// Where a restore said that it ends.
+fn said_end(run: &Finished) -> Result<u64> {
+    let document: serde_json::Value =
+        serde_json::from_str(&run.stdout).with_context(|| format!("not JSON: {}", run.said()))?;
+    let end = document["answer"]["planned_end"].as_str();
+    lsn::parse(end.context("it does not say where it ends")?)
 }
 
 /// A restore to a target that was promised, and the server that came of it.

@@ -58,6 +58,9 @@ pub struct Sent {
     pub wal_end: u64,
 }
 
+/// WAL by the timeline that was asked for, and where it starts.
+pub type Recorded = BTreeMap<(u32, u64), Bytes>;
+
 type Hook = Box<dyn Fn(&Feedback) + Send + Sync>;
 
 #[derive(Default)]
@@ -65,7 +68,7 @@ struct Log {
     feedback: Vec<Feedback>,
     sent: Sent,
     connections: u32,
-    recorded: Option<BTreeMap<u64, Bytes>>,
+    recorded: Option<Recorded>,
 }
 
 struct Shared {
@@ -259,14 +262,14 @@ impl FeedbackTap {
         *lock(&self.shared.hook) = Some(Box::new(hook));
     }
 
-    /// From now on keeps the WAL that the server sends, by start position.
+    /// From now on keeps the WAL that the server sends, by timeline and start position.
     pub fn record(&self) {
         self.shared.log().recorded.get_or_insert_default();
     }
 
     /// The WAL kept since [`FeedbackTap::record`].
     #[must_use]
-    pub fn recorded(&self) -> BTreeMap<u64, Bytes> {
+    pub fn recorded(&self) -> Recorded {
         self.shared.log().recorded.clone().unwrap_or_default()
     }
 
@@ -364,9 +367,9 @@ async fn forward(
         log.connections += 1;
         log.connections
     };
-    let encryption = wire::Encryption::default();
-    let mut from_client = wire::Frontend::new(encryption.clone());
-    let mut from_server = wire::Backend::new(encryption);
+    let conversation = wire::Conversation::default();
+    let mut from_client = wire::Frontend::new(conversation.clone());
+    let mut from_server = wire::Backend::new(conversation);
     let requests = pump(client.0, server.1, None, shared, |bytes| {
         for status in from_client.feed(bytes) {
             let wire::Status {

@@ -11,7 +11,7 @@ use crate::archive;
 use crate::lsn;
 use crate::s3::S3Snapshot;
 use crate::site::{BUCKET, REGIONS, Site};
-use crate::tap::Feedback;
+use crate::tap::{Feedback, FeedbackTap};
 
 /// What is asked of the reported position.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +54,19 @@ pub struct Seen {
 pub struct Witness(Arc<Mutex<Seen>>);
 
 impl Witness {
-    /// Watches a site from now on.
+    /// Watches the stream of a site's primary from now on.
     #[must_use]
     pub fn of(site: &Site, rules: Rules) -> Self {
+        Self::at(site, &site.tap, rules)
+    }
+
+    /// Watches the stream of another server into a site's regions from now on. What is reported beside a standby it keeps no
+    /// longer for the day it is promoted, so that the same is asked there.
+    #[must_use]
+    pub fn at(site: &Site, tap: &FeedbackTap, rules: Rules) -> Self {
         let seen = Arc::<Mutex<Seen>>::default();
         let (noted, regions, segment) = (Arc::clone(&seen), site.regions.clone(), site.segment_size());
-        site.tap.on_feedback(move |feedback| {
+        tap.on_feedback(move |feedback| {
             let mut noted = lock(&noted);
             if noted.hear(feedback, rules) {
                 noted.regions = [regions[0].snapshot(), regions[1].snapshot()];

@@ -319,15 +319,8 @@ fn north(site: &Site) -> Result<RestoreSite> {
 async fn fault_84_targets_that_make_no_sense_or_cannot_be_reached_are_refused() -> Result<()> {
     let site = archived().await?;
     let place = north(&site)?;
-    let cases: [(&str, &[&str], i32, &str); 11] = [
+    let cases: [Case; 9] = [
         ("unparsable LSN", &["--to-lsn", "nonsense"], USAGE, "nonsense"),
-        ("unparsable time", &["--to-time", "yesterday"], USAGE, "yesterday"),
-        (
-            "time without zone",
-            &["--to-time", "2026-11-20T14:00:00"],
-            USAGE,
-            "zone",
-        ),
         (
             "two targets",
             &["--to-lsn", "0/1", "--to-time", "2026-11-20T14:00:00Z"],
@@ -357,11 +350,53 @@ async fn fault_84_targets_that_make_no_sense_or_cannot_be_reached_are_refused() 
             "4000000000",
         ),
     ];
+    are_refused(&place, &cases).await
+}
+
+#[tokio::test]
+async fn fault_58_times_without_zone_or_sense_are_refused() -> Result<()> {
+    let site = archived().await?;
+    let place = north(&site)?;
+    let cases: [Case; 6] = [
+        ("unparsable", &["--to-time", "yesterday"], USAGE, "yesterday"),
+        ("no zone", &["--to-time", "2026-11-20T14:00:00"], USAGE, "zone"),
+        (
+            "an hour that is none",
+            &["--to-time", "2026-11-20 13am Z"],
+            USAGE,
+            "13am",
+        ),
+        (
+            "a day that is none",
+            &["--to-time", "2026-02-30T14:00:00Z"],
+            USAGE,
+            "02-30",
+        ),
+        (
+            "a zone by its name",
+            &["--to-time", "2026-10-25 02:30:00 Europe/Berlin"],
+            USAGE,
+            "Europe/Berlin",
+        ),
+        (
+            "another zone, told in UTC",
+            &["--to-time", "2001-01-01T01:30:00+02:00"],
+            NO,
+            "2000-12-31T23:30:00",
+        ),
+    ];
+    are_refused(&place, &cases).await
+}
+
+/// What it is about, the target, the exit code, and a word that the answer says.
+type Case<'a> = (&'a str, &'a [&'a str], i32, &'a str);
+
+async fn are_refused(place: &RestoreSite, cases: &[Case<'_>]) -> Result<()> {
     for (case, target, code, word) in cases {
-        let plan = place.program()?.arg("plan").args(target).output().await?;
-        answers(&format!("plan, {case}"), &plan, code, &[word])?;
+        let plan = place.program()?.arg("plan").args(*target).output().await?;
+        answers(&format!("plan, {case}"), &plan, *code, &[word])?;
         let run = place.run("never", target).await?;
-        answers(&format!("run, {case}"), &run, code, &[word])?;
+        answers(&format!("run, {case}"), &run, *code, &[word])?;
         ensure!(!place.data("never").exists(), "{case}: the directory was made");
     }
     Ok(())

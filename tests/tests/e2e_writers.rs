@@ -2,6 +2,8 @@
 
 #[path = "writers/recycled.rs"]
 mod recycled;
+#[path = "writers/streams.rs"]
+mod streams;
 
 use std::time::Duration;
 
@@ -190,72 +192,6 @@ async fn fault_18_two_promotions_to_the_same_timeline() -> Result<()> {
     first.kill9();
     refused(&mut second_agent()?, 4, &[&ours, &theirs, "Nothing was replaced"]).await?;
     site.nothing_was_replaced(&before)
-}
-
-/// One agent beside every node, as under Patroni: whichever node is promoted, its agent becomes the writer, and the
-/// other one goes on beside the standby that its node has become. No agent is told anything or started again.
-#[tokio::test]
-async fn one_agent_beside_every_node_follows_failovers() -> Result<()> {
-    let mut site = Site::start(builder(), 1).await?;
-    let mut a = site.agent_at(&site.tap.connection_string())?.arg("run").start()?;
-    a.says("streaming", SOON).await?;
-    let ledger = Ledger::start(&site.primary, 1).await?;
-    ledger.grow(20).await?;
-    site.backup().await?;
-    let mut node_b = builder().standby_of(&site.primary).await?;
-    let tap_b = FeedbackTap::start(&node_b).await?;
-    let mut b = site.agent_at(&tap_b.connection_string())?.arg("run").start()?;
-    b.says("streaming", SOON).await?;
-    ledger.grow(20).await?;
-    let log = ledger.stop().await;
-
-    // A crash, and the old primary comes back as one before anybody makes it a standby: its agent waits.
-    site.all_durable().await?;
-    site.primary.kill9();
-    node_b.promote().await?;
-    let ledger = Ledger::resume(&node_b, Pace::default(), log).await?;
-    ledger.grow(20).await?;
-    b.says("claimed the archive", SOON).await?;
-    site.archived(2, flushed(&node_b).await?)
-        .await
-        .with_context(|| b.last_words())?;
-    site.primary.start_again().await?;
-    a.says("another one has taken its place", SOON).await?;
-    site.primary.kill9();
-    let mut node_a = builder().standby_of(&node_b).await?;
-    site.tap.redirect(&node_a);
-    ledger.grow(20).await?;
-    let end = flushed(&node_b).await?;
-    let before = site.tap.feedback().len();
-    let followed = || async {
-        let said = site.tap.feedback();
-        said[before..]
-            .iter()
-            .any(|feedback| feedback.flush >= end)
-            .then_some(())
-    };
-    eventually("the slot of the new standby to follow", PATIENCE, followed)
-        .await
-        .with_context(|| a.last_words())?;
-
-    // A switchover back: the primary is stopped in good order.
-    let log = ledger.stop().await;
-    node_b.stop(Stop::Fast).await?;
-    node_a.promote().await?;
-    let ledger = Ledger::resume(&node_a, Pace::default(), log).await?;
-    ledger.grow(20).await?;
-    let log = ledger.stop().await;
-    site.archived(3, flushed(&node_a).await?)
-        .await
-        .with_context(|| a.last_words())?;
-    for agent in [&mut a, &mut b] {
-        ensure!(agent.is_running(), "{}", agent.last_words());
-    }
-    std::mem::swap(&mut site.primary, &mut node_a);
-    let place = RestoreSite::new(VERSION, &[(REGIONS[1], site.regions[1].as_ref())])?;
-    let restored = place.recovered("data", &[]).await?;
-    log.check(&restored, Expect::everything()).await?;
-    Ok(())
 }
 
 /// Beside a standby that is promoted for a test, and has no slot then, a running agent waits while production lives. What it
@@ -537,111 +473,5 @@ fn pg_upgrade(old: &PgCluster, new: &PgCluster) -> Result<()> {
     ];
     let arguments: Vec<String> = arguments.map(|(name, value)| format!("{name}={value}")).into();
     process::run(&new.bin().join("pg_upgrade"), &arguments, new.dir().path())?;
-    Ok(())
-}
-
-/// An agent beside the primary and one beside the standby. Either is killed at any moment, several times, and
-/// started again; then the primary's machine is lost for good and the standby's agent goes on alone.
-#[tokio::test]
-async fn two_streams_stay_correct_when_either_dies_at_any_moment() -> Result<()> {
-    let mut site = Site::start(builder(), 1).await?;
-    let first = site.start_agent().await?;
-    let ledger = Ledger::start(&site.primary, 2).await?;
-    ledger.grow(20).await?;
-    site.backup().await?;
-    let standby = builder().standby_of(&site.primary).await?;
-    let tap = FeedbackTap::start(&standby).await?;
-    let start_second = || {
-        site.agent_at(&tap.connection_string())
-            .and_then(|agent| agent.arg("run").start())
-    };
-    let mut agents = [first, start_second()?];
-    agents[1].says("streaming", SOON).await?;
-    // Odd pauses, so that the kills fall into all phases of sealing, storing and reporting.
-    for (round, pause) in [37_u64, 411, 173, 290, 83, 530].into_iter().enumerate() {
-        let victim = round % 2;
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        agents[victim].kill9();
-        ledger.grow(40).await?;
-        agents[victim] = if victim == 0 {
-            site.agent()?.arg("run").start()?
-        } else {
-            start_second()?
-        };
-        ledger.grow(10).await?;
-    }
-    let before = ledger.stop().await;
-    let end = site.all_durable().await.with_context(|| agents[0].last_words())?;
-    let followed = || async { (tap.highest_flush() >= end).then_some(()) };
-    eventually("the standby's slot to follow", PATIENCE, followed)
-        .await
-        .with_context(|| agents[1].last_words())?;
-    for agent in &mut agents {
-        ensure!(agent.is_running(), "{}", agent.last_words());
-    }
-    for (name, region) in REGIONS.iter().zip(&site.regions) {
-        let place = RestoreSite::new(VERSION, &[(name, region.as_ref())])?;
-        let restored = place.recovered("data", &[]).await?;
-        before
-            .check(&restored, Expect::everything())
-            .await
-            .context(*name)?;
-        let verify = place.program()?.arg("verify").output().await?;
-        ensure!(verify.code == 0, "{name}: {}", verify.said());
-    }
-
-    site.primary.kill9();
-    agents[0].kill9();
-    standby.promote().await?;
-    let ledger = Ledger::resume(&standby, Pace::default(), before).await?;
-    ledger.grow(20).await?;
-    let log = ledger.stop().await;
-    site.archived(2, flushed(&standby).await?)
-        .await
-        .with_context(|| agents[1].last_words())?;
-    ensure!(agents[1].is_running(), "{}", agents[1].last_words());
-    let place = RestoreSite::new(VERSION, &[(REGIONS[1], site.regions[1].as_ref())])?;
-    let restored = place.recovered("data", &[]).await?;
-    log.check(&restored, Expect::everything()).await?;
-    Ok(())
-}
-
-/// A standby that has received less than the archive holds is waited for; it has not diverged.
-#[tokio::test]
-async fn a_standby_that_lags_is_waited_for() -> Result<()> {
-    let site = Site::start(builder(), 16).await?;
-    let first = site.start_agent().await?;
-    let mut standby = builder().standby_of(&site.primary).await?;
-    standby.stop(Stop::Fast).await?;
-    site.primary
-        .sql("CREATE TABLE more AS SELECT generate_series(1, 5000)")
-        .await?;
-    let end = site.all_durable().await?;
-    // Without the primary's address it stays where it is.
-    let conf = standby.data_dir().join("postgresql.auto.conf");
-    std::fs::write(&conf, "primary_conninfo = ''\n")?;
-    standby.start_again().await?;
-    let tap = FeedbackTap::start(&standby).await?;
-    let mut second = site.agent_at(&tap.connection_string())?.arg("run").start()?;
-    second.says("is a standby that has WAL up to", SOON).await?;
-    ensure!(second.is_running() && tap.highest_flush() == 0);
-    standby
-        .sql(&format!(
-            "ALTER SYSTEM SET primary_conninfo = '{} application_name=standby'",
-            site.primary.connection_string()
-        ))
-        .await?;
-    standby.sql("SELECT pg_reload_conf()").await?;
-    let followed = || async { (tap.highest_flush() >= end).then_some(()) };
-    eventually("the standby's slot to follow", PATIENCE, followed)
-        .await
-        .with_context(|| second.last_words())?;
-    // It proves nothing about the primary: no pulse of its own.
-    let pulses = archive::keys_with(&site.snapshots()[0], BUCKET, "/writer/");
-    ensure!(
-        pulses.len() == 1,
-        "the agent beside the standby claimed the archive: {pulses:?}"
-    );
-    drop(first);
     Ok(())
 }

@@ -92,6 +92,7 @@ async fn schedules(arguments: &Arguments) -> anyhow::Result<()> {
     ));
     let (mut running, mut begun, mut passed) = (JoinSet::new(), 0, 0);
     let mut faults: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut majors: BTreeMap<u32, u64> = BTreeMap::new();
     let mut promised = 0;
     loop {
         while running.len() < arguments.jobs.max(1)
@@ -109,6 +110,7 @@ async fn schedules(arguments: &Arguments) -> anyhow::Result<()> {
         let schedule: Passed = result?;
         passed += 1;
         promised += schedule.promised;
+        *majors.entry(schedule.major).or_default() += 1;
         for fault in &schedule.faults {
             *faults.entry(fault).or_default() += 1;
         }
@@ -121,7 +123,7 @@ async fn schedules(arguments: &Arguments) -> anyhow::Result<()> {
         ));
     }
     say(&format!(
-        "{passed} schedules passed, {promised} promised commits, none lost; {faults:?}"
+        "{passed} schedules passed, {promised} promised commits, none lost; by PostgreSQL's version {majors:?}; {faults:?}"
     ));
     Ok(())
 }

@@ -52,15 +52,8 @@ pub(super) struct Soaked {
 
 impl Soaked {
     pub(super) async fn start(dice: &mut Dice) -> Result<Self> {
-        let versions: Vec<_> = [PgVersion::V15, PgVersion::V17, PgVersion::V18]
-            .into_iter()
-            .filter(|version| version.available().is_some())
-            .collect();
-        ensure!(
-            !versions.is_empty(),
-            "no PostgreSQL is installed: run scripts/setup.sh"
-        );
-        let version = dice.one(&versions);
+        // One that is missing fails the schedule: what was not run is not proven.
+        let version = dice.one(&[PgVersion::V15, PgVersion::V17, PgVersion::V18]);
         let segment_mb = dice.one(&[1, 1, 16]);
         let (policy, needed) = dice.one(&[("all", 2), ("all", 2), ("any", 1)]);
         let flush = dice.one(&["50ms", "200ms", "1s"]);

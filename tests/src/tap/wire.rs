@@ -3,7 +3,7 @@
 //! Written for the tap and independent of the product's own implementation on purpose.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -12,11 +12,13 @@ use super::Log;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
 
-/// What both directions must know about a request for encryption.
+/// What both directions of a connection must know.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Encryption {
-    asked: Arc<AtomicBool>,
-    granted: Arc<AtomicBool>,
+pub(super) struct Conversation {
+    encryption_asked: Arc<AtomicBool>,
+    encryption_granted: Arc<AtomicBool>,
+    /// The timeline that was asked for last.
+    timeline: Arc<AtomicU32>,
 }
 
 /// A standby status update.
@@ -33,26 +35,29 @@ pub(super) struct Status {
 pub(super) struct Frontend {
     buffer: BytesMut,
     started: bool,
-    encryption: Encryption,
+    conversation: Conversation,
 }
 
 impl Frontend {
-    pub(super) fn new(encryption: Encryption) -> Self {
+    pub(super) fn new(conversation: Conversation) -> Self {
         Self {
             buffer: BytesMut::new(),
             started: false,
-            encryption,
+            conversation,
         }
     }
 
     /// Takes the next bytes and returns the status messages that they complete.
     pub(super) fn feed(&mut self, bytes: &Bytes) -> Vec<Status> {
         let mut found = Vec::new();
-        if self.encryption.granted.load(Ordering::SeqCst) {
+        if self.conversation.encryption_granted.load(Ordering::SeqCst) {
             return found;
         }
         self.buffer.extend_from_slice(bytes);
         while let Some((tag, mut body)) = self.message() {
+            if let Some(timeline) = (tag == b'Q').then(|| timeline_of(&body)).flatten() {
+                self.conversation.timeline.store(timeline, Ordering::SeqCst);
+            }
             if tag == b'd' && body.first() == Some(&b'r') && body.len() >= 34 {
                 body.advance(1);
                 let (write, flush, apply) = (body.get_u64(), body.get_u64(), body.get_u64());
@@ -84,11 +89,23 @@ impl Frontend {
                 .get(..4)
                 .map_or(0, |code| u32::from_be_bytes([code[0], code[1], code[2], code[3]]));
             let asks = matches!(code, SSL_REQUEST | GSS_REQUEST);
-            self.encryption.asked.store(asks, Ordering::SeqCst);
+            self.conversation.encryption_asked.store(asks, Ordering::SeqCst);
             self.started = !asks;
         }
         Some((tag, message))
     }
+}
+
+/// Of a command that begins a stream.
+fn timeline_of(command: &[u8]) -> Option<u32> {
+    let command = std::str::from_utf8(command).ok()?.trim_end_matches('\0');
+    let mut words = command.split_ascii_whitespace();
+    words
+        .next()?
+        .eq_ignore_ascii_case("START_REPLICATION")
+        .then_some(())?;
+    words.find(|word| word.eq_ignore_ascii_case("TIMELINE"))?;
+    words.next()?.trim_end_matches(';').parse().ok()
 }
 
 /// Reads what the server sends, without keeping more than the head of a message.
@@ -98,30 +115,30 @@ pub(super) struct Backend {
     left: usize,
     /// Where the WAL bytes that follow begin, while inside a WAL message.
     wal: Option<u64>,
-    encryption: Encryption,
+    conversation: Conversation,
 }
 
 /// Tag, length, `w`, start, end and time.
 const WAL_HEAD: usize = 1 + 4 + 1 + 24;
 
 impl Backend {
-    pub(super) fn new(encryption: Encryption) -> Self {
+    pub(super) fn new(conversation: Conversation) -> Self {
         Self {
             head: Vec::new(),
             left: 0,
             wal: None,
-            encryption,
+            conversation,
         }
     }
 
     pub(super) fn feed(&mut self, bytes: &Bytes, log: &mut Log) {
         let mut rest = bytes.clone();
-        if self.encryption.asked.swap(false, Ordering::SeqCst) && !rest.is_empty() {
-            self.encryption
-                .granted
+        if self.conversation.encryption_asked.swap(false, Ordering::SeqCst) && !rest.is_empty() {
+            self.conversation
+                .encryption_granted
                 .store(rest.get_u8() != b'N', Ordering::SeqCst);
         }
-        if self.encryption.granted.load(Ordering::SeqCst) {
+        if self.conversation.encryption_granted.load(Ordering::SeqCst) {
             return;
         }
         while !rest.is_empty() {
@@ -142,7 +159,12 @@ impl Backend {
         log.sent.wal_bytes += data.len() as u64;
         log.sent.wal_end = end;
         if let Some(recorded) = log.recorded.as_mut() {
-            recorded.insert(start, data);
+            let timeline = self.conversation.timeline.load(Ordering::SeqCst);
+            let known = recorded.entry((timeline, start)).or_default();
+            // A connection that broke may have brought less of it.
+            if !known.starts_with(&data) {
+                *known = data;
+            }
         }
         self.wal = (self.left > 0).then_some(end);
     }
@@ -211,7 +233,7 @@ mod tests {
     fn status_messages_are_found_however_the_stream_is_cut() {
         let whole = conversation();
         for cut in 1..whole.len() {
-            let mut frontend = Frontend::new(Encryption::default());
+            let mut frontend = Frontend::new(Conversation::default());
             let mut found = Vec::new();
             for chunk in whole.chunks(cut) {
                 found.extend(frontend.feed(&Bytes::copy_from_slice(chunk)));
@@ -243,7 +265,7 @@ mod tests {
         ]
         .concat();
         for cut in 1..whole.len() {
-            let mut backend = Backend::new(Encryption::default());
+            let mut backend = Backend::new(Conversation::default());
             let mut log = Log {
                 recorded: Some(std::collections::BTreeMap::new()),
                 ..Log::default()
@@ -258,6 +280,32 @@ mod tests {
             assert_eq!(log.sent.wal_end, 110);
             let recorded: Vec<u8> = log.recorded.unwrap().into_values().flatten().collect();
             assert_eq!(recorded, b"0123456789");
+        }
+    }
+
+    #[test]
+    fn wal_is_kept_by_the_timeline_that_was_asked_for() {
+        let conversation = Conversation::default();
+        let mut frontend = Frontend::new(conversation.clone());
+        let mut backend = Backend::new(conversation);
+        let mut log = Log {
+            recorded: Some(std::collections::BTreeMap::new()),
+            ..Log::default()
+        };
+        let mut bytes = vec![0, 0, 0, 12, 0, 3, 0, 0, b'u', 0, b'x', 0];
+        for (timeline, sent) in [(3, &b"0123"[..]), (12, b"abcd"), (12, b"ab")] {
+            let command = format!("START_REPLICATION SLOT \"s\" PHYSICAL 0/64 TIMELINE {timeline}\0");
+            bytes.push(b'Q');
+            bytes.extend(u32::try_from(command.len() + 4).unwrap().to_be_bytes());
+            bytes.extend(command.as_bytes());
+            frontend.feed(&Bytes::from(std::mem::take(&mut bytes)));
+            backend.feed(&Bytes::from(wal(100, sent)), &mut log);
+        }
+        let recorded: Vec<_> = log.recorded.unwrap().into_iter().collect();
+        let expected = [((3, 100), &b"0123"[..]), ((12, 100), b"abcd")];
+        assert_eq!(recorded.len(), 2);
+        for ((key, bytes), (expected, sent)) in recorded.iter().zip(expected) {
+            assert_eq!((*key, &bytes[..]), (expected, sent));
         }
     }
 }

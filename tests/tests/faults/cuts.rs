@@ -92,7 +92,7 @@ async fn fault_07_killed_at_every_step_of_an_object_nothing_is_lost_or_stored_tw
     both_hold(&site, end).await?;
     witness.satisfied()?;
     leave(agent).await?;
-    holds_what_was_sent(&site, 100_000)?;
+    holds_what_was_sent(&site)?;
     for index in 0..2 {
         let place = from_region(&site, index)?;
         let restored = place.recovered("data", &[]).await?;

@@ -17,6 +17,8 @@ mod restore;
 mod security;
 #[path = "../sent/mod.rs"]
 mod sent;
+#[path = "../pulse/silence.rs"]
+mod silence;
 mod standby;
 mod storage;
 mod stream;

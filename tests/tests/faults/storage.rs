@@ -12,7 +12,7 @@ use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, RestoreSite, Site, config
 use highwater_tests::witness::Rules;
 use highwater_tests::{Ledger, PgCluster, Program, S3Server, SmallDisk, Witness, archive, lsn, skip};
 
-use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave};
+use crate::support::{VERSION, answers, both_hold, from_both, from_region, leave, one_region_has_everything};
 
 /// One store answers 200 with an error inside, the other one 409 to conditional writes: neither is success, and
 /// neither is "exists already".
@@ -84,6 +84,43 @@ async fn fault_02_a_directory_on_a_full_disk_is_named_and_filled_when_there_is_r
     log.check(&place.recovered("data", &[]).await?, Expect::everything())
         .await
         .map(drop)
+}
+
+/// There is no spool: with nowhere to put a temporary file, and a working directory and a home that cannot be written to, WAL and
+/// a base backup are stored all the same.
+#[tokio::test]
+async fn fault_30_an_agent_without_a_place_to_write_to_stores_everything() -> Result<()> {
+    let Some(disk) = SmallDisk::new(4)? else {
+        return skip::not_allowed("nobody may mount a file system on this machine");
+    };
+    disk.take(u32::try_from(disk.free()? >> 20)?)?;
+    let site = Site::start(PgCluster::builder(VERSION), 16).await?;
+    let sealed = site.primary.dir().create_dir("sealed")?;
+    std::fs::set_permissions(&sealed, std::fs::Permissions::from_mode(0o555))?;
+    for place in [disk.path(), sealed.clone()] {
+        let file = place.join("file").display().to_string();
+        let written = process::run(Path::new("fallocate"), &["-l", "1MiB", &file], Path::new("/"));
+        ensure!(
+            written.is_err(),
+            "{file} could be written: the test proves nothing"
+        );
+    }
+    let there = sealed.display().to_string();
+    let homeless = |command: &str| {
+        let program = site.agent()?.arg(command).env("TMPDIR", disk.path());
+        let into = ["-c", "cd \"$0\" && exec \"$@\"", &there];
+        anyhow::Ok(program.env("HOME", &sealed).under("sh", into))
+    };
+    let mut agent = homeless("run")?.start()?;
+    agent.says("streaming", PATIENCE).await?;
+    let ledger = Ledger::start(&site.primary, 2).await?;
+    ledger.grow(30).await?;
+    homeless("backup")?.output().await?.expect_code(0)?;
+    ledger.grow(30).await?;
+    let log = ledger.stop().await;
+    site.all_durable().await.with_context(|| agent.last_words())?;
+    leave(agent).await?;
+    one_region_has_everything(&site, 1, &log).await
 }
 
 /// A store that replaces objects although asked not to is refused before any WAL is stored in it.
@@ -217,7 +254,21 @@ async fn fault_43_credentials_that_expire_are_renewed_in_time() -> Result<()> {
     let began = Instant::now();
     run.output().await?.expect_code(0)?;
     ensure!(began.elapsed() > Duration::from_secs(15), "{:?}", began.elapsed());
-    ensure!(log.entries.len() > 20);
+    site.regions[0].faults().delay(None);
+    // The service that starts the server would have the variable.
+    let settings = place.data("data").join("postgresql.auto.conf");
+    let (as_written, variable) = (
+        "restore_command = '",
+        format!("restore_command = 'AWS_CONFIG_FILE={} ", profile.display()),
+    );
+    let written = std::fs::read_to_string(&settings)?;
+    ensure!(written.contains(as_written), "{written}");
+    std::fs::write(&settings, written.replace(as_written, &variable))?;
+    let mut restored = PgCluster::adopt(VERSION, &place.data("data"))?;
+    restored.start_again().await?;
+    place.until_writable(&restored).await?;
+    let report = log.check(&restored, Expect::everything()).await?;
+    ensure!(report.expected > 20, "{report:?}: the test proves little");
     Ok(())
 }
 

@@ -453,12 +453,22 @@ async fn fault_24_a_region_that_turns_forbidden_is_named_while_the_stream_goes_o
     leave(agent).await?;
     // A wrong key pair from the start: `run` says so and does not spin.
     let denied = site.regions[1].key_pair(Rights::Nothing).clone();
-    let toml = site
-        .config()
-        .replace(site.regions[1].secret_key(), &denied.secret_key);
-    let toml = toml.replace(site.regions[1].access_key(), &denied.access_key);
+    let toml = site.config();
+    let (before, south) = toml.split_at(toml.find(REGIONS[1]).context("no second region")?);
+    let south = south.replace(site.regions[1].secret_key(), &denied.secret_key);
+    let south = south.replace(site.regions[1].access_key(), &denied.access_key);
+    let toml = before.to_owned() + &south;
     let mut agent = Program::agent()?.config(&toml)?.arg("run").start()?;
     agent.says("AccessDenied", PATIENCE).await?;
+    let asked = || (site.regions[1].counters().total(), site.tap.connections());
+    let (requests, connections) = asked();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(agent.is_running(), "the agent has left:\n{}", agent.last_words());
+    let (requests, connections) = (asked().0 - requests, asked().1 - connections);
+    ensure!(
+        requests < 200 && connections < 30,
+        "{requests} requests that are refused and {connections} connections to the server in 5 s"
+    );
     Ok(())
 }
 

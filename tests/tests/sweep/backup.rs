@@ -1,7 +1,6 @@
 //! A base backup.
 
 use anyhow::{Result, ensure};
-use highwater_tests::clock::eventually;
 use highwater_tests::program::Running;
 use highwater_tests::site::PATIENCE;
 
@@ -19,21 +18,26 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
         async move {
             let run = bench.run(name_of(nth, blow)).await?;
             let target = bench.write(1).await?;
-            let agent = run.streams_to(target, None).await?;
+            let mut agent = run.streams_to(target, None).await?;
             if !everything() {
                 // What the running stream asks meanwhile is the other sweeps'.
                 run.only_keys("/base/");
             }
             run.strike(nth, blow);
             let mut backup = run.agent("backup")?.start()?;
-            let ended = || async {
-                (!is_running(&backup) || (run.struck() && matches!(blow, Blow::Crash(..)))).then_some(())
-            };
-            eventually("the backup to end or be struck", PATIENCE, ended).await?;
+            let is_to_die = matches!(blow, Blow::Crash(..));
+            let ended = || !is_running(&backup) || (is_to_die && run.struck());
+            run.until(&mut agent, None, ended).await?;
             let struck = run.struck();
+            if !is_to_die {
+                let code = backup.wait_exit(PATIENCE).await?;
+                ensure!(code <= 3, "it ended with {code}:\n{}", backup.last_words());
+            }
             backup.kill9();
             run.calm();
-            // A clean run, and what it leaves.
+            // A clean run, beside an agent that goes on, and what it leaves.
+            let target = bench.commit().await?;
+            run.reaches(&mut agent, target, None).await?;
             run.agent("backup")?.output().await?.expect_code(0)?;
             let target = bench.write(1).await?;
             drop(agent);

@@ -3,17 +3,19 @@
 //! Owns: what every run begins with, striking it, killing its agent and starting it again. Does not own: judging what is left
 //! ([`crate::judge`]).
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use highwater_format::{Writer, decode, encode};
 use highwater_tests::program::Running;
 use highwater_tests::s3::Strike;
 use highwater_tests::site::{BUCKET, PATIENCE, REGIONS, config};
-use highwater_tests::{PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, lsn};
+use highwater_tests::{PgCluster, PgVersion, Program, S3Server, S3Snapshot, Stop, archive, lsn};
 
-use crate::blow::Blow;
+use crate::blow::{Blow, refusal};
 use crate::judge;
 
 pub(crate) const VERSION: PgVersion = PgVersion::V15;
@@ -24,6 +26,9 @@ pub(crate) const CALM: &str = "[wal]\nflush_interval = \"100ms\"\n[pulse]\ninter
 
 /// For so long a region that hangs may hold up everything.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// A process that nobody is: Linux gives no number above 2^22.
+const NOBODY: u32 = i32::MAX.unsigned_abs();
 
 /// The server keeps all WAL of the test.
 pub(crate) const KEEPING: &[(&str, &str)] = &[("wal_keep_size", "1GB")];
@@ -90,7 +95,7 @@ impl Bench {
         let target = bench.write(2).await?;
         run.reaches(&mut agent, target, None).await?;
         run.judge(agent, target).await?;
-        let before = run.snapshots();
+        let before = run.left().await?;
         drop(run);
         bench.before = before;
         Ok(bench)
@@ -116,6 +121,7 @@ impl Bench {
             slot: format!("sweep_{name}"),
             policy: "all",
             lingers: None,
+            refused: Cell::new(false),
         })
     }
 
@@ -176,6 +182,28 @@ pub(crate) struct Run<'a> {
     pub(crate) policy: &'static str,
     /// A process that is to die does so when the region that is not struck has all up to here, or after [`LINGER`].
     pub(crate) lingers: Option<u64>,
+    /// The agent may end, once, for a request that is refused.
+    refused: Cell<bool>,
+}
+
+/// The claims of a region.
+pub(crate) fn claims(region: &S3Snapshot) -> Vec<String> {
+    archive::keys_with(region, BUCKET, "/writer/")
+}
+
+pub(crate) fn claim(region: &S3Snapshot, key: &str) -> Result<Writer> {
+    Ok(decode(&region.get(BUCKET, key).context("no claim")?.bytes)?)
+}
+
+/// The region with every claim changed.
+pub(crate) async fn with_claims(region: &S3Snapshot, change: impl Fn(&mut Writer)) -> Result<S3Snapshot> {
+    let server = S3Server::serve(region.clone()).await?;
+    for key in claims(region) {
+        let mut claim = claim(region, &key)?;
+        change(&mut claim);
+        server.put(BUCKET, &key, encode(&claim)?);
+    }
+    Ok(server.snapshot())
 }
 
 impl Run<'_> {
@@ -199,8 +227,21 @@ impl Run<'_> {
         [self.regions[0].snapshot(), self.regions[1].snapshot()]
     }
 
+    /// What both regions hold, for other runs to begin with. The numbers of the processes that wrote it are given to others
+    /// before those come to an end, and whoever has one would be taken for a writer that lives.
+    pub(crate) async fn left(&self) -> Result<[S3Snapshot; 2]> {
+        let [north, south] = self.snapshots();
+        let ended = |claim: &mut Writer| claim.pid = NOBODY;
+        Ok([
+            with_claims(&north, ended).await?,
+            with_claims(&south, ended).await?,
+        ])
+    }
+
     pub(crate) fn strike(&self, nth: u64, blow: Blow) {
+        self.refused.set(matches!(blow, Blow::Refused(_)));
         match blow {
+            Blow::Refused(region) => self.regions[region].faults().strike(nth, refusal(nth)),
             Blow::Errors(region) => {
                 self.regions[region].faults().strike(nth, Strike::Fail(503));
                 self.regions[1 - region].faults().strike(nth, Strike::LoseReply);
@@ -226,7 +267,7 @@ impl Run<'_> {
         let struck = |region: &S3Server| region.faults().struck();
         match blow {
             Blow::Errors(_) => self.regions.iter().all(struck),
-            Blow::Crash(region, _) => struck(&self.regions[region]),
+            Blow::Refused(region) | Blow::Crash(region, _) => struck(&self.regions[region]),
         }
     }
 
@@ -242,6 +283,24 @@ impl Run<'_> {
         process.kill9();
         self.is_lawful()?;
         Ok(true)
+    }
+
+    /// Starts an agent again that a refused request has ended, as a service manager does, or whoever has looked at the settings
+    /// (2). It must not have called it damage (4).
+    async fn comes_back(&self, agent: &mut Running) -> Result<()> {
+        if !self.struck() || !self.refused.get() || agent.is_running() {
+            return Ok(());
+        }
+        self.refused.set(false);
+        let code = agent.wait_exit(PATIENCE).await?;
+        ensure!(
+            matches!(code, 1..=3),
+            "it ended with {code}:\n{}",
+            agent.last_words()
+        );
+        self.is_lawful()?;
+        *agent = self.agent("run")?.start()?;
+        Ok(())
     }
 
     /// Whether a process that is to die has had its time.
@@ -261,7 +320,7 @@ impl Run<'_> {
         (self.bench.law)(&self.snapshots())
     }
 
-    /// Runs the agent until both regions hold everything up to `target`; killed and started again where a blow says so.
+    /// Runs the agent until both regions hold everything up to `target`; it may be killed by the blow, and is started again.
     pub(crate) async fn streams_to(&self, target: u64, blow: Option<Blow>) -> Result<Running> {
         let mut agent = self.agent("run")?.start()?;
         self.reaches(&mut agent, target, blow).await?;
@@ -281,7 +340,8 @@ impl Run<'_> {
         .await
     }
 
-    /// Waits until the archive is as it is to be; the agent is killed and started again where a blow says so.
+    /// Waits until the archive is as it is to be. The agent is killed where a blow says so, or ends for a refused request, and is
+    /// started again.
     pub(crate) async fn until(
         &self,
         agent: &mut Running,
@@ -297,6 +357,7 @@ impl Run<'_> {
                 blow = None;
                 *agent = self.agent("run")?.start()?;
             }
+            self.comes_back(agent).await?;
             ensure!(
                 agent.is_running() && started.elapsed() < PATIENCE,
                 "no end:\n{}",

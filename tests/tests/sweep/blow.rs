@@ -18,23 +18,27 @@ const STEP: u64 = 5;
 /// Where a strike lands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
-    /// An error at this region, a lost reply at the other.
+    /// A passing error at this region, a lost reply at the other: the store layer makes the calls again.
     Errors(usize),
+    /// An answer at this region that is not waited out ([`refusal`]): the operation itself has to bear it.
+    Refused(usize),
     /// The process dies at a request of this region.
     Crash(usize, Strike),
 }
 
 /// What can happen at one request.
-pub(crate) const EVERY_BLOW: [Blow; 6] = [
+pub(crate) const EVERY_BLOW: [Blow; 8] = [
     Blow::Errors(0),
     Blow::Errors(1),
+    Blow::Refused(0),
+    Blow::Refused(1),
     Blow::Crash(0, Strike::HoldBefore),
     Blow::Crash(0, Strike::HoldAfter),
     Blow::Crash(1, Strike::HoldBefore),
     Blow::Crash(1, Strike::HoldAfter),
 ];
 
-/// Whether nothing is left to taking turns.
+/// Whether every blow falls at every request.
 pub(crate) fn everything() -> bool {
     std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all")
 }
@@ -44,11 +48,30 @@ pub(crate) fn turn(nth: u64) -> usize {
     usize::from(!nth.is_multiple_of(2))
 }
 
+/// The error whose turn it is.
+pub(crate) fn error(nth: u64) -> Blow {
+    match nth / 2 % 2 {
+        0 => Blow::Errors(turn(nth)),
+        _ => Blow::Refused(turn(nth)),
+    }
+}
+
+/// How a request is refused: as a missing right is (403), which only work that must be done sooner or later tries again, or,
+/// every other four requests, as a malformed request is (400), which nothing does.
+pub(crate) fn refusal(nth: u64) -> Strike {
+    match nth / 4 % 2 {
+        0 => Strike::Fail(403),
+        _ => Strike::Fail(400),
+    }
+}
+
 /// A name for what is made for one run, which PostgreSQL allows for a slot.
 pub(crate) fn name_of(nth: u64, blow: Blow) -> String {
     let blow = match blow {
         Blow::Errors(0) => "errors_0",
         Blow::Errors(_) => "errors_1",
+        Blow::Refused(0) => "refused_0",
+        Blow::Refused(_) => "refused_1",
         Blow::Crash(0, Strike::HoldBefore) => "before_0",
         Blow::Crash(_, Strike::HoldBefore) => "before_1",
         Blow::Crash(0, _) => "after_0",
@@ -88,7 +111,7 @@ where
                 0 => Strike::HoldBefore,
                 _ => Strike::HoldAfter,
             };
-            vec![Blow::Errors(turn(nth)), Blow::Crash(turn(nth), strike)]
+            vec![error(nth), Blow::Crash(turn(nth), strike)]
         }
     };
     let struck = (1..=MOST).filter(|nth| everything || *nth <= EACH || nth % step == 0);
@@ -99,7 +122,7 @@ where
     while let Some(run) = runs.next().await {
         let (nth, struck) = run?;
         missed = if struck { 0 } else { missed + 1 };
-        // Every kind, and for both regions, came too late.
+        // Every blow came too late; of those that take turns an error and a crash, for both regions.
         if missed == if everything { EVERY_BLOW.len() } else { 4 } {
             return Ok(nth);
         }

@@ -36,7 +36,7 @@ async fn lost() -> Result<Lost> {
     let target = bench.write(2).await?;
     run.reaches(&mut agent, target, None).await?;
     run.judge(agent, target).await?;
-    let [north, south] = run.snapshots();
+    let [north, south] = run.left().await?;
     drop(run);
     let (older, newer) = (backup(&south, 1)?, backup(&north, 2)?);
     let of_newer = format!("/base/{}/", newer.id);

@@ -52,28 +52,12 @@ fn over(gaps: &[(u64, u64)], mut at: u64) -> u64 {
 
 /// I7: no object of a later timeline was written before the history of that timeline.
 pub(crate) fn histories_first(regions: &[S3Snapshot; 2]) -> Result<()> {
-    for (name, region) in REGIONS.iter().zip(regions) {
-        for key in region.keys(BUCKET) {
-            let Some((2.., ..)) = archive::range_of(&key, SEGMENT) else {
-                continue;
-            };
-            let (dir, _) = key
-                .rsplit_once('/')
-                .and_then(|(dir, _)| dir.rsplit_once('/'))
-                .context("a short key")?;
-            ensure!(
-                precedes(region, &format!("{dir}/history"), &key),
-                "{name} had {key} before the history of its timeline"
-            );
-        }
-    }
-    Ok(())
+    archive::histories_first(regions, BUCKET, SEGMENT)
 }
 
 /// Whether `first` is there, and was written before `then`.
 pub(crate) fn precedes(region: &S3Snapshot, first: &str, then: &str) -> bool {
-    let written = |key| region.get(BUCKET, key).map(|stored| stored.sequence);
-    matches!((written(first), written(then)), (Some(first), Some(then)) if first < then)
+    archive::precedes(region, BUCKET, first, then)
 }
 
 /// WAL without a hole.

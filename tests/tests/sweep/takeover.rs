@@ -1,13 +1,12 @@
 //! A take-over: the archive is claimed by a process of which nobody knows whether it lives.
 
 use anyhow::{Context, Result, ensure};
-use highwater_format::{Writer, decode, encode};
+use highwater_tests::S3Snapshot;
 use highwater_tests::clock::eventually;
 use highwater_tests::program::Running;
 use highwater_tests::site::{BUCKET, PATIENCE};
-use highwater_tests::{S3Server, S3Snapshot, archive};
 
-use crate::bench::{Bench, KEEPING, Law, Run};
+use crate::bench::{Bench, KEEPING, Law, Run, claim, claims, with_claims};
 use crate::blow::{Blow, name_of, sweep};
 
 /// Three of these are a silence that is believed.
@@ -18,24 +17,10 @@ async fn claimed_elsewhere() -> Result<Bench> {
     let mut bench = Bench::archived(PULSES, KEEPING).await?;
     for before in &mut bench.before {
         ensure!(!claims(before).is_empty(), "nobody has claimed the archive");
-        let region = S3Server::serve(before.clone()).await?;
-        for key in claims(before) {
-            let mut claim = claim(before, &key)?;
-            claim.machine = None;
-            region.put(BUCKET, &key, encode(&claim)?);
-        }
-        *before = region.snapshot();
+        *before = with_claims(before, |claim| claim.machine = None).await?;
     }
     bench.law = claim_first(&bench.before);
     Ok(bench)
-}
-
-fn claims(region: &S3Snapshot) -> Vec<String> {
-    archive::keys_with(region, BUCKET, "/writer/")
-}
-
-fn claim(region: &S3Snapshot, key: &str) -> Result<Writer> {
-    Ok(decode(&region.get(BUCKET, key).context("no claim")?.bytes)?)
 }
 
 /// No region got new WAL before the right to write it was claimed in one.

@@ -6,8 +6,10 @@ use highwater_tests::ledger::{Expect, LedgerLog, Pace};
 use highwater_tests::postgres::PgBuilder;
 use highwater_tests::program::Running;
 use highwater_tests::site::{PATIENCE, REGIONS, RestoreSite, Site};
-use highwater_tests::{FeedbackTap, Ledger, PgCluster, lsn};
+use highwater_tests::witness::Rules;
+use highwater_tests::{FeedbackTap, Ledger, PgCluster, Witness, lsn};
 
+use crate::streams::follows;
 use crate::{SOON, VERSION, builder, flushed};
 
 /// What the slot of the agent keeps.
@@ -109,14 +111,12 @@ async fn a_promotion_never_meets_recycled_wal() -> Result<()> {
     let standby = small_wal().standby_of(&site.primary).await?;
     let oldest = oldest_wal(&standby, site.segment_size())?;
     let tap = FeedbackTap::start(&standby).await?;
+    let witness = Witness::at(&site, &tap, Rules::all());
     let mut second = beside(&site, &tap).await?;
     switch_segments(&site.primary, 4).await?;
     ledger.grow(20).await?;
     let end = site.all_durable().await.with_context(|| first.last_words())?;
-    let followed = || async { (tap.highest_flush() >= end).then_some(()) };
-    eventually("the standby's slot to follow", PATIENCE, followed)
-        .await
-        .with_context(|| second.last_words())?;
+    follows(&tap, end, &second).await?;
 
     site.regions.iter().for_each(|region| region.faults().freeze());
     switch_segments(&site.primary, 6).await?;
@@ -138,5 +138,6 @@ async fn a_promotion_never_meets_recycled_wal() -> Result<()> {
     standby.sql("CHECKPOINT").await?;
     ensure!(oldest_wal(&standby, site.segment_size())? == kept);
     site.regions.iter().for_each(|region| region.faults().thaw());
-    goes_on(&site, &standby, &tap, log).await
+    goes_on(&site, &standby, &tap, log).await?;
+    witness.satisfied().map(drop)
 }
