@@ -80,6 +80,11 @@ async fn fault_09_slot_missing_and_wal_recycled_on_postgresql_15() -> Result<()>
     a_gap_is_bridged(PgVersion::V15, Loss::Dropped).await
 }
 
+#[tokio::test]
+async fn fault_09_slot_missing_and_wal_recycled_on_postgresql_18() -> Result<()> {
+    a_gap_is_bridged(PgVersion::V18, Loss::Dropped).await
+}
+
 /// A slot of the same name stands there and looks as if nothing had happened.
 #[tokio::test]
 async fn fault_09_slot_dropped_and_made_again_is_a_gap_on_postgresql_15() -> Result<()> {
