@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use highwater_format::codec::Codec;
+use proptest::prelude::*;
 use secrecy::ExposeSecret as _;
 
 use crate::*;
@@ -515,5 +516,56 @@ fn the_example_names_every_setting_and_loads() {
         for key in keys {
             assert!(named.contains(&(section, *key)), "[{section}] {key}");
         }
+    }
+}
+
+/// Values of any setting: numbers out of all bounds, units and signs in odd places, other types, text of any kind.
+fn odd_value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "\\PC{0,20}",
+        "\"[-+.0-9eEkKmMgGtTiIbBsdh%]{0,25}\"",
+        "\"\\PC{0,30}\"",
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<f64>().prop_map(|number| number.to_string()),
+        Just("[[]]".to_owned()),
+        Just("{ a = {} }".to_owned()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn rubbish_is_an_error_and_never_a_panic(text in "[\\PC\n\\[\\]=\"]{0,400}") {
+        prop_assert!(load(&text).is_err());
+    }
+
+    /// A file that is right but for one line.
+    #[test]
+    fn a_value_that_makes_no_sense_is_an_error_or_taken_but_never_a_panic(
+        line in 0..FULL.lines().count(),
+        value in odd_value(),
+    ) {
+        let changed = FULL.lines().enumerate().map(|(number, text)| match text.split_once(" = ") {
+            Some((name, _)) if number == line => format!("{name} = {value}"),
+            _ => text.to_owned(),
+        });
+        let changed: Vec<String> = changed.collect();
+        if let Err(error) = load(&changed.join("\n")) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn flags_and_variables_that_make_no_sense_are_no_panic(
+        archive in "\\PC{0,40}",
+        name in "[a-z_.]{0,20}",
+        value in "\\PC{0,20}",
+    ) {
+        let overrides = Overrides {
+            archives: vec![archive.clone()],
+            settings: vec![(name, value.clone())],
+            ..Overrides::default()
+        };
+        let environment = [("HIGHWATER_WAL_FLUSH_SIZE", value.as_str()), ("HIGHWATER_ARCHIVE", archive.as_str())];
+        drop(load_with(FULL, &environment, &overrides));
     }
 }
