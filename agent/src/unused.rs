@@ -5,7 +5,8 @@
 //! primary then. The archive holds zeros. Owns: where that is, by the archive's own bytes, and comparing a server's WAL with them.
 //!
 //! Where the switch itself lies before what is compared, the server may have taken another course there: what it sends is left over
-//! only as long as no page of it names its own address. A recycled file's pages name older ones.
+//! only as long as no page of it names its own address on the timeline. The pages of a recycled file name other addresses, or
+//! these on the timeline before, where a standby has left that.
 
 use std::ops::Range;
 
@@ -21,21 +22,30 @@ pub(crate) struct Unused(Vec<Rest>);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Rest {
     pub(crate) range: LsnRange,
-    /// Bytes per page, where the switch itself was not read.
-    pub(crate) unseen: Option<u32>,
+    /// Where the switch itself was not read.
+    pub(crate) unseen: Option<Unseen>,
+}
+
+/// How WAL would look that a server has written behind a switch which nobody saw.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Unseen {
+    pub(crate) timeline: TimelineId,
+    /// Bytes per page.
+    pub(crate) page: u32,
 }
 
 impl Rest {
     /// Where `sent`, from `at` on, holds WAL that the server has written here: it has not switched where the archive has.
     pub(crate) fn first_wal(&self, at: Lsn, sent: &[u8]) -> Option<Lsn> {
-        let page = u64::from(self.unseen?);
+        let unseen = self.unseen?;
+        let page = u64::from(unseen.page);
         let sent_range = LsnRange::new(at, at + sent.len() as u64);
         let here = self.range.intersect(sent_range)?;
         let pages = (here.start.0.next_multiple_of(page)..here.end.0).step_by(usize::try_from(page).ok()?);
         let names_itself = |start: &Lsn| {
             let offset = usize::try_from(start.distance_from(at)).ok();
             let header = offset.and_then(|offset| PageHeader::read(sent.get(offset..)?));
-            header.is_some_and(|header| header.address == *start)
+            header.is_some_and(|header| header.address == *start && header.timeline == unseen.timeline.get())
         };
         pages.map(Lsn).find(names_itself)
     }
@@ -54,7 +64,10 @@ impl Unused {
                 usize::try_from(end.distance_from(at)).map_or(rest.len(), |left| left.min(rest.len()));
             let (segment, next) = rest.split_at(length);
             let is_read = scanner.feed(segment, &mut |_| {}).is_ok();
-            let unseen = (!is_read).then_some(identity.wal_block_size);
+            let unseen = (!is_read).then_some(Unseen {
+                timeline,
+                page: identity.wal_block_size,
+            });
             let unused = match is_read {
                 true => scanner.unused().filter(|unused| unused.end > at),
                 false => scanner.behind_unseen_switch(),

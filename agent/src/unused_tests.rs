@@ -30,11 +30,13 @@ fn unused(start: Lsn, archived: &[u8]) -> Vec<LsnRange> {
     rests.into_iter().map(|rest| rest.range).collect()
 }
 
-/// As many pages from `start` on as `bytes` hold, each of which says that it is the one at the LSN that `address` gives it.
-fn pages(start: Lsn, bytes: usize, address: impl Fn(Lsn) -> Lsn) -> Vec<u8> {
+/// As many pages from `start` on as `bytes` hold, each of which says that it is of `timeline`, and the one at the LSN that
+/// `address` gives it.
+fn pages(start: Lsn, bytes: usize, timeline: u32, address: impl Fn(Lsn) -> Lsn) -> Vec<u8> {
     let mut sent = vec![0xEE; bytes];
     for (number, page) in sent.chunks_mut(8192).enumerate() {
         let at = start + number as u64 * 8192;
+        page[4..8].copy_from_slice(&timeline.to_le_bytes());
         page[8..16].copy_from_slice(&address(at).0.to_le_bytes());
     }
     sent
@@ -74,9 +76,12 @@ fn i6_wal_that_was_written_behind_a_switch_that_was_not_seen_is_another_course()
     let zeros = vec![0; 1 << 19];
     let middle = START + (1 << 19);
     let archived = Unused::of(&identity(), TimelineId::FIRST, middle, &zeros);
-    let recycled = pages(middle, 1 << 19, |at| at.saturating_sub(4 * MIB));
+    let recycled = pages(middle, 1 << 19, 1, |at| at.saturating_sub(4 * MIB));
     assert_eq!(archived.first_difference(middle, &zeros, &recycled), None);
-    let written = pages(middle, 1 << 19, |at| at);
+    let of_the_timeline_before = pages(middle, 1 << 19, 7, |at| at);
+    let same = archived.first_difference(middle, &zeros, &of_the_timeline_before);
+    assert_eq!(same, None);
+    let written = pages(middle, 1 << 19, 1, |at| at);
     assert_eq!(archived.first_difference(middle, &zeros, &written), Some(0));
     let later = [&recycled[..8192 * 3], &written[8192 * 3..]].concat();
     assert_eq!(archived.first_difference(middle, &zeros, &later), Some(8192 * 3));
@@ -96,7 +101,7 @@ fn i6_wal_that_was_written_behind_a_switch_that_was_not_seen_is_another_course()
     let (segment, used) = segment();
     let seen = Unused::of(&identity(), TimelineId::FIRST, START, &segment);
     let until = usize::try_from(used.distance_from(START)).unwrap();
-    let mut sent = pages(START, segment.len(), |at| at);
+    let mut sent = pages(START, segment.len(), 1, |at| at);
     sent[..until].copy_from_slice(&segment[..until]);
     assert_eq!(seen.first_difference(START, &segment, &sent), None);
 }

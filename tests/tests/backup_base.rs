@@ -9,7 +9,7 @@ use highwater_tests::clock::eventually;
 use highwater_tests::ledger::Expect;
 use highwater_tests::process::{self, Process};
 use highwater_tests::program::Running;
-use highwater_tests::site::RestoreSite;
+use highwater_tests::site::{PATIENCE, RestoreSite};
 use highwater_tests::{Ledger, PgCluster, PgVersion, Program, S3Server, Stop, TestDir, lsn, skip};
 
 const BUCKET: &str = "archive";
@@ -215,7 +215,7 @@ async fn all_is_reported(cluster: &PgCluster) -> Result<()> {
     let end = cluster.value("SELECT pg_current_wal_flush_lsn()").await?;
     let query = format!("SELECT bool_or(flush_lsn >= '{end}') FROM pg_stat_replication");
     let reported = || async { (cluster.value(&query).await.ok()? == "t").then_some(()) };
-    eventually("all WAL to be reported as safe", START, reported).await
+    eventually("all WAL to be reported as safe", PATIENCE, reported).await
 }
 
 async fn damaged_pages_void_the_backup_and_older_ones_stay(version: PgVersion) -> Result<()> {

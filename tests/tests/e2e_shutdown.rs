@@ -83,7 +83,7 @@ impl Trouble {
         match self {
             Self::Resets => region.faults().refuse(true),
             Self::Answers(status) => region.faults().fail_always(Some(status)),
-            Self::Delays => region.faults().delay(Some(Duration::from_millis(300))),
+            Self::Delays => region.faults().delay(Some(Duration::from_millis(100))),
         }
     }
 }

@@ -6,11 +6,13 @@
 //! Does not own: packs, which are stored before this begins.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures::future::join_all;
 use highwater_format::LsnRange;
 use highwater_format::records::Backup;
 use highwater_store::{ErrorKind, Object, list_all};
+use tokio::time::timeout;
 
 use super::course::Served;
 use super::regions::{Target, Targets};
@@ -59,7 +61,8 @@ async fn one(
     wal.wait_for(&*target.region.quick, range, targets.patience())
         .await?;
     served.is_held(archive, &*target.region.quick).await?;
-    has_all_packs(target, archive, publication).await?;
+    let listed = timeout(targets.patience(), has_all_packs(target, archive, publication)).await;
+    listed.unwrap_or_else(|_| Err(does_not_list(target, targets.patience())))?;
     targets
         .put_one(target, &layout.backup(&backup.id), publication.record.clone())
         .await?;
@@ -67,10 +70,21 @@ async fn one(
     Ok(())
 }
 
+fn does_not_list(target: &Target, patience: Duration) -> AgentError {
+    AgentError::Trouble {
+        what: format!(
+            "region {}: what it holds of the base backup could not be listed within {} s",
+            target.region.name,
+            patience.as_secs()
+        ),
+        next: "Look for the region's own errors in the log, mend it and back up again".into(),
+    }
+}
+
 /// A region may have been emptied while the backup was under way: what was stored there before is gone then.
 async fn has_all_packs(target: &Target, archive: &Archive, publication: &Publication) -> Result<()> {
     let (region, layout, backup) = (&target.region, &archive.layout, &publication.backup);
-    let listed = list_all(&*region.quick, &layout.backup_dir(&backup.id), None).await?;
+    let listed = list_all(&*region.store, &layout.backup_dir(&backup.id), None).await?;
     let listed: BTreeSet<String> = listed.into_iter().map(|object| object.key).collect();
     for number in 0..backup.packs {
         let key = layout.pack(&backup.id, number);
@@ -78,7 +92,7 @@ async fn has_all_packs(target: &Target, archive: &Archive, publication: &Publica
             continue;
         }
         // A listing may lag.
-        match region.quick.head(&key).await {
+        match region.store.head(&key).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(AgentError::Trouble {

@@ -331,6 +331,7 @@ mod tests {
 
     use super::*;
     use crate::test_world::{MIB, World, world};
+    use crate::unused::Unseen;
 
     /// The beginning of a record that is longer, from the second segment on.
     fn one_record(identity: &Identity, size: SegmentSize, length: u64) -> Vec<u8> {
@@ -483,11 +484,15 @@ mod tests {
         let (mut intake, mut taken) = intake(&world, size, start, 1024);
         let unused = Rest {
             range: LsnRange::new(start, Lsn(512 * MIB)),
-            unseen: Some(8192),
+            unseen: Some(Unseen {
+                timeline: TimelineId::FIRST,
+                page: 8192,
+            }),
         };
         (intake.scanner, intake.unused) = (None, Some(unused));
         let message = vec![0xEE; usize::try_from(MIB).unwrap()];
         let mut written = message.clone();
+        written[8192 + 4..8192 + 8].copy_from_slice(&1_u32.to_le_bytes());
         written[8192 + 8..8192 + 16].copy_from_slice(&(start.0 + 8192).to_le_bytes());
         let refused = intake.push(&written, Duration::ZERO).await;
         assert!(

@@ -14,9 +14,9 @@ use crate::pulse::until_pulse;
 use crate::support::VERSION;
 
 /// So far ahead is the clock of who asks: of the minute after which silence means death, the rest has to be waited for.
-const AHEAD: &str = "+48";
+const AHEAD: &str = "+30";
 /// That rest.
-const SILENCE: Duration = Duration::from_secs(12);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What `status` says with nothing but the archive to ask.
 async fn status_of_the_archive(site: &Site) -> Result<Finished> {

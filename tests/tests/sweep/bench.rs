@@ -285,11 +285,19 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Starts an agent again that a refused request has ended, as a service manager does, or whoever has looked at the settings
-    /// (2). It must not have called it damage (4).
-    async fn comes_back(&self, agent: &mut Running) -> Result<()> {
-        if !self.struck() || !self.refused.get() || agent.is_running() {
-            return Ok(());
+    /// Whether a refused request may be why an agent ends.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.struck() && self.refused.get()
+    }
+
+    /// Whether the agent lives. One that a refused request has ended is started again, as a service manager does, or whoever has
+    /// looked at the settings (2). It must not have called it damage (4).
+    async fn lives(&self, agent: &mut Running) -> Result<bool> {
+        if agent.is_running() {
+            return Ok(true);
+        }
+        if !self.is_refused() {
+            return Ok(false);
         }
         self.refused.set(false);
         let code = agent.wait_exit(PATIENCE).await?;
@@ -300,7 +308,7 @@ impl Run<'_> {
         );
         self.is_lawful()?;
         *agent = self.agent("run")?.start()?;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a process that is to die has had its time.
@@ -357,9 +365,9 @@ impl Run<'_> {
                 blow = None;
                 *agent = self.agent("run")?.start()?;
             }
-            self.comes_back(agent).await?;
+            let lives = self.lives(agent).await?;
             ensure!(
-                agent.is_running() && started.elapsed() < PATIENCE,
+                lives && started.elapsed() < PATIENCE,
                 "no end:\n{}",
                 agent.stderr()
             );

@@ -195,9 +195,18 @@ fn same_records(regions: &[S3Snapshot; 2]) -> Result<()> {
 impl Run<'_> {
     /// Ends the agent, drops the slot, and judges the state that is left. Nothing is struck any more.
     pub(crate) async fn judge(&self, mut agent: Running, target: u64) -> Result<()> {
+        let refused = self.is_refused();
         self.calm();
         agent.terminate();
-        ensure!(agent.wait_exit(PATIENCE).await? == 0, "{}", agent.last_words());
+        let mut code = agent.wait_exit(PATIENCE).await?;
+        if refused && matches!(code, 1..=3) {
+            // It was about to end for that.
+            agent = self.agent("run")?.start()?;
+            self.reaches(&mut agent, target, None).await?;
+            agent.terminate();
+            code = agent.wait_exit(PATIENCE).await?;
+        }
+        ensure!(code == 0, "{}", agent.last_words());
         let drop_slot = format!("SELECT pg_drop_replication_slot('{}')", self.slot);
         let dropped = || async { self.bench.primary.sql(&drop_slot).await.ok() };
         eventually("the slot to be free", PATIENCE, dropped).await?;
