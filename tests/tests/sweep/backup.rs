@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use highwater_tests::program::Running;
 use highwater_tests::site::PATIENCE;
 
-use crate::blow::{Blow, everything, name_of, sweep};
+use crate::blow::{Blow, every_request, name_of, sweep};
 use crate::stream::behind;
 
 /// A base backup beside a running stream: whatever happens to it, every backup that is visible restores from either
@@ -19,7 +19,7 @@ async fn every_request_of_a_base_backup_may_fail_or_be_the_last() -> Result<()> 
             let run = bench.run(name_of(nth, blow)).await?;
             let target = bench.write(1).await?;
             let mut agent = run.streams_to(target, None).await?;
-            if !everything() {
+            if !every_request() {
                 // What the running stream asks meanwhile is the other sweeps'.
                 run.only_keys("/base/");
             }

@@ -40,7 +40,16 @@ pub(crate) const EVERY_BLOW: [Blow; 8] = [
 
 /// Whether every blow falls at every request.
 pub(crate) fn everything() -> bool {
-    std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == "all")
+    is_asked_for("all")
+}
+
+/// Whether some error and some death fall at every request.
+pub(crate) fn every_request() -> bool {
+    everything() || is_asked_for("every")
+}
+
+fn is_asked_for(what: &str) -> bool {
+    std::env::var("HIGHWATER_SWEEP").is_ok_and(|sweep| sweep == what)
 }
 
 /// Whose turn it is.
@@ -85,7 +94,8 @@ pub(crate) async fn sweep<F>(operation: impl Fn(u64, Blow) -> F) -> Result<u64>
 where
     F: Future<Output = Result<bool>>,
 {
-    strike_until_missed(everything(), STEP, operation).await
+    let step = if every_request() { 1 } else { STEP };
+    strike_until_missed(everything(), step, operation).await
 }
 
 /// The same with every blow at every request, for an operation with few of them.

@@ -12,7 +12,8 @@
 //!
 //! By default a request gets two of them: the passing error or the refusal, and one death. Which, and in which region, changes
 //! from request to request, so that no request gets every blow; and behind the twentieth request of an operation only every
-//! fifth is struck. Those about a gap's record get all eight. With `HIGHWATER_SWEEP=all` every request gets all eight.
+//! fifth is struck. Those about a gap's record get all eight. With `HIGHWATER_SWEEP=every` no request is left out, and with
+//! `HIGHWATER_SWEEP=all` every request gets all eight.
 //!
 //! The same state: in both regions WAL without a hole to the end that was asked for, but for gaps that both have on record,
 //! equal bytes, the same histories, and base backups that both have. After every run each visible base backup is planned
